@@ -1,0 +1,132 @@
+"""Frozen dataclasses from `ml_collections.ConfigDict`s, rejecting unknown keys and wrong types."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from omnidiff_jax.errors import UserError
+
+T = TypeVar("T")
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """The member of `choices` most like `name`, for "did you mean" messages; "" if nothing is close."""
+    found = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.3)
+    return found[0] if found else ""
+
+
+def suggest(name: str, choices: Iterable[str]) -> str:
+    """A clause naming the nearest known name, or all of them when none is close."""
+    known = sorted(choices)
+    close = nearest(name, known)
+    return f"did you mean {close!r}?" if close else f"known: {', '.join(known)}"
+
+
+def choose(table: Mapping[str, T], name: str, what: str) -> T:
+    """`table[name]`, or a `UserError` that names the nearest key.
+
+    Raises:
+        UserError: `name` is not a key of `table`.
+    """
+    if name not in table:
+        raise UserError(f"unknown {what} {name!r}; {suggest(name, table)}")
+    return table[name]
+
+
+def build(cls: type[T], mapping: Any, where: str = "config") -> T:
+    """Builds the frozen dataclass `cls` (nested dataclasses included) from a mapping.
+
+    Args:
+        cls: a dataclass type. Lists become tuples; ints are accepted for floats.
+        mapping: a dict or `ConfigDict`; keys left out keep the dataclass's defaults.
+        where: dotted path of `mapping`, for messages.
+
+    Raises:
+        UserError: an unknown key (naming the nearest known one), a missing required key, or a value of another type.
+    """
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for key in mapping:
+        if key not in fields:
+            raise UserError(f"unknown key {where}.{key}; {suggest(key, fields)}")
+        values[key] = _convert(hints[key], mapping[key], f"{where}.{key}")
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in values:
+            raise UserError(f"missing key {where}.{name} ({getattr(hints[name], '__name__', hints[name])})")
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The inverse of `build`: nested plain dicts and lists, JSON-serialisable."""
+    return {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config) if f.init}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return to_dict(value)
+    if isinstance(value, (tuple, list)):
+        return [_plain(v) for v in value]
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    return value
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin = typing.get_origin(hint)
+    if hint is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        options = typing.get_args(hint)
+        if value is None and type(None) in options:
+            return None
+        errors = []
+        for option in options:
+            if option is type(None):
+                continue
+            try:
+                return _convert(option, value, where)
+            except UserError as error:
+                errors.append(error)
+        raise errors[-1]
+    if origin is typing.Literal:
+        if value not in typing.get_args(hint):
+            raise UserError(f"{where} = {value!r}; {suggest(str(value), map(str, typing.get_args(hint)))}")
+        return value
+    if dataclasses.is_dataclass(hint):
+        if isinstance(value, hint):  # type: ignore[arg-type]
+            return value
+        if not _is_mapping(value):
+            raise UserError(f"{where} = {value!r} must be a group of keys ({hint.__name__})")  # type: ignore[union-attr]
+        return build(hint, value, where)  # type: ignore[arg-type]
+    if origin is tuple:
+        args = typing.get_args(hint)
+        if isinstance(value, (str, bytes)) or not isinstance(value, (tuple, list)):
+            raise UserError(f"{where} = {value!r} must be a list")
+        if len(args) == 2 and args[1] is Ellipsis:
+            return tuple(_convert(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+        if len(args) != len(value):
+            raise UserError(f"{where} = {value!r} must have {len(args)} entries, has {len(value)}")
+        return tuple(_convert(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(args, value, strict=True)))
+    if origin is dict or origin is Mapping:
+        if not _is_mapping(value):
+            raise UserError(f"{where} = {value!r} must be a group of keys")
+        inner = typing.get_args(hint)[1] if typing.get_args(hint) else Any
+        return {k: _convert(inner, value[k], f"{where}.{k}") for k in value}
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type):
+        if not isinstance(value, hint) or (hint in (int, float) and isinstance(value, bool)):
+            raise UserError(f"{where} = {value!r} must be {hint.__name__}, not {type(value).__name__}")
+    return value
+
+
+def _is_mapping(value: Any) -> bool:
+    return hasattr(value, "keys") and hasattr(value, "__getitem__")

@@ -1,0 +1,83 @@
+"""The example schema: what a data set holds, before and after tokenization."""
+
+import dataclasses
+import hashlib
+from typing import Any
+
+import numpy as np
+
+IMAGE_TAG = "<|image|>"
+AUDIO_TAG = "<|audio|>"
+
+
+@dataclasses.dataclass(frozen=True)
+class Waveform:
+    """Mono audio.
+
+    Attributes:
+        samples: float32 [n], in [-1, 1].
+        rate: samples per second, Hz.
+    """
+
+    samples: np.ndarray
+    rate: int
+
+    @property
+    def seconds(self) -> float:
+        return len(self.samples) / self.rate
+
+
+@dataclasses.dataclass(frozen=True)
+class Message:
+    """One turn: `role` is system, user or assistant; `content` may hold `<|image|>` and `<|audio|>` tags."""
+
+    role: str
+    content: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One raw sample, media in the order of their tags.
+
+    Attributes:
+        sample_id: uint32, stable across runs: masks and pads are keyed by it.
+        task: name of a registered task.
+        messages: the turns; the assistant's content is the target.
+        images: uint8 [H, W, 3] arrays, or paths.
+        audios: `Waveform`s, or paths.
+        meta: what judges need (reference answers, the scene); never seen by the model.
+    """
+
+    sample_id: int
+    task: str
+    messages: tuple[Message, ...]
+    images: tuple[Any, ...] = ()
+    audios: tuple[Any, ...] = ()
+    meta: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedExample:
+    """One tokenized sample, still clean (uncorrupted) and without tail padding.
+
+    Attributes:
+        sample_id: as in `Record`.
+        task: as in `Record`.
+        tokens: int32 [n] ids; user audio u stands as `frame_counts[u] + 4` context-of-audio ids.
+        targets: bool [n], True where the token is the assistant's.
+        frames: float16 or float32 [T, 560], LFR features (after CMVN) of all user audios, concatenated.
+        frame_counts: int32 [U], frames of each user audio.
+    """
+
+    sample_id: int
+    task: str
+    tokens: np.ndarray
+    targets: np.ndarray
+    frames: np.ndarray
+    frame_counts: np.ndarray
+
+
+def stable_id(*parts: object) -> int:
+    """A uint32 that depends only on `parts` (their `str`), equal in every process and version."""
+    digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "little")
