@@ -1,0 +1,60 @@
+# One environment, from the lock file, for every target. `make quickstart` is the whole story in one command.
+
+DIR ?= workdirs/quickstart
+# pytest-xdist workers: two suit 2 cores and 8 GiB.
+WORKERS ?= 2
+
+# The interpreter that builds .venv: the first supported one found, or PYTHON=…
+SUPPORTED := import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))
+PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
+	$$p -c '$(SUPPORTED)' 2>/dev/null && echo $$p && break; done)
+
+BIN := .venv/bin
+STAMP := .venv/.complete
+PACKAGES := omnidiff_jax experiments data_pipelines
+
+.DEFAULT_GOAL := help
+.PHONY: help venv lock quickstart test test-slow test-gpu lint typecheck
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*##/  make \1 — /'
+
+venv: $(STAMP)  ## .venv from requirements.lock, with `omnidiff` in .venv/bin
+
+$(STAMP): requirements.lock setup.py
+	@$(PYTHON) -c '$(SUPPORTED)' 2>/dev/null || { \
+		echo "make: CPython 3.11 or 3.12 is needed to build .venv$(if $(PYTHON),; $(PYTHON) is neither,; none is on PATH): make venv PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@$(BIN)/python -c '$(SUPPORTED)' 2>/dev/null || $(PYTHON) -m venv --clear .venv
+	@echo "installing $$(grep -c == requirements.lock) pinned packages into .venv"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^uv==' requirements.lock)" \
+		&& $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r requirements.lock \
+		|| { echo "uv could not; installing with pip"; \
+		     $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+lock: $(STAMP)  ## re-pin requirements.lock from setup.py's ranges; one set for Python 3.11 and 3.12
+	$(BIN)/uv pip compile --quiet --universal --fork-strategy fewest --python-version 3.11 --extra eval --extra dev \
+		--no-annotate --custom-compile-command "make lock" $(LOCK_FLAGS) setup.py -o requirements.lock
+
+quickstart: $(STAMP)  ## train the three stages, run every task, write scorecard.json and report.html into DIR
+	$(BIN)/omnidiff quickstart --workdir=$(DIR)
+
+test: $(STAMP)  ## lint, type check and the test suite
+	@status=0; \
+	$(MAKE) --no-print-directory lint || status=1; \
+	$(MAKE) --no-print-directory typecheck || status=1; \
+	$(BIN)/python -m pytest -q -m "not slow and not gpu" -n $(WORKERS) --dist loadfile || status=1; \
+	exit $$status
+
+test-slow: $(STAMP)  ## the tests that train for minutes
+	$(BIN)/python -m pytest -q -m slow
+
+test-gpu: $(STAMP)  ## the tests that need an accelerator
+	JAX_PLATFORMS= $(BIN)/python -m pytest -q -m gpu
+
+lint: $(STAMP)  ## ruff
+	$(BIN)/ruff check .
+
+typecheck: $(STAMP)  ## mypy
+	$(BIN)/mypy $(PACKAGES)

@@ -1,0 +1,1 @@
+"""The commands: `omnidiff COMMAND` runs the module `experiments.COMMAND`; `configs/` holds the values."""

@@ -1,0 +1,73 @@
+"""Package metadata: `pip install .` gives the library, the `omnidiff` command and the built-in Scenes world.
+
+Ranges live here; `requirements.lock` pins one set of versions that serves both supported Pythons (`make lock`).
+"""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+CORE = [
+    "absl-py>=2.1",
+    "array-record>=0.8",
+    # espeak-ng's library and voices: the speech of the built-in Scenes world, which every nano run trains on.
+    "espeakng-loader>=0.2.4",
+    "flax>=0.12,<0.13",
+    "grain>=0.2.16,<0.3",
+    "jax>=0.10,<0.12",
+    "librosa>=0.11,<0.12",
+    "ml-collections>=1.1",
+    "msgpack>=1.1",
+    "numpy>=2.1",
+    "optax>=0.2.6,<0.3",
+    "orbax-checkpoint>=0.12,<0.13",
+    "pillow>=11",
+    "safetensors>=0.6",
+    "scipy>=1.14",
+    "sentencepiece>=0.2.1",
+    "soundfile>=0.13",
+    "soxr>=0.5",
+    "tensorboardX>=2.6.4",
+    "tensorflow-datasets>=4.9.9",
+    "tokenizers>=0.22",
+    "tqdm>=4.67",
+]
+
+EXTRAS = {
+    # Vendor runtimes: one of them on an accelerator machine.
+    "tpu": ["jax[tpu]>=0.10,<0.12"],
+    "cuda": ["jax[cuda12]>=0.10,<0.12"],
+    # Writing TFDS data sets; reading them needs neither.
+    "build": ["apache-beam>=2.71", "tensorflow-cpu>=2.20"],
+    # The outside judge of speech and the report's figures: needed by `evaluate` and `quickstart`, not by a training pod.
+    "eval": ["matplotlib>=3.10", "pocketsphinx>=5.0.4"],
+    # Only to read `.pt` weights; safetensors need no torch.
+    "torch": ["torch>=2.6"],
+    "dev": [
+        "chex>=0.1.90",
+        "hypothesis>=6.130",
+        "mypy>=1.18",
+        "pytest>=8.4",
+        "pytest-timeout>=2.4",
+        "pytest-xdist>=3.8",
+        "ruff>=0.14",
+        "setuptools>=77",
+        "uv>=0.9",
+    ],
+}
+
+setup(
+    name="omnidiff_jax",
+    version="0.1.0",
+    description="Omni-Diffusion in JAX: one masked-diffusion transformer over text, speech and image tokens",
+    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11,<3.13",
+    packages=find_packages(include=["omnidiff_jax*", "experiments*", "data_pipelines*"]),
+    package_data={"omnidiff_jax": ["assets/**/*"]},
+    install_requires=CORE,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["omnidiff=omnidiff_jax.cli:main"]},
+)

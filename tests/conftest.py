@@ -1,0 +1,66 @@
+"""Test session: eight virtual CPU devices, one shared compilation cache, strict broadcasting, quiet property tests."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+# Before jax is imported anywhere. pytest-xdist workers and subprocesses inherit all three.
+_CALLER_ENV = dict(os.environ)
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+_OWNS_CACHE = "JAX_COMPILATION_CACHE_DIR" not in os.environ
+if _OWNS_CACHE:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="omnidiff-test-cache-")
+
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Derandomised: a red run is red again; `HYPOTHESIS_PROFILE=search` looks further.
+hypothesis.settings.register_profile("default", deadline=None, derandomize=True, max_examples=20, database=None)
+hypothesis.settings.register_profile("search", deadline=None, max_examples=1000)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Removes the session's compilation cache, once, after the last worker."""
+    if _OWNS_CACHE and not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The folder of numeric fixtures recorded from the released code."""
+    return Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def omnidiff() -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+    """Runs `omnidiff ARGS…` in a process of its own, as a user would: one CPU device, caller's environment.
+
+    `env` adds variables; `cwd` and `timeout` (seconds) are subprocess.run's.
+    """
+
+    def run(
+        *args: str | Path, env: Mapping[str, str] | None = None, cwd: Path | None = None, timeout: float = 300
+    ) -> subprocess.CompletedProcess[str]:
+        base = {name: value for name, value in _CALLER_ENV.items() if name != "XLA_FLAGS"}
+        base |= {name: os.environ[name] for name in ("JAX_PLATFORMS", "JAX_COMPILATION_CACHE_DIR")}
+        return subprocess.run(
+            [sys.executable, "-m", "omnidiff_jax.cli", *map(str, args)],
+            env=base | dict(env or {}),
+            cwd=cwd,
+            timeout=timeout,
+            capture_output=True,
+            text=True,
+        )
+
+    yield run
