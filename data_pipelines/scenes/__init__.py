@@ -1,0 +1,1 @@
+"""Scenes: an embedded, deterministic, random-access world of coloured shapes that exercises every task."""

@@ -1,0 +1,145 @@
+"""Speech of the Scenes world, by espeak-ng (the pip package `espeakng-loader`) through ctypes.
+
+Everything heard is spoken by one of many voices, everything answered by one fixed voice. The engine keeps state from one utterance to the next
+(phase of the pitch flutter, noise), so that a sentence would depend on what was said before it; it is therefore loaded afresh for each
+utterance (about 1 ms), which also makes `say` indifferent to forks. A lock makes it safe for threads.
+"""
+
+import _ctypes
+import ctypes
+import dataclasses
+import functools
+import threading
+
+import espeakng_loader
+import numpy as np
+import scipy.signal
+
+from data_pipelines.scenes.scene import generator
+from omnidiff_jax.records import Waveform
+
+RATE = 16000
+GRID = 1280  # samples of one speech code: 80 ms at 16 kHz
+VOICE_COUNT = 1024
+
+_SYNCHRONOUS, _UTF8 = 2, 1
+_WPM, _VOLUME, _PITCH, _RANGE = 1, 2, 3, 4
+_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+_LOCK = threading.Lock()
+
+ACCENTS = ("gmw/en-US", "gmw/en-US-nyc", "gmw/en", "gmw/en-GB-x-rp")
+VARIANTS = ("", "m1", "m2", "m3", "m4", "m6", "m7", "m8", "f1", "f2", "f3", "f4", "f5")
+
+
+@dataclasses.dataclass(frozen=True)
+class Voice:
+    """A speaker.
+
+    Attributes:
+      accent: espeak-ng voice file, e.g. "gmw/en-US".
+      variant: espeak-ng voice variant, e.g. "m3" or "f2", or "".
+      pitch: 0 to 99, 50 is the variant's own.
+      range: liveliness of the pitch, 0 to 99.
+      rate: words a minute.
+      volume: 0 to 200, 100 is normal.
+    """
+
+    accent: str
+    variant: str = ""
+    pitch: int = 50
+    range: int = 50
+    rate: int = 195
+    volume: int = 100
+
+    @property
+    def name(self) -> str:
+        return f"{self.accent}+{self.variant}" if self.variant else self.accent
+
+
+ANSWER_VOICE = Voice("gmw/en-US", pitch=45, range=20, rate=185)
+
+
+def heard_voice(index: int) -> Voice:
+    """Voice number `index` modulo VOICE_COUNT; no two of those are equal."""
+    index %= VOICE_COUNT
+    rng = generator("voice", index)
+    accent, variant = index % len(ACCENTS), index // len(ACCENTS) % len(VARIANTS)
+    block = index // (len(ACCENTS) * len(VARIANTS))  # its own pitch, so that voices of one accent and variant differ
+    return Voice(
+        ACCENTS[accent],
+        VARIANTS[variant],
+        pitch=35 + block * 30 // (VOICE_COUNT // (len(ACCENTS) * len(VARIANTS)) + 1),
+        range=int(rng.integers(30, 71)),
+        rate=int(rng.integers(170, 221)),
+        volume=int(rng.integers(70, 111)),
+    )
+
+
+def _synthesize(text: str, voice: Voice) -> tuple[np.ndarray, int]:
+    """int16 samples and their rate, from a freshly loaded engine."""
+    chunks: list[bytes] = []
+
+    @_CALLBACK
+    def collect(samples, count, events):
+        if count > 0:
+            chunks.append(ctypes.string_at(samples, 2 * count))
+        return 0
+
+    with _LOCK:
+        library = ctypes.CDLL(espeakng_loader.get_library_path())
+        try:
+            rate = library.espeak_Initialize(_SYNCHRONOUS, 0, espeakng_loader.get_data_path().encode(), 0)
+            if rate <= 0:
+                raise RuntimeError(f"espeak-ng found no data in {espeakng_loader.get_data_path()}")
+            library.espeak_SetSynthCallback(collect)
+            if library.espeak_SetVoiceByName(voice.name.encode()):
+                raise ValueError(f"espeak-ng has no voice {voice.name!r}")
+            for parameter, value in ((_WPM, voice.rate), (_VOLUME, voice.volume), (_PITCH, voice.pitch), (_RANGE, voice.range)):
+                library.espeak_SetParameter(parameter, value, 0)
+            data = text.encode()
+            library.espeak_Synth(data, ctypes.c_size_t(len(data) + 1), 0, 1, 0, _UTF8, None, None)
+            library.espeak_Terminate()
+        finally:
+            _ctypes.dlclose(library._handle)
+    return np.frombuffer(b"".join(chunks), np.int16), rate
+
+
+@functools.lru_cache(maxsize=1)
+def _filter(up: int, down: int) -> np.ndarray:
+    return scipy.signal.firwin(2 * 8 * max(up, down) + 1, 1 / max(up, down), window=("kaiser", 5.0)).astype(np.float32)
+
+
+def _resample(samples: np.ndarray, rate: int) -> np.ndarray:
+    """float32 in [-1, 1] at RATE."""
+    divisor = np.gcd(RATE, rate)
+    up, down = RATE // divisor, rate // divisor
+    wave = scipy.signal.resample_poly(samples.astype(np.float32) / 32768.0, up, down, window=_filter(up, down))
+    return np.clip(wave, -1.0, 1.0).astype(np.float32)
+
+
+def _trim(wave: np.ndarray, threshold: float = 0.01) -> np.ndarray:
+    """Without the silence at both ends."""
+    loud = np.flatnonzero(np.abs(wave) > threshold)
+    return wave[loud[0] : loud[-1] + 1] if loud.size else wave[:0]
+
+
+@functools.lru_cache(maxsize=4096)
+def _word(word: str) -> np.ndarray:
+    """One word in the answering voice, padded with silence to whole speech codes."""
+    wave = _trim(_resample(*_synthesize(word, ANSWER_VOICE)))
+    padded = np.zeros(-(-len(wave) // GRID) * GRID, np.float32)
+    padded[: len(wave)] = wave
+    padded.setflags(write=False)
+    return padded
+
+
+def say(text: str, voice: Voice) -> Waveform:
+    """The text spoken: mono float32 at 16 kHz, the same samples for the same arguments.
+
+    In `ANSWER_VOICE` each word is spoken alone and starts on a multiple of 80 ms, so that the speech codes of a word do
+    not depend on its neighbours. Other voices speak the whole text at once, without silence at the ends.
+    """
+    if voice == ANSWER_VOICE:
+        words = [_word(word) for word in text.replace(",", " ").replace(".", " ").split()]
+        return Waveform(np.concatenate(words) if words else np.zeros(0, np.float32), RATE)
+    return Waveform(_trim(_resample(*_synthesize(text, voice))), RATE)
