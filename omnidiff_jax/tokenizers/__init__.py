@@ -1,0 +1,1 @@
+"""Raw media and text to codes, and back."""

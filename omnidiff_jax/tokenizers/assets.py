@@ -1,0 +1,118 @@
+"""A tokenizer on disk: `config.json` (its frozen dataclass) beside `model.safetensors` (its parameters, float16)."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from flax.core import meta
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors import SafetensorError
+from safetensors.numpy import load as parse_tensors
+from safetensors.numpy import save as format_tensors
+
+from omnidiff_jax import config as configs
+from omnidiff_jax.errors import UserError
+
+Config = TypeVar("Config")
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+
+
+def nano_dir(name: str) -> Path:
+    """Folder of the nano tokenizer shipped with the package, e.g. `nano_dir("image_tokenizer")`."""
+    return Path(__file__).resolve().parent.parent / "assets" / "nano" / name
+
+
+def save(directory: str | os.PathLike, config: Any, params: Any) -> None:
+    """Writes `config` and `params` (floating leaves as float16, names joined by '/'); each file appears whole or not at all."""
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    flat = flatten_dict(meta.unbox(params), sep="/")
+    tensors = {name: np.ascontiguousarray(_shrink(np.asarray(leaf))) for name, leaf in flat.items()}
+    _write(folder / WEIGHTS_FILE, format_tensors(tensors))
+    _write(folder / CONFIG_FILE, (json.dumps(configs.to_dict(config), indent=2) + "\n").encode())
+
+
+def load(
+    directory: str | os.PathLike, config_type: type[Config], shapes: Callable[[Config], Any]
+) -> tuple[Config, dict[str, Any]]:
+    """Reads what `save` wrote.
+
+    Args:
+        directory: folder with `config.json` and `model.safetensors`.
+        config_type: the frozen dataclass of `config.json`.
+        shapes: config -> the parameter tree it needs, as arrays or `jax.ShapeDtypeStruct`s (boxed or not).
+
+    Returns:
+        The config and the parameters (numpy; floating leaves float32).
+
+    Raises:
+        UserError: a file is missing, cannot be read, or does not hold the tensors the config asks for.
+    """
+    folder = Path(directory)
+    config = configs.build(config_type, _read_json(folder / CONFIG_FILE), str(folder / CONFIG_FILE))
+    path = folder / WEIGHTS_FILE
+    try:
+        found = parse_tensors(_read(path))
+    except SafetensorError as error:
+        raise UserError(f"{path} is not a readable safetensors file ({error}); export or copy it again") from error
+    expected = flatten_dict(meta.unbox(shapes(config)), sep="/")
+    _check(path, expected, found)
+    flat = {name: _grow(found[name]) for name in expected}
+    return config, unflatten_dict(flat, sep="/")
+
+
+def _check(path: Path, expected: Mapping[str, Any], found: Mapping[str, np.ndarray]) -> None:
+    remedy = f"it does not belong to the {CONFIG_FILE} beside it; export both together"
+    for name in expected:
+        if name not in found:
+            raise UserError(f"{path} lacks tensor {name!r}; {remedy}")
+        if found[name].shape != tuple(expected[name].shape):
+            raise UserError(
+                f"{path}: tensor {name!r} has shape {found[name].shape}, not {tuple(expected[name].shape)}; {remedy}"
+            )
+    for name in found:
+        if name not in expected:
+            raise UserError(f"{path} holds an unknown tensor {name!r}; {remedy}")
+
+
+def _shrink(leaf: np.ndarray) -> np.ndarray:
+    return leaf.astype(np.float16) if jax.numpy.issubdtype(leaf.dtype, np.floating) else leaf
+
+
+def _grow(leaf: np.ndarray) -> np.ndarray:
+    return leaf.astype(np.float32) if np.issubdtype(leaf.dtype, np.floating) else leaf
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror}); a tokenizer folder holds {CONFIG_FILE} and {WEIGHTS_FILE}") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(_read(path))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); export or copy it again") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} must hold a JSON object, not {type(value).__name__}; export or copy it again")
+    return value
+
+
+def _write(path: Path, content: bytes) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
