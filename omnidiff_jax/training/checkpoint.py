@@ -1,0 +1,183 @@
+"""Orbax checkpoints: train state, data iterator state and config together, written atomically in the background."""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from omnidiff_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """Attributes:
+    every: steps between saves.
+    keep: newest checkpoints kept.
+    keep_period: also keep every checkpoint whose step is a multiple of this; 0 keeps none.
+    """
+
+    every: int = 1000
+    keep: int = 2
+    keep_period: int = 0
+
+
+class Checkpointer:
+    """Saves and restores runs under `workdir/checkpoints/STEP/{state,iterator,config}`.
+
+    A save is written beside and renamed when whole, so that a kill or a full disk leaves the older ones as they were;
+    half-written folders are never restored.
+    """
+
+    def __init__(self, workdir: str | os.PathLike[str], config: CheckpointConfig, *, read_only: bool = False):
+        self._directory = (Path(workdir) / "checkpoints").absolute()
+        if read_only and not self._directory.is_dir():
+            raise UserError(f"no checkpoints in {workdir}; train there first (omnidiff train --workdir={workdir})")
+        self._manager = ocp.CheckpointManager(
+            self._directory,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=config.keep,
+                keep_period=config.keep_period or None,
+                read_only=read_only,
+                create=not read_only,
+                cleanup_tmp_directories=not read_only,
+            ),
+        )
+
+    def latest(self) -> int | None:
+        """Step of the newest whole checkpoint, or None."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: Any, iterator: dict[str, Any], config: dict[str, Any]) -> None:
+        """Starts saving in the background. A failure of an earlier save is raised here or in `wait`.
+
+        Raises:
+            UserError: the disk is full or not writable; earlier checkpoints are untouched.
+        """
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    iterator=ocp.args.JsonSave(iterator),
+                    config=ocp.args.JsonSave(config),
+                ),
+            )
+        except (OSError, ValueError) as error:
+            raise self._save_error(error) from error
+
+    def wait(self) -> None:
+        """Blocks until the save under way is whole.
+
+        Raises:
+            UserError: it failed.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except (OSError, ValueError) as error:
+            raise self._save_error(error) from error
+
+    def _save_error(self, error: Exception) -> UserError:
+        kept = self._manager.latest_step()
+        survivor = f"checkpoint {kept} is whole" if kept is not None else "no earlier checkpoint exists"
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return UserError(f"could not save to {self._directory}: {reason}; {survivor}; free space and start again to resume")
+
+    def config(self, step: int | None = None) -> dict[str, Any]:
+        """The config stored with checkpoint `step` (newest by default)."""
+        step = self._require(step)
+        return self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))["config"]
+
+    def restore(self, abstract_state: Any, step: int | None = None) -> tuple[Any, dict[str, Any], int]:
+        """Restores (state, iterator state, step).
+
+        Args:
+            abstract_state: tree of `jax.ShapeDtypeStruct` with shardings: where each array goes.
+
+        Raises:
+            UserError: there is no checkpoint, or its arrays have other names or shapes.
+        """
+        step = self._require(step)
+        self._check_arrays(step, abstract_state)
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), iterator=ocp.args.JsonRestore()),
+        )
+        return restored["state"], restored["iterator"], step
+
+    def _check_arrays(self, step: int, abstract_state: Any) -> None:
+        """Compares names and shapes before any array is read."""
+        stored = _shapes(ocp.StandardCheckpointHandler().metadata(self._directory / str(step) / "state"))
+        wanted = _shapes(abstract_state)
+        for name in sorted(stored.keys() | wanted.keys()):
+            if stored.get(name) != wanted.get(name):
+                raise UserError(
+                    f"checkpoint {self._directory / str(step)} does not fit this config: array {name} has shape "
+                    f"{stored.get(name, 'none (absent)')} there, {wanted.get(name, 'none (absent)')} here; "
+                    "use the config it was trained with, or another --workdir"
+                )
+
+    def _require(self, step: int | None) -> int:
+        found = self._manager.latest_step() if step is None else step
+        if found is None or found not in self._manager.all_steps():
+            wanted = "a checkpoint" if step is None else f"checkpoint {step}"
+            raise UserError(f"no {wanted} in {self._directory}; there are: {list(self._manager.all_steps())}")
+        return found
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+def abstract_like(state: Any) -> Any:
+    """Shapes, dtypes and shardings of a tree of arrays."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None)), state)
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """"/"-joined path -> shape of every array of a tree; dataclasses and dicts of the same names agree."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+
+    def name(key: Any) -> str:
+        found = next((getattr(key, a) for a in ("key", "name", "idx") if hasattr(key, a)), key)
+        return str(found)
+
+    return {"/".join(map(name, path)): tuple(leaf.shape) for path, leaf in leaves if hasattr(leaf, "shape")}
+
+
+def check_same_config(stored: dict[str, Any], current: dict[str, Any], keys: tuple[str, ...], where: str) -> None:
+    """Refuses to go on from a checkpoint of another config.
+
+    Args:
+        keys: top-level keys that must agree (the others, such as `checkpoint_every`, may change between starts).
+
+    Raises:
+        UserError: naming the first key that differs, with both values.
+    """
+    for key in keys:
+        difference = _first_difference(stored.get(key), current.get(key), key)
+        if difference:
+            path, old, new = difference
+            raise UserError(
+                f"{where} was trained with config.{path} = {old!r}, this config has {new!r}; "
+                f"pass --config.{path}={old!r} or use another --workdir"
+            )
+
+
+def _first_difference(old: Any, new: Any, path: str) -> tuple[str, Any, Any] | None:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys(), key=str):
+            found = _first_difference(old.get(key), new.get(key), f"{path}.{key}")
+            if found:
+                return found
+        return None
+    if isinstance(old, (list, tuple)) and isinstance(new, (list, tuple)):
+        old, new = list(old), list(new)
+        if len(old) == len(new):
+            for i, (a, b) in enumerate(zip(old, new, strict=True)):
+                found = _first_difference(a, b, f"{path}[{i}]")
+                if found:
+                    return found
+            return None
+    return None if old == new else (path, old, new)

@@ -1,0 +1,86 @@
+"""AdamW with per-stage warm-up and cosine schedules, frozen parts by rule, and an optional weight average."""
+
+import dataclasses
+import fnmatch
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import traverse_util
+
+from omnidiff_jax.errors import UserError
+
+FlatParams = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """Defaults are those of SPEC §4 (arXiv 2603.06577, training details).
+
+    Attributes:
+        b1, b2, eps, weight_decay: AdamW.
+        clip_norm: global gradient norm above which gradients are scaled down.
+        warmup_fraction: share of each stage's steps spent on linear warm-up from 0.
+        final_fraction: learning rate at the end of a stage's cosine, as a share of its peak.
+        moment_dtype: dtype of the first moment ("bfloat16" saves two bytes a parameter).
+        frozen: patterns over "/"-joined parameter paths (`fnmatch`, "*" crosses "/"); matching ones get no update.
+        ema_decay: decay of the weight average used for sampling; 0 keeps none.
+    """
+
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    warmup_fraction: float = 0.03
+    final_fraction: float = 0.0
+    moment_dtype: Literal["float32", "bfloat16"] = "float32"
+    frozen: tuple[str, ...] = ("speech_encoder/*",)
+    ema_decay: float = 0.0
+
+
+def stage_schedule(lengths: Sequence[int], peaks: Sequence[float], config: OptimizerConfig) -> optax.Schedule:
+    """Learning rate by global step: each stage warms up and decays by itself.
+
+    Args:
+        lengths: steps of each stage.
+        peaks: peak learning rate of each stage.
+    """
+    if len(lengths) != len(peaks) or not lengths:
+        raise UserError(f"{len(lengths)} stage lengths but {len(peaks)} learning rates; give one for each stage")
+    pieces, starts, total = [], [], 0
+    for length, peak in zip(lengths, peaks, strict=True):
+        warmup = max(1, round(config.warmup_fraction * length))
+        pieces.append(
+            optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(length, warmup + 1), peak * config.final_fraction)
+        )
+        total += length
+        starts.append(total)
+    # The first update of a schedule that starts at 0 would be lost; count steps from 1.
+    joined = optax.join_schedules(pieces, starts[:-1])
+    return lambda step: joined(step + 1)
+
+
+def split_params(params: Any, frozen: Sequence[str]) -> tuple[FlatParams, FlatParams]:
+    """Splits a parameter tree into (trainable, frozen) dicts of "/"-joined path -> array."""
+    flat = traverse_util.flatten_dict(params, sep="/")
+    held = {k: v for k, v in flat.items() if any(fnmatch.fnmatch(k, p) for p in frozen)}
+    return {k: v for k, v in flat.items() if k not in held}, held
+
+
+def join_params(*parts: FlatParams) -> Any:
+    """The inverse of `split_params`."""
+    merged: FlatParams = {}
+    for part in parts:
+        merged |= part
+    return traverse_util.unflatten_dict(merged, sep="/")
+
+
+def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Clip by global norm, then AdamW; works on the flat dict of trainable parameters."""
+    adam = optax.adamw(
+        schedule, config.b1, config.b2, config.eps, mu_dtype=jnp.dtype(config.moment_dtype), weight_decay=config.weight_decay
+    )
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adam)

@@ -1,0 +1,186 @@
+"""The training loop on a toy program: resume, stages, accumulation, refusal, full disk."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from omnidiff_jax.errors import UserError
+from omnidiff_jax.training.checkpoint import CheckpointConfig, Checkpointer, check_same_config
+from omnidiff_jax.training.loop import LoopConfig, train
+from omnidiff_jax.training.metrics import read_metrics
+from omnidiff_jax.training.optimizer import OptimizerConfig, make_optimizer, split_params, stage_schedule
+from omnidiff_jax.training.program import StagePlan, TrainProgram, scale_stages, stage_at
+from omnidiff_jax.training.step import eval_params, init_state, make_train_step
+
+STAGES = (StagePlan("one", 6, 1e-2), StagePlan("two", 4, 1e-3))
+OPTIMIZER = OptimizerConfig(frozen=("held/*",), ema_decay=0.5)
+
+
+class Regression(TrainProgram):
+    """Least squares with a frozen offset; batch `bad` holds a NaN."""
+
+    def __init__(self, bad: tuple[int, ...] = ()):
+        self.bad = bad
+
+    def init(self, key):
+        return {"free": {"w": jax.random.normal(key, (3,))}, "held": {"b": jnp.ones(())}}
+
+    def loss(self, params, batch, key, step):
+        error = batch["x"] @ params["free"]["w"] + params["held"]["b"] - batch["y"]
+        weight = batch["weight"].sum()
+        loss = (batch["weight"] * error**2).sum() / weight
+        return loss, {"weight": weight, "sum/tokens": weight, "noise": jax.random.uniform(key)}
+
+    def batches(self, seed):
+        generator = np.random.default_rng(seed)
+        index = 0
+        while True:
+            x = generator.normal(size=(8, 3)).astype(np.float32)
+            if index in self.bad:
+                x[0, 0] = np.nan
+            weight = generator.uniform(0.5, 1.5, size=8).astype(np.float32)
+            yield {"x": x, "y": x.sum(1), "weight": weight, "index": np.full(8, index)}
+            index += 1
+
+    def describe(self, batch):
+        return f"sample {int(np.asarray(batch['index'])[0])}"
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])
+
+
+def run(workdir, mesh, program=None, **kwargs):
+    config = LoopConfig(seed=3, checkpoint=CheckpointConfig(every=4), max_refused=2)
+    return train(program or Regression(), config, OPTIMIZER, STAGES, workdir, mesh, **kwargs)
+
+
+def test_stopped_and_resumed_run_equals_uninterrupted_run(tmp_path, mesh):
+    whole = run(tmp_path / "whole", mesh)
+    for stop in (3, 7, None):
+        parts = run(tmp_path / "parts", mesh, stop_after=stop)
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), whole, parts))
+    drop = ("seconds", "data_wait_seconds", "tokens_per_second")
+    lines = [
+        [{k: v for k, v in line.items() if k not in drop} for line in read_metrics(tmp_path / name / "metrics.jsonl")]
+        for name in ("whole", "parts")
+    ]
+    assert lines[0] == lines[1]
+    assert [line["step"] for line in lines[0]] == list(range(1, 11))
+    assert [line["stage"] for line in lines[0]] == ["one"] * 6 + ["two"] * 4
+
+
+def test_frozen_parameters_and_average(tmp_path, mesh):
+    state = run(tmp_path, mesh)
+    assert float(state.params["held"]["b"]) == 1.0
+    assert set(state.ema) == {"free/w"}
+    averaged = eval_params(state)
+    assert not np.allclose(averaged["free"]["w"], state.params["free"]["w"])
+    assert float(averaged["held"]["b"]) == 1.0
+
+
+def test_refused_step_keeps_parameters_and_names_samples(tmp_path, mesh):
+    state = run(tmp_path / "one", mesh, Regression(bad=(2,)))
+    assert np.isfinite(state.params["free"]["w"]).all()
+    lines = read_metrics(tmp_path / "one" / "metrics.jsonl")
+    assert [line["step"] for line in lines if "refused" in line] == [3]
+    assert lines[2]["refused"] == "sample 2" and lines[2]["loss"] is None
+    with pytest.raises(UserError, match="2 steps in a row.*step 5.*sample 4"):
+        run(tmp_path / "two", mesh, Regression(bad=(3, 4)))
+
+
+def test_checkpoint_of_another_config_is_refused(tmp_path, mesh):
+    old = {"model": {"width": 64, "heads": [1, 2]}, "checkpoint_every": 4}
+    run(tmp_path, mesh, run_config=old, same_config=("model",), stop_after=4)
+    run(tmp_path, mesh, run_config=old | {"checkpoint_every": 5}, same_config=("model",), stop_after=5)
+    with pytest.raises(UserError, match=r"config\.model\.width = 64, this config has 96"):
+        run(tmp_path, mesh, run_config={"model": {"width": 96, "heads": [1, 2]}}, same_config=("model",))
+    with pytest.raises(UserError, match=r"model\.heads\[1\]"):
+        check_same_config(old, {"model": {"width": 64, "heads": [1, 3]}}, ("model",), "run")
+
+
+def test_restore_into_other_shapes_names_the_folder(tmp_path, mesh):
+    run(tmp_path, mesh, stop_after=4)
+
+    class Wider(Regression):
+        def init(self, key):
+            return {"free": {"w": jnp.zeros(5)}, "held": {"b": jnp.ones(())}}
+
+    with pytest.raises(UserError, match="does not fit this config"):
+        run(tmp_path, mesh, Wider())
+    with pytest.raises(UserError, match="train there first"):
+        Checkpointer(tmp_path / "nothing", CheckpointConfig(), read_only=True)
+
+
+def test_accumulated_step_equals_undivided_step():
+    program = Regression()
+    batch = next(program.batches(0))
+    tx = make_optimizer(OPTIMIZER, lambda step: 0.1)
+    start = init_state(program.init(jax.random.key(0)), tx, OPTIMIZER)
+    results = []
+    for pieces in (1, 2, 4):
+        step = jax.jit(make_train_step(program.loss, tx, OPTIMIZER, seed=0, accumulate=pieces))
+        results.append(step(start, batch))
+    for state, metrics in results[1:]:
+        np.testing.assert_allclose(state.params["free"]["w"], results[0][0].params["free"]["w"], rtol=1e-5)
+        np.testing.assert_allclose(metrics["loss"], results[0][1]["loss"], rtol=1e-5)
+        np.testing.assert_allclose(metrics["sum/tokens"], batch["weight"].sum(), rtol=1e-6)
+
+
+def test_schedule_warms_up_and_decays_in_every_stage():
+    schedule = stage_schedule([100, 50], [1.0, 0.1], OptimizerConfig(warmup_fraction=0.1))
+    values = np.array([float(schedule(i)) for i in range(150)])
+    assert values[0] > 0 and values[9] == pytest.approx(1.0) and values[98] < 0.01
+    assert values[99] < 0.05 and values[100:].max() == pytest.approx(0.1) and values[149] < 0.002
+    with pytest.raises(UserError):
+        stage_schedule([1, 2], [0.1], OptimizerConfig())
+
+
+def test_stages_scale_in_proportion():
+    assert [s.steps for s in scale_stages(STAGES, 5)] == [3, 2]
+    assert [s.steps for s in scale_stages(STAGES, 1)] == [1, 1]
+    assert scale_stages(STAGES, None) is STAGES and scale_stages(STAGES, 99) is STAGES
+    assert [stage_at(STAGES, i).name for i in (0, 5, 6, 9, 50)] == ["one", "one", "two", "two", "two"]
+
+
+def test_split_params_by_rule():
+    trainable, held = split_params({"a": {"b": 1, "c": 2}, "d": {"e": {"f": 3}}}, ("a/c", "d/*"))
+    assert trainable == {"a/b": 1} and held == {"a/c": 2, "d/e/f": 3}
+
+
+FULL_DISK = """
+    import resource, sys
+    import numpy as np, jax.numpy as jnp
+    from omnidiff_jax.errors import UserError
+    from omnidiff_jax.training.checkpoint import CheckpointConfig, Checkpointer
+    saver = Checkpointer(sys.argv[1], CheckpointConfig(keep=2))
+    noise = np.random.default_rng(0).normal
+    saver.save(1, {"w": jnp.asarray(noise(size=1000))}, {}, {}); saver.wait()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))  # a write past this fails like a full disk
+    try:
+        saver.save(2, {"w": jnp.asarray(noise(size=1_000_000))}, {}, {}); saver.wait()
+    except UserError as error:
+        print("refused:", error)
+    else:
+        print("saved")
+"""
+
+
+def test_full_disk_while_saving_keeps_the_old_checkpoint(tmp_path):
+    code = "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n" + textwrap.dedent(FULL_DISK)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=120, env=dict(os.environ)
+    )
+    assert "refused: could not save" in done.stdout and "checkpoint 1 is whole" in done.stdout, done.stderr[-2000:]
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 200_000
+    saver = Checkpointer(tmp_path, CheckpointConfig(), read_only=True)
+    assert saver.latest() == 1
+    assert json.dumps(saver.config()) == "{}"
