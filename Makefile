@@ -30,7 +30,7 @@ $(STAMP): requirements.lock setup.py
 		&& $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r requirements.lock \
 		|| { echo "uv could not; installing with pip"; \
 		     $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock; }
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
 lock: $(STAMP)  ## re-pin requirements.lock from setup.py's ranges; one set for Python 3.11 and 3.12

@@ -39,7 +39,7 @@ EXTRAS = {
     "cuda": ["jax[cuda12]>=0.10,<0.12"],
     # Writing TFDS data sets; reading them needs neither.
     "build": ["apache-beam>=2.71", "tensorflow-cpu>=2.20"],
-    # The outside judge of speech and the report's figures: needed by `evaluate` and `quickstart`, not by a training pod.
+    # The outside judge of speech and the figures of the report: what `evaluate` needs and a training pod does not.
     # pocketsphinx 5.1 has no wheel for CPython 3.12.
     "eval": ["matplotlib>=3.10", "pocketsphinx>=5.0.4,<5.1"],
     # Only to read `.pt` weights; safetensors need no torch.

@@ -1,0 +1,164 @@
+"""Imports point down: the layer table of docs/architecture.md, read from the document and enforced on the code."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LIBRARY = "omnidiff_jax"
+FLOORS = (LIBRARY, "data_pipelines", "experiments")
+
+
+class Room(NamedTuple):
+    """A folder of the library, or the single files of one layer, which share their folder."""
+
+    layer: int
+    name: str
+
+
+def layer_table(document: str) -> dict[str, Room]:
+    """First name under `omnidiff_jax` -> its room, from the rows `| 1 | `models/` `diffusion/` | … |`; base is -1."""
+    rooms: dict[str, Room] = {}
+    for row, names in re.findall(r"^\| (base|\d+) \| ([^|]*) \|", document, flags=re.MULTILINE):
+        layer = -1 if row == "base" else int(row)
+        for name in re.findall(r"`([^`]+)`", names):
+            if name.endswith(".py"):
+                rooms[name.removesuffix(".py")] = Room(layer, "files")
+            else:
+                rooms[name.removesuffix("/")] = Room(layer, name)
+    return rooms
+
+
+def modules(root: Path) -> dict[str, Path]:
+    """Dotted name -> file, of every module on the three floors; a package's name stands for its `__init__.py`."""
+    found = {}
+    for floor in FLOORS:
+        for path in sorted((root / floor).rglob("*.py")):
+            parts = path.relative_to(root).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(name: str, path: Path) -> Iterator[str]:
+    """Absolute dotted names imported anywhere in the file, `from a import b` as both `a` and `a.b`."""
+    package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            source = ".".join([*base, *(node.module or "").split(".")]).strip(".")
+            yield source
+            yield from (f"{source}.{alias.name}" for alias in node.names)
+
+
+def breaches(root: Path) -> list[str]:
+    """Every import that breaks the table, each as one line; empty when the house is in order."""
+    rooms = layer_table((root / "docs" / "architecture.md").read_text(encoding="utf-8"))
+    found = modules(root)
+    graph: dict[str, set[str]] = {}
+    lines = []
+
+    def room_of(module: str) -> Room | None:
+        parts = module.split(".")
+        return rooms.get(parts[1]) if parts[0] == LIBRARY and len(parts) > 1 else None
+
+    for name, path in found.items():
+        where = path.relative_to(root)
+        room = room_of(name)
+        if room is None and name.startswith(LIBRARY + "."):
+            lines.append(f"{where}: {name.split('.')[1]!r} is not in the table of docs/architecture.md")
+            continue
+        names = set(imports(name, path))
+        graph[name] = {target for target in names if target in found} - {name}
+        for target in sorted(names):
+            floor = target.split(".")[0]
+            if floor not in FLOORS:
+                continue
+            if FLOORS.index(floor) > FLOORS.index(name.split(".")[0]):
+                lines.append(f"{where}: {name} imports {target} from a floor above")
+                continue
+            source_of = room_of(target)
+            if room is None or source_of is None or source_of == room or source_of.layer < room.layer:
+                continue
+            kind = "sideways" if source_of.layer == room.layer else "up"
+            lines.append(f"{where}: layer {room.layer} imports {kind}: {target} (layer {source_of.layer})")
+    return lines + [f"cycle: {' -> '.join(cycle)}" for cycle in cycles(graph)]
+
+
+def cycles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """One path for each back edge of a depth-first walk: empty exactly when the graph has no cycle."""
+    found: list[list[str]] = []
+    done: set[str] = set()
+
+    def visit(node: str, path: list[str]) -> None:
+        if node in path:
+            found.append([*path[path.index(node) :], node])
+            return
+        if node in done:
+            return
+        for target in sorted(graph.get(node, ())):
+            # Importing a sibling loads the package's `__init__` first: python's own doing, not a cycle of ours.
+            if not node.startswith(target + "."):
+                visit(target, [*path, node])
+        done.add(node)
+
+    for start in sorted(graph):
+        visit(start, [])
+    return found
+
+
+def test_the_house_is_in_order() -> None:
+    assert breaches(ROOT) == []
+
+
+def test_the_table_is_read() -> None:
+    rooms = layer_table((ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"))
+    assert rooms["errors"].layer == -1 and rooms["models"] == Room(1, "models/") and rooms["cli"].layer == 6
+    assert rooms["records"] == rooms["batch"] != rooms["sharding"]
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "expected"),
+    [
+        ("omnidiff_jax/models/backbone.py", "from omnidiff_jax.tasks import chat", "imports up: omnidiff_jax.tasks"),
+        ("omnidiff_jax/models/backbone.py", "from ..diffusion.loss import mean", "imports sideways"),
+        ("omnidiff_jax/rng.py", "import omnidiff_jax.models", "imports up"),
+        ("omnidiff_jax/models/backbone.py", "def f():\n    import experiments.train", "from a floor above"),
+        ("data_pipelines/scenes.py", "from experiments import train", "from a floor above"),
+        ("omnidiff_jax/cellar/wine.py", "", "'cellar' is not in the table"),
+        ("omnidiff_jax/models/rope.py", "from omnidiff_jax.models import backbone", "cycle: "),
+    ],
+)
+def test_a_planted_breach_is_found(tmp_path: Path, file: str, line: str, expected: str) -> None:
+    files = {
+        "omnidiff_jax/__init__.py": "",
+        "omnidiff_jax/rng.py": "from omnidiff_jax import errors",
+        "omnidiff_jax/errors.py": "",
+        "omnidiff_jax/models/__init__.py": "",
+        "omnidiff_jax/models/backbone.py": "from omnidiff_jax.models import rope\nfrom omnidiff_jax.rng import key",
+        "omnidiff_jax/models/rope.py": "import numpy",
+        "omnidiff_jax/diffusion/loss.py": "import omnidiff_jax.errors",
+        "omnidiff_jax/tasks/chat.py": "from omnidiff_jax.models.backbone import Backbone",
+        "data_pipelines/scenes.py": "from omnidiff_jax.tasks import chat",
+        "experiments/train.py": "from data_pipelines import scenes",
+        "docs/architecture.md": (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"),
+    }
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    assert breaches(tmp_path) == []
+
+    planted = tmp_path / file
+    planted.parent.mkdir(parents=True, exist_ok=True)
+    before = planted.read_text(encoding="utf-8") if planted.exists() else ""
+    planted.write_text(f"{before}\n{line}\n", encoding="utf-8")
+    found = breaches(tmp_path)
+    assert len(found) >= 1 and expected in "; ".join(found)
