@@ -6,8 +6,8 @@ A rule names one tensor (or one tensor per layer) on both sides and the layout c
 
 `{n}` stands for a layer index. Also in the target it gives one flax leaf per layer; absent from the target
 it means that the flax leaf stacks the layers on a leading axis, as `nn.scan` does (several absent indices
-make several leading axes, in the order of the source). `{n:2:5}` restricts the index to 2, 3, 4 (`{n:2:}`: from 2
-on), stacked from 0, so that one list of torch layers can feed two scans.
+make several leading axes, in the order of the source). `{n:2:5}` restricts the index to 2, 3, 4 (`{n:2:}`:
+from 2 on), stacked from 0, so that one list of torch layers can feed two scans.
 
 Nothing is guessed: a tensor that no rule names, or two name, a rule that finds nothing, a hole in the layer
 numbers are all a `UserError`. The way back gives the same bits.

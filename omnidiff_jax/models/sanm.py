@@ -1,0 +1,294 @@
+"""SAN-M speech encoder (memory-equipped self-attention, arXiv 2006.01713; layout of SenseVoiceSmall).
+
+Works on packed buffers: several utterances stand in one row, and neither attention nor the FSMN convolution
+crosses from one to another, so an utterance's vectors do not depend on its neighbours.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+
+from omnidiff_jax.batch import SpeechFrames
+from omnidiff_jax.errors import UserError
+from omnidiff_jax.models.attention import attention
+from omnidiff_jax.sharding import axes
+from omnidiff_jax.sharding.axes import constrain
+
+
+@dataclasses.dataclass(frozen=True)
+class SpeechEncoderConfig:
+    """Sizes of the encoder; the defaults are SenseVoiceSmall.
+
+    Attributes:
+        features: width of an input frame (7 stacked frames of 80 mel bins).
+        width: D, width of the blocks and of the output.
+        heads: H.
+        ffn: F, hidden width of the feed-forward.
+        blocks: blocks before the middle norm; the first one turns `features` into `width`.
+        tp_blocks: blocks after it.
+        kernel: width of the FSMN convolution, in frames.
+        queries: rows of the query table that are put before an utterance: language, event, emotion, text
+            normalisation. (0, 1, 2, 15) = automatic language, without inverse text normalisation.
+        num_queries: rows of the query table.
+        vocab_size: classes of the CTC head; 0 is the blank.
+        position_table: "float32", or "bfloat16": the table that the released deployment computes, every step
+            of it rounded. It is another table (up to 1.8 away), and the one the paper's model was trained on.
+        attention: a name in `attention.BACKENDS`.
+        max_positions: rows of the position table = the longest utterance, queries included.
+        dtype: compute dtype; norms and softmax are in float32.
+    """
+
+    features: int = 560
+    width: int = 512
+    heads: int = 4
+    ffn: int = 2048
+    blocks: int = 50
+    tp_blocks: int = 20
+    kernel: int = 11
+    queries: tuple[int, ...] = (0, 1, 2, 15)
+    num_queries: int = 16
+    vocab_size: int = 25055
+    position_table: Literal["float32", "bfloat16"] = "float32"
+    max_positions: int = 4096
+    attention: str = "xla"
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        if self.blocks < 1 or self.tp_blocks < 0:
+            raise ValueError(f"blocks = {self.blocks} and tp_blocks = {self.tp_blocks}; at least 1 and 0 are needed")
+        if self.queries and not 0 <= min(self.queries) <= max(self.queries) < self.num_queries:
+            raise ValueError(f"queries {self.queries} are not rows 0..{self.num_queries - 1} of the query table")
+
+
+@functools.cache
+def position_table(rows: int, depth: int, dtype: str) -> np.ndarray:
+    """Sinusoids [rows, depth] float32, sines in the first half; row r is position r + 1.
+
+    With "bfloat16" each elementary operation is rounded to bfloat16 (released deployment, bit for bit). Made
+    in numpy because a compiler may keep more precision than asked for.
+    """
+
+    def rounded(x: np.ndarray) -> np.ndarray:
+        return (
+            np.asarray(x, np.float32)
+            .astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float32)
+            .astype(np.float32)
+        )
+
+    step = rounded(rounded(np.log(rounded(np.float32(10000.0)))) / np.float32(depth // 2 - 1))
+    inverse_timescales = rounded(np.exp(rounded(rounded(np.arange(depth // 2)) * -step)))
+    angles = rounded(rounded(np.arange(1, rows + 1))[:, None] * inverse_timescales)
+    return np.concatenate([rounded(np.sin(angles)), rounded(np.cos(angles))], axis=1)
+
+
+def _linear(
+    inputs: int, outputs: tuple[int, ...], names: tuple[str | None, ...], dtype: str, name: str
+) -> nn.DenseGeneral:
+    """Linear map with bias from the last `inputs` axes to `outputs`; `names`: the kernel's logical axes."""
+    return nn.DenseGeneral(
+        outputs,
+        axis=tuple(range(-inputs, 0)),
+        dtype=dtype,
+        kernel_init=nn.with_logical_partitioning(nn.initializers.lecun_normal(), names),
+        bias_init=nn.with_logical_partitioning(nn.initializers.zeros, names[inputs:]),
+        name=name,
+    )
+
+
+def _norm(dtype: str, name: str | None = None) -> nn.LayerNorm:
+    return nn.LayerNorm(
+        epsilon=1e-5,
+        dtype=dtype,
+        use_fast_variance=False,
+        scale_init=nn.with_logical_partitioning(nn.initializers.ones, (axes.NORM,)),
+        bias_init=nn.with_logical_partitioning(nn.initializers.zeros, (axes.NORM,)),
+        name=name,
+    )
+
+
+def _neighbours(segment_ids: jax.Array, kernel: int) -> jax.Array:
+    """bool [kernel, B, T]: whether frame t + j - (kernel - 1) // 2 exists and is of frame t's utterance."""
+    left = (kernel - 1) // 2
+    length = segment_ids.shape[1]
+    padded = jnp.pad(segment_ids, ((0, 0), (left, kernel - 1 - left)))
+    shifted = jnp.stack([padded[:, j : j + length] for j in range(kernel)])
+    return (shifted == segment_ids[None]) & (segment_ids > 0)[None]
+
+
+class Fsmn(nn.Module):
+    """Feed-forward sequential memory: depthwise convolution over an utterance, plus its input."""
+
+    config: SpeechEncoderConfig
+
+    @nn.compact
+    def __call__(self, v: jax.Array, neighbours: jax.Array) -> jax.Array:
+        """[B, T, D], [kernel, B, T] -> [B, T, D], zero on padding."""
+        size, length = self.config.kernel, v.shape[1]
+        init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), (axes.KERNEL, axes.CONV_IN, axes.CONV_OUT))
+        kernel = self.param("kernel", init, (size, 1, v.shape[-1]), jnp.float32).astype(v.dtype)
+        left = (size - 1) // 2
+        padded = jnp.pad(v, ((0, 0), (left, size - 1 - left), (0, 0)))
+        weight = neighbours[..., None].astype(v.dtype)
+        terms = [padded[:, j : j + length] * weight[j] * kernel[j][None] for j in range(size)]
+        return functools.reduce(jnp.add, terms) + v * weight[left]
+
+
+class SanmBlock(nn.Module):
+    """Pre-norm block: attention + FSMN of the values, then a ReLU feed-forward."""
+
+    config: SpeechEncoderConfig
+    residual: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array, segment_ids: jax.Array, neighbours: jax.Array) -> tuple[jax.Array, None]:
+        """Args: x [B, T, in]; segment_ids [B, T]; neighbours [kernel, B, T]. Returns ([B, T, D], None)."""
+        c = self.config
+        head_dim = c.width // c.heads
+        y = _norm(c.dtype, "attention_norm")(x)
+        inward = (axes.EMBED, None, axes.HEADS, axes.HEAD_DIM)
+        qkv = _linear(1, (3, c.heads, head_dim), inward, c.dtype, "qkv")(y)
+        query, key, value = (qkv[:, :, i] for i in range(3))
+        y = attention(query, key, value, segment_ids, segment_ids, backend=c.attention)
+        y = _linear(2, (c.width,), (axes.HEADS, axes.HEAD_DIM, axes.EMBED), c.dtype, "out")(y)
+        y += Fsmn(c, name="fsmn")(value.reshape(*value.shape[:2], c.width), neighbours)
+        x = x + y if self.residual else y
+        y = _norm(c.dtype, "ffn_norm")(x)
+        y = nn.relu(_linear(1, (c.ffn,), (axes.EMBED, axes.MLP), c.dtype, "ffn_in")(y))
+        y = constrain(y, axes.BATCH, axes.FRAMES, axes.ACT_MLP)
+        x += _linear(1, (c.width,), (axes.MLP, axes.EMBED), c.dtype, "ffn_out")(y)
+        return constrain(x, axes.BATCH, axes.FRAMES, axes.ACT_EMBED), None
+
+
+class SpeechEncoder(nn.Module):
+    """Features of packed utterances -> one vector for every query and every frame, [B, T, D]."""
+
+    config: SpeechEncoderConfig
+
+    def setup(self) -> None:
+        c = self.config
+        stack = functools.partial(
+            nn.scan,
+            SanmBlock,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=nn.broadcast,
+            metadata_params={nn.PARTITION_NAME: axes.LAYERS},
+        )
+        normal, zeros = nn.initializers.normal(1.0), nn.initializers.zeros
+        self.query_table = self.param(
+            "query_table",
+            nn.with_logical_partitioning(normal, (axes.CODEBOOK, axes.EMBED)),
+            (c.num_queries, c.features),
+        )
+        self.first_block = SanmBlock(c, residual=False)
+        self.blocks = stack(length=c.blocks - 1)(c) if c.blocks > 1 else None
+        self.middle_norm = _norm(c.dtype)
+        self.tp_blocks = stack(length=c.tp_blocks)(c) if c.tp_blocks else None
+        self.final_norm = _norm(c.dtype)
+        kernel_init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), (axes.EMBED, axes.VOCAB))
+        self.ctc_kernel = self.param("ctc_kernel", kernel_init, (c.width, c.vocab_size))
+        self.ctc_bias = self.param("ctc_bias", nn.with_logical_partitioning(zeros, (axes.VOCAB,)), (c.vocab_size,))
+
+    def __call__(self, frames: SpeechFrames) -> jax.Array:
+        """Encodes a buffer.
+
+        Args:
+            frames: packed utterances; `positions` up to `max_positions` (NaN beyond: never unseen).
+
+        Returns:
+            [B, T, D] in the compute dtype; padding holds finite values of no meaning.
+        """
+        c = self.config
+        present = frames.segment_ids > 0
+        queries = jnp.take(self.query_table, jnp.maximum(frames.queries, 0), axis=0).astype(c.dtype)
+        x = jnp.where((frames.queries >= 0)[..., None], queries, frames.features.astype(c.dtype))
+        positions = jnp.asarray(position_table(c.max_positions, c.features, c.position_table), c.dtype)
+        encoding = jnp.take(positions, jnp.maximum(frames.positions, 1) - 1, axis=0, mode="fill")
+        x = jnp.where(present[..., None], x * c.width**0.5 + encoding, 0)
+        within = (frames.segment_ids, _neighbours(frames.segment_ids, c.kernel))
+        x, _ = self.first_block(x, *within)
+        if self.blocks is not None:
+            x, _ = self.blocks(x, *within)
+        x = self.middle_norm(x)
+        if self.tp_blocks is not None:
+            x, _ = self.tp_blocks(x, *within)
+        return self.final_norm(x)
+
+    def ctc_logits(self, hidden: jax.Array) -> jax.Array:
+        """Output vectors [B, T, D] -> CTC class logits [B, T, vocab_size] float32."""
+        kernel = jnp.asarray(self.ctc_kernel, self.config.dtype)
+        logits = jnp.einsum("btd,dv->btv", hidden, kernel, preferred_element_type=jnp.float32)
+        return logits + jnp.reshape(self.ctc_bias, (1, 1, -1))
+
+
+def padded_frames(features: jax.Array, lengths: jax.Array, queries: Sequence[int]) -> SpeechFrames:
+    """One utterance a row, each after its queries.
+
+    Args:
+        features: [B, T, 560], padded on the right.
+        lengths: int [B], frames of each utterance.
+        queries: rows of the query table that come first, Q of them.
+
+    Returns:
+        Buffers of Q + T frames; `slots` are -1.
+    """
+    batch, frames = features.shape[:2]
+    count = len(queries)
+    index = jnp.broadcast_to(jnp.arange(count + frames, dtype=jnp.int32)[None], (batch, count + frames))
+    present = index < jnp.asarray(lengths, jnp.int32)[:, None] + count
+    rows = jnp.pad(jnp.asarray(queries, jnp.int32), (0, frames), constant_values=-1)
+    return SpeechFrames(
+        features=jnp.pad(features, ((0, 0), (count, 0), (0, 0))),
+        segment_ids=present.astype(jnp.int32),
+        positions=jnp.where(present, index + 1, 0),
+        queries=jnp.broadcast_to(rows[None], index.shape),
+        slots=jnp.full_like(index, -1),
+    )
+
+
+def packed_frames(
+    rows: Sequence[Sequence[tuple[np.ndarray, int]]], capacity: int, features: int, queries: Sequence[int]
+) -> SpeechFrames:
+    """Packs utterances one after another into fixed buffers (numpy).
+
+    Args:
+        rows: for each row of the batch its utterances, each (features [n, features], first token slot); the
+            utterance fills the Q + n token positions from that slot on.
+        capacity: T, frames a row holds, queries included.
+        features: width of a frame.
+        queries: rows of the query table that come before each utterance, Q of them.
+
+    Raises:
+        UserError: a row's utterances do not fit.
+    """
+    shape, count = (len(rows), capacity), len(queries)
+    out = SpeechFrames(
+        features=np.zeros((*shape, features), np.float32),
+        segment_ids=np.zeros(shape, np.int32),
+        positions=np.zeros(shape, np.int32),
+        queries=np.full(shape, -1, np.int32),
+        slots=np.full(shape, -1, np.int32),
+    )
+    for b, utterances in enumerate(rows):
+        start = 0
+        for u, (frames, slot) in enumerate(utterances):
+            span = slice(start, start + count + len(frames))
+            if span.stop > capacity:
+                raise UserError(f"the speech of row {b} needs {span.stop} frames or more, its buffer holds {capacity}")
+            steps = np.arange(span.stop - span.start, dtype=np.int32)
+            out.features[b, span.start + count : span.stop] = frames
+            out.segment_ids[b, span] = u + 1
+            out.positions[b, span] = steps + 1
+            out.queries[b, span.start : span.start + count] = queries
+            out.slots[b, span] = slot + steps
+            start = span.stop
+    return out
