@@ -1,4 +1,4 @@
-"""What is said about scenes: captions, questions and answers, general knowledge, the parser of captions, and a text corpus."""
+"""What is said about scenes: captions, questions and answers, general knowledge, caption parser, text corpus."""
 
 import dataclasses
 import re
@@ -6,7 +6,17 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from data_pipelines.scenes.scene import BACKGROUNDS, COLORS, PLACES, SHAPES, SIZES, Scene, Thing, generator, sample_scene
+from data_pipelines.scenes.scene import (
+    BACKGROUNDS,
+    COLORS,
+    PLACES,
+    SHAPES,
+    SIZES,
+    Scene,
+    Thing,
+    generator,
+    sample_scene,
+)
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 QUESTION_KINDS = ("color", "shape", "where", "count", "what", "exists", "background")
@@ -74,14 +84,14 @@ def questions(scene: Scene) -> dict[str, list[Question]]:
 
 
 def draw_question(scene: Scene, rng: np.random.Generator, kinds: Sequence[str] = QUESTION_KINDS) -> Question:
-    """A question about the scene: kinds are equally likely, "yes" as likely as "no", and an empty place is asked about one time in four."""
+    """A question about the scene: kinds equally likely, "yes" as likely as "no", one place in four empty."""
     by_kind = {kind: group for kind, group in questions(scene).items() if kind in kinds and group}
     kind = list(by_kind)[rng.integers(len(by_kind))]
     group = by_kind[kind]
     if kind == "exists":
         wanted = "yes" if rng.random() < 0.5 else "no"
         group = [question for question in group if question.answer == wanted]
-        if wanted == "no":  # half of them about a shape that is there in another colour, which is the harder case
+        if wanted == "no":  # half of them about a shape that is there in another colour: the harder case
             shapes = {thing.shape for thing in scene.objects}
             near = [question for question in group if question.text.split()[-1] in shapes]
             group = near if rng.random() < 0.5 else group
@@ -123,7 +133,8 @@ KNOWLEDGE = (
 )
 
 _OBJECT = re.compile(
-    rf"(?P<size>{'|'.join(SIZES)}) (?P<color>{'|'.join(COLORS)}) (?P<shape>{'|'.join(SHAPES)}) (?P<place>{'|'.join(PLACES)})"
+    rf"(?P<size>{'|'.join(SIZES)}) (?P<color>{'|'.join(COLORS)}) "
+    rf"(?P<shape>{'|'.join(SHAPES)}) (?P<place>{'|'.join(PLACES)})"
 )
 _BACKGROUND = re.compile(rf"on ({'|'.join(BACKGROUNDS)})")
 
@@ -137,9 +148,9 @@ def parse_object(text: str) -> Thing | None:
 def parse_caption(text: str) -> Scene | None:
     """The scene that a caption describes (jitter 0), or None if it is not a caption.
 
-    Case, surplus spaces, commas and a closing full stop do not matter, so that transcribed speech parses too; the order of the objects does
-    not matter either. A caption without a background gives background "". Two objects in one place, none, or
-    more than three are not a caption.
+    Case, surplus spaces, commas and full stops do not matter, so that transcribed speech parses too; the order of
+    the objects does not matter either. A caption without a background gives background "". Two objects in one
+    place, none, or more than three are not a caption.
     """
     rest = " ".join(text.lower().replace(",", " ").replace(".", " ").split())
     things: dict[str, Thing] = {}
@@ -152,13 +163,16 @@ def parse_caption(text: str) -> Scene | None:
     background = _BACKGROUND.fullmatch(rest)
     if not 1 <= len(things) <= 3 or (rest and not background):
         return None
-    return Scene(tuple(things[place] for place in PLACES if place in things), background.group(1) if background else "")
+    ordered = tuple(things[place] for place in PLACES if place in things)
+    return Scene(ordered, background.group(1) if background else "")
 
 
 def answer_phrases() -> tuple[str, ...]:
     """Every phrase that can be a spoken answer, sorted."""
-    phrases = {question.phrase for question in KNOWLEDGE} | {"yes", "no", "nothing", "one object", "two objects", "three objects"}
-    phrases |= {f"it is {word}" for word in COLORS + PLACES + BACKGROUNDS} | {f"it is a {shape}" for shape in SHAPES}
+    phrases = {"yes", "no", "nothing", "one object", "two objects", "three objects"}
+    phrases |= {question.phrase for question in KNOWLEDGE}
+    phrases |= {f"it is {word}" for word in COLORS + PLACES + BACKGROUNDS}
+    phrases |= {f"it is a {shape}" for shape in SHAPES}
     phrases |= {_with_article(f"{color} {shape}") for color in COLORS for shape in SHAPES}
     return tuple(sorted(phrases))
 
@@ -166,8 +180,8 @@ def answer_phrases() -> tuple[str, ...]:
 def answer_words() -> tuple[str, ...]:
     """Every word that is ever spoken in the answering voice, sorted."""
     words = {word for phrase in answer_phrases() for word in phrase.split()}
-    words |= {word for name in SIZES + COLORS + SHAPES + PLACES + BACKGROUNDS for word in name.split()} | {"on"}
-    return tuple(sorted(words))
+    words |= {word for name in SIZES + COLORS + SHAPES + PLACES + BACKGROUNDS for word in name.split()}
+    return tuple(sorted(words | {"on"}))
 
 
 def heard_words() -> tuple[str, ...]:
@@ -182,9 +196,9 @@ def heard_words() -> tuple[str, ...]:
 
 
 def corpus(count: int, prompts: Sequence[str] = ()) -> Iterator[str]:
-    """Text for training a SentencePiece model: `count` lines, the general-knowledge table, every answer phrase, and the given prompts.
+    """Text for training a SentencePiece model: prompts, general knowledge, answer phrases, and `count` captions.
 
-    Captions come from training scenes; one line in two holds a question with its answer.
+    Captions are those of training scenes; every other one is followed by a question with its answer.
     """
     yield from prompts
     for question in KNOWLEDGE:

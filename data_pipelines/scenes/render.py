@@ -31,7 +31,7 @@ def _signed_distance(shape: str, x: np.ndarray, y: np.ndarray, radius: float) ->
         return np.maximum(abs(x), abs(y)) - 0.9 * radius
     if shape == "cross":
         arm = CROSS_ARM * radius
-        return np.minimum(np.maximum(abs(x) - radius, abs(y) - arm), np.maximum(abs(y) - radius, abs(x) - arm))
+        return np.maximum(np.minimum(abs(x), abs(y)) - arm, np.maximum(abs(x), abs(y)) - radius)
     # Triangle: apex up, base 2 * radius wide, as high as wide.
     edge = (2.0 * abs(x) - y - radius) / np.sqrt(5.0)
     return np.maximum(edge, y - radius)
@@ -42,7 +42,8 @@ def _coverage(shape: str, size: str, dx: int, dy: int, half: int) -> np.ndarray:
     """Share of each pixel of a half x half quadrant that the object covers, float32 [half, half, 1]."""
     scale = 2 * half / IMAGE_SIZE
     axis = np.arange(half) + 0.5 - half / 2
-    distance = _signed_distance(shape, axis[None, :] - dx * scale, axis[:, None] - dy * scale, RADIUS[size] * scale)
+    x, y = axis[None, :] - dx * scale, axis[:, None] - dy * scale
+    distance = _signed_distance(shape, x, y, RADIUS[size] * scale)
     coverage = np.clip(0.5 - distance, 0.0, 1.0).astype(np.float32)[..., None]
     coverage.setflags(write=False)
     return coverage

@@ -1,9 +1,10 @@
 """What a scene is, and how scene number `index` of a split is drawn.
 
-A scene holds one to three objects, each alone in one quadrant of the picture, on a plain background. Scenes are random access: `sample_scene(index,
-split)` depends on its arguments only. The three splits are disjoint in two ways: they are different streams of the generator, and no *content* (the set of
-objects, whatever the background) of one split can occur in another. Train and test share the colour-shape pairs; a compositional scene holds
-at least one pair of `HELD_OUT_PAIRS`, which occur nowhere else.
+A scene holds one to three objects, each alone in one quadrant of the picture, on a plain background. Scenes are
+random access: `sample_scene(index, split)` depends on its arguments only. The three splits are disjoint in two
+ways: they are different streams of the generator, and no *content* (the set of objects, whatever the background)
+of one split can occur in another. Train and test share the colour-shape pairs; a compositional scene holds at least
+one pair of `HELD_OUT_PAIRS`, which occur nowhere else.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ PLACES = ("top left", "top right", "bottom left", "bottom right")
 BACKGROUNDS = ("white", "black", "gray")
 SPLITS = ("train", "test", "compositional")
 
-# One colour is withheld from each shape and four of the six colours lose one shape, so every word stays frequent.
+# One colour is withheld from each shape, one shape from four of the six colours: every word stays frequent.
 HELD_OUT_PAIRS = frozenset({("red", "triangle"), ("green", "cross"), ("blue", "circle"), ("yellow", "square")})
 
 COUNT_WEIGHTS = (0.35, 0.40, 0.25)
@@ -30,7 +31,7 @@ _TEST_BUCKETS = 8  # one in this many object sets belongs to the test split
 
 @dataclasses.dataclass(frozen=True)
 class Thing:
-    """One object: words of the vocabulary above, and its offset in pixels of a 64 x 64 picture from the quadrant's centre."""
+    """One object: words of the lists above, and its offset from the quadrant's centre in 64ths of the picture."""
 
     size: str
     color: str
@@ -77,10 +78,12 @@ def generator(*key: int | str) -> np.random.Generator:
 def _draw(rng: np.random.Generator, count: int) -> Scene:
     """An unrestricted scene of `count` objects."""
     places = sorted(rng.permutation(len(PLACES))[:count])
-    draws = rng.integers(0, [len(SIZES), len(COLORS), len(SHAPES), 3, 3], size=(len(places), 5))
+    low = [0, 0, 0, -MAX_JITTER, -MAX_JITTER]
+    high = [len(SIZES), len(COLORS), len(SHAPES), MAX_JITTER + 1, MAX_JITTER + 1]
+    draws = rng.integers(low, high, size=(count, 5))
     things = tuple(
-        Thing(SIZES[size], COLORS[color], SHAPES[shape], PLACES[place], int(dx) - MAX_JITTER, int(dy) - MAX_JITTER)
-        for place, (size, color, shape, dx, dy) in zip(places, draws)
+        Thing(SIZES[size], COLORS[color], SHAPES[shape], PLACES[place], int(dx), int(dy))
+        for place, (size, color, shape, dx, dy) in zip(places, draws, strict=True)
     )
     return Scene(things, BACKGROUNDS[rng.integers(len(BACKGROUNDS))])
 

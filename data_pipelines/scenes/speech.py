@@ -1,8 +1,9 @@
 """Speech of the Scenes world, by espeak-ng (the pip package `espeakng-loader`) through ctypes.
 
-Everything heard is spoken by one of many voices, everything answered by one fixed voice. The engine keeps state from one utterance to the next
-(phase of the pitch flutter, noise), so that a sentence would depend on what was said before it; it is therefore loaded afresh for each
-utterance (about 1 ms), which also makes `say` indifferent to forks. A lock makes it safe for threads.
+Everything heard is spoken by one of many voices, everything answered by one fixed voice. The engine keeps state
+from one utterance to the next (phase of the pitch flutter, noise), so that a sentence would depend on what was said
+before it; it is therefore loaded afresh for each utterance (about 1 ms), which also makes `say` indifferent to
+forks. A lock makes it safe for threads.
 """
 
 import _ctypes
@@ -27,8 +28,10 @@ _WPM, _VOLUME, _PITCH, _RANGE = 1, 2, 3, 4
 _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 _LOCK = threading.Lock()
 
+# Of espeak-ng's English accents and variants, those that pocketsphinx understands well: Scots, Caribbean and the
+# novelty variants are out.
 ACCENTS = ("gmw/en-US", "gmw/en-US-nyc", "gmw/en", "gmw/en-GB-x-rp")
-VARIANTS = ("", "m1", "m2", "m3", "m4", "m6", "m7", "m8", "f1", "f2", "f3", "f4", "f5")
+VARIANTS = ("", "m1", "m2", "m3", "m4", "m5", "m6", "m7", "m8", "f1", "f2", "f3", "f4", "f5")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +67,11 @@ def heard_voice(index: int) -> Voice:
     index %= VOICE_COUNT
     rng = generator("voice", index)
     accent, variant = index % len(ACCENTS), index // len(ACCENTS) % len(VARIANTS)
-    block = index // (len(ACCENTS) * len(VARIANTS))  # its own pitch, so that voices of one accent and variant differ
+    pairs = len(ACCENTS) * len(VARIANTS)
     return Voice(
         ACCENTS[accent],
         VARIANTS[variant],
-        pitch=35 + block * 30 // (VOICE_COUNT // (len(ACCENTS) * len(VARIANTS)) + 1),
+        pitch=35 + index // pairs * 30 // (VOICE_COUNT // pairs),  # voices of one accent and variant differ here
         range=int(rng.integers(30, 71)),
         rate=int(rng.integers(170, 221)),
         volume=int(rng.integers(70, 111)),
@@ -94,8 +97,10 @@ def _synthesize(text: str, voice: Voice) -> tuple[np.ndarray, int]:
             library.espeak_SetSynthCallback(collect)
             if library.espeak_SetVoiceByName(voice.name.encode()):
                 raise ValueError(f"espeak-ng has no voice {voice.name!r}")
-            for parameter, value in ((_WPM, voice.rate), (_VOLUME, voice.volume), (_PITCH, voice.pitch), (_RANGE, voice.range)):
-                library.espeak_SetParameter(parameter, value, 0)
+            library.espeak_SetParameter(_WPM, voice.rate, 0)
+            library.espeak_SetParameter(_VOLUME, voice.volume, 0)
+            library.espeak_SetParameter(_PITCH, voice.pitch, 0)
+            library.espeak_SetParameter(_RANGE, voice.range, 0)
             data = text.encode()
             library.espeak_Synth(data, ctypes.c_size_t(len(data) + 1), 0, 1, 0, _UTF8, None, None)
             library.espeak_Terminate()
@@ -106,15 +111,16 @@ def _synthesize(text: str, voice: Voice) -> tuple[np.ndarray, int]:
 
 @functools.lru_cache(maxsize=1)
 def _filter(up: int, down: int) -> np.ndarray:
-    return scipy.signal.firwin(2 * 8 * max(up, down) + 1, 1 / max(up, down), window=("kaiser", 5.0)).astype(np.float32)
+    taps = scipy.signal.firwin(2 * 8 * max(up, down) + 1, 1 / max(up, down), window=("kaiser", 5.0))
+    return taps.astype(np.float32)
 
 
 def _resample(samples: np.ndarray, rate: int) -> np.ndarray:
     """float32 in [-1, 1] at RATE."""
     divisor = np.gcd(RATE, rate)
     up, down = RATE // divisor, rate // divisor
-    wave = scipy.signal.resample_poly(samples.astype(np.float32) / 32768.0, up, down, window=_filter(up, down))
-    return np.clip(wave, -1.0, 1.0).astype(np.float32)
+    scaled = samples.astype(np.float32) / 32768.0
+    return np.clip(scipy.signal.resample_poly(scaled, up, down, window=_filter(up, down)), -1.0, 1.0)
 
 
 def _trim(wave: np.ndarray, threshold: float = 0.01) -> np.ndarray:
@@ -136,8 +142,8 @@ def _word(word: str) -> np.ndarray:
 def say(text: str, voice: Voice) -> Waveform:
     """The text spoken: mono float32 at 16 kHz, the same samples for the same arguments.
 
-    In `ANSWER_VOICE` each word is spoken alone and starts on a multiple of 80 ms, so that the speech codes of a word do
-    not depend on its neighbours. Other voices speak the whole text at once, without silence at the ends.
+    In `ANSWER_VOICE` each word is spoken alone and starts on a multiple of 80 ms, so that the speech codes of a
+    word do not depend on its neighbours. Other voices speak the whole text at once, without silence at the ends.
     """
     if voice == ANSWER_VOICE:
         words = [_word(word) for word in text.replace(",", " ").replace(".", " ").split()]
