@@ -7,9 +7,13 @@ forks. A lock makes it safe for threads.
 """
 
 import _ctypes
+import atexit
 import ctypes
 import dataclasses
 import functools
+import os
+import shutil
+import tempfile
 import threading
 
 import espeakng_loader
@@ -17,13 +21,15 @@ import numpy as np
 import scipy.signal
 
 from data_pipelines.scenes.scene import generator
+from omnidiff_jax.errors import UserError
 from omnidiff_jax.records import Waveform
 
 RATE = 16000
 GRID = 1280  # samples of one speech code: 80 ms at 16 kHz
 VOICE_COUNT = 1024
 
-_SYNCHRONOUS, _UTF8 = 2, 1
+_SYNCHRONOUS, _DONT_EXIT, _UTF8 = 2, 0x8000, 1
+_LONGEST_DATA_PATH = 140  # the engine's buffer for the path has 160 characters
 _WPM, _VOLUME, _PITCH, _RANGE = 1, 2, 3, 4
 _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 _LOCK = threading.Lock()
@@ -78,6 +84,19 @@ def heard_voice(index: int) -> Voice:
     )
 
 
+@functools.lru_cache(maxsize=1)
+def _data_path() -> str:
+    """Where the engine's data is, through a temporary link where the path is longer than the engine takes."""
+    path = espeakng_loader.get_data_path()
+    if len(path) <= _LONGEST_DATA_PATH:
+        return path
+    folder = tempfile.mkdtemp(prefix="espeak-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    link = os.path.join(folder, "espeak-ng-data")
+    os.symlink(path, link)
+    return link
+
+
 def _synthesize(text: str, voice: Voice) -> tuple[np.ndarray, int]:
     """int16 samples and their rate, from a freshly loaded engine."""
     chunks: list[bytes] = []
@@ -91,12 +110,12 @@ def _synthesize(text: str, voice: Voice) -> tuple[np.ndarray, int]:
     with _LOCK:
         library = ctypes.CDLL(espeakng_loader.get_library_path())
         try:
-            rate = library.espeak_Initialize(_SYNCHRONOUS, 0, espeakng_loader.get_data_path().encode(), 0)
+            rate = library.espeak_Initialize(_SYNCHRONOUS, 0, _data_path().encode(), _DONT_EXIT)
             if rate <= 0:
-                raise RuntimeError(f"espeak-ng found no data in {espeakng_loader.get_data_path()}")
+                raise UserError(f"espeak-ng found no voices in {_data_path()}; reinstall espeakng-loader")
             library.espeak_SetSynthCallback(collect)
             if library.espeak_SetVoiceByName(voice.name.encode()):
-                raise ValueError(f"espeak-ng has no voice {voice.name!r}")
+                raise UserError(f"espeak-ng has no voice {voice.name!r}")
             library.espeak_SetParameter(_WPM, voice.rate, 0)
             library.espeak_SetParameter(_VOLUME, voice.volume, 0)
             library.espeak_SetParameter(_PITCH, voice.pitch, 0)
