@@ -1,0 +1,1 @@
+"""Masked diffusion: corruption, which hidden state predicts which token, and the loss."""

@@ -1,0 +1,112 @@
+"""Corruption: which target tokens become [MASK].
+
+Noise is keyed by (seed, epoch, sample id, index within the sample), so a sample is masked alike wherever it is
+packed, on any number of hosts, and after a resume.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from omnidiff_jax import rng
+from omnidiff_jax.batch import Batch
+from omnidiff_jax.vocabulary import Vocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskingConfig:
+    """Attributes:
+    mode: "paper" draws one t per sample; "released" draws a threshold per token, so that half of all targets
+        are masked, always (`released_forward_process`).
+    tail_pad_gamma: γ, mask probability of tail pads relative to other targets.
+    eps: smallest t.
+    """
+
+    mode: Literal["paper", "released"] = "paper"
+    tail_pad_gamma: float = 0.6
+    eps: float = 1e-3
+
+    def __post_init__(self):
+        if not 0 <= self.eps < 1:
+            raise ValueError(f"eps = {self.eps} must be in [0, 1)")
+        if not 0 <= self.tail_pad_gamma <= 1:
+            raise ValueError(f"tail_pad_gamma = {self.tail_pad_gamma} must be in [0, 1]")
+
+
+@struct.dataclass
+class Corrupted:
+    """Attributes:
+    tokens: int32 [B, L], masked positions hold the mask id.
+    masked: bool [B, L], a subset of the batch's targets.
+    ratio: float32 [B, S], noise level of each sample: t ("paper"), or the share of its targets that is masked
+        ("released"); 0 where there is no sample.
+    probability: float32 [B, L], with which each target was masked; 1 elsewhere.
+    """
+
+    tokens: jax.Array
+    masked: jax.Array
+    ratio: jax.Array
+    probability: jax.Array
+
+
+def corrupt(batch: Batch, seed: int | jax.Array, config: MaskingConfig, vocabulary: Vocabulary) -> Corrupted:
+    """Masks a clean batch; a function of (seed, and each sample's id, epoch and tokens) only.
+
+    Token indices within a sample are `batch.inputs.positions`.
+    """
+    inputs = batch.inputs
+    segments, count = inputs.segment_ids, batch.sample_ids.shape[1]
+    keys = rng.sample_keys(rng.stream(seed, "masking"), batch.sample_ids, batch.epochs)
+    owner = jnp.clip(segments - 1, 0, count - 1)
+    token_keys = jnp.take_along_axis(keys, owner, axis=1)
+    targets = batch.targets & (segments > 0)
+
+    def per_token(name: str) -> jax.Array:
+        named = jax.vmap(lambda key: rng.named(key, name))(token_keys.reshape(-1))
+        return rng.token_uniforms(named.reshape(token_keys.shape), inputs.positions)
+
+    present = batch.task_ids >= 0
+    if config.mode == "paper":
+        level_keys = jax.vmap(lambda key: rng.named(key, "level"))(keys.reshape(-1)).reshape(keys.shape)
+        ratio = (1 - config.eps) * rng.sample_uniforms(level_keys) + config.eps
+        probability = jnp.take_along_axis(ratio, owner, axis=1)
+        probability *= jnp.where(batch.tail_pads, config.tail_pad_gamma, 1.0)
+        masked = targets & (per_token("decision") < probability)
+    else:
+        pads = inputs.tokens == vocabulary.pad
+        masked = released_forward_process(
+            targets, pads, per_token("threshold"), per_token("decision"), config.eps, config.tail_pad_gamma
+        )
+        probability = jnp.where(pads, config.tail_pad_gamma, 1.0) * (1 + config.eps) / 2
+        member = jax.nn.one_hot(segments - 1, count, dtype=jnp.float32)
+        ratio = jnp.einsum("bl,bls->bs", masked.astype(jnp.float32), member)
+        ratio /= jnp.maximum(jnp.einsum("bl,bls->bs", targets.astype(jnp.float32), member), 1.0)
+    return Corrupted(
+        tokens=jnp.where(masked, vocabulary.mask, inputs.tokens),
+        masked=masked,
+        ratio=jnp.where(present, ratio, 0.0),
+        probability=jnp.where(targets, probability, 1.0),
+    )
+
+
+def released_forward_process(
+    targets: jax.Array, pads: jax.Array, threshold: jax.Array, decision: jax.Array, eps: float, gamma: float
+) -> jax.Array:
+    """The released masking rule (`dataset_qwen2.py: forward_process`), its randomness given.
+
+    Every token has its own threshold (1 - eps) * threshold + eps and is masked where `decision` does not exceed it, or
+    gamma times it for pad tokens.
+
+    Args:
+        targets: bool [...], labelled positions.
+        pads: bool [...], positions whose label is the pad id.
+        threshold, decision: float32 [...], independent uniforms.
+
+    Returns:
+        bool [...], positions to mask.
+    """
+    level = (1 - eps) * threshold + eps
+    return targets & (decision <= jnp.where(pads, gamma * level, level))

@@ -1,0 +1,1 @@
+"""Flax linen modules; each file holds its modules and their frozen config."""

@@ -1,0 +1,234 @@
+"""The transformer of Dream / Qwen2.5: bidirectional, grouped-query, RoPE, SwiGLU, RMSNorm, QKV bias, untied head.
+
+Parameters are stacked over layers whether or not the layer loop is rolled, so that a checkpoint serves both.
+Hidden state i predicts token i + 1 (`diffusion/alignment.py`).
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
+
+from omnidiff_jax.config import choose
+from omnidiff_jax.models.attention import attention
+from omnidiff_jax.models.rope import apply_rope, rope_tables
+from omnidiff_jax.sharding import axes
+from omnidiff_jax.sharding.axes import constrain
+
+# What a layer keeps for its backward pass; None keeps everything.
+REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "attention": jax.checkpoint_policies.save_only_these_names("attention"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class BackboneConfig:
+    """Sizes and settings; the defaults are Dream-7B with Omni-Diffusion's vocabulary.
+
+    Attributes:
+        vocab_size: V.
+        width: D.
+        layers: N.
+        heads: H.
+        kv_heads: K, a divisor of H.
+        head_dim: width of a head, even.
+        hidden: F of the feed-forward.
+        norm_epsilon: added to the mean square in RMSNorm.
+        rope_theta: RoPE base.
+        init_stddev: standard deviation of every initial weight matrix.
+        dtype: of activations and matmuls; parameters, norms and softmax are float32.
+        attention: a name in `attention.BACKENDS`.
+        remat: a name in `REMAT_POLICIES`.
+        scan_layers: roll the layer loop (small program) or unroll it (no weight copies: PERF.md).
+        padding_idx: released quirk: this token's embedding row never receives a gradient (torch's `padding_idx`).
+        padding_visible: released quirk: padding belongs, as keys only, to the row's last sample.
+    """
+
+    vocab_size: int = 176264
+    width: int = 3584
+    layers: int = 28
+    heads: int = 28
+    kv_heads: int = 4
+    head_dim: int = 128
+    hidden: int = 18944
+    norm_epsilon: float = 1e-6
+    rope_theta: float = 1e6
+    init_stddev: float = 0.02
+    dtype: str = "bfloat16"
+    attention: str = "xla"
+    remat: str = "full"
+    scan_layers: bool = True
+    padding_idx: int | None = None
+    padding_visible: bool = False
+
+    def __post_init__(self):
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads = {self.heads} must be a multiple of kv_heads = {self.kv_heads}")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim = {self.head_dim} must be even for RoPE")
+
+
+class RMSNorm(nn.Module):
+    """Divides by the root mean square, in float32, then scales."""
+
+    epsilon: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, (axes.NORM,)), x.shape[-1:])
+        y = x.astype(jnp.float32)
+        y *= jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon)
+        return (y * scale).astype(x.dtype)
+
+
+class Projection(nn.Module):
+    """A linear map from the trailing axes `inputs` to the axes `outputs`.
+
+    Attributes:
+        inputs, outputs: sizes of the contracted and of the new axes; the kernel has shape inputs + outputs.
+        names: logical names of the kernel's axes.
+        stddev: of the initial kernel.
+        use_bias: add a bias of shape `outputs`.
+    """
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    names: tuple[str, ...]
+    stddev: float
+    use_bias: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        init = nn.with_logical_partitioning(nn.initializers.normal(self.stddev), self.names)
+        kernel = self.param("kernel", init, self.inputs + self.outputs).astype(x.dtype)
+        y = jnp.tensordot(x, kernel, axes=len(self.inputs))
+        if self.use_bias:
+            init = nn.with_logical_partitioning(nn.initializers.zeros, self.names[len(self.inputs) :])
+            y += self.param("bias", init, self.outputs).astype(x.dtype)
+        return y
+
+
+class Attention(nn.Module):
+    """Grouped-query self-attention with RoPE; biases on query, key and value only."""
+
+    config: BackboneConfig
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, rope: tuple[jax.Array, jax.Array], segments: tuple[jax.Array, jax.Array]
+    ) -> jax.Array:
+        c = self.config
+
+        def project(name: str, heads: int, axis: str) -> jax.Array:
+            names = (axes.EMBED, axis, axes.HEAD_DIM)
+            return Projection((c.width,), (heads, c.head_dim), names, c.init_stddev, use_bias=True, name=name)(x)
+
+        query = apply_rope(project("query", c.heads, axes.HEADS), *rope)
+        key = apply_rope(project("key", c.kv_heads, axes.KV_HEADS), *rope)
+        value = project("value", c.kv_heads, axes.KV_HEADS)
+        query = constrain(query, axes.BATCH, axes.LENGTH, axes.ACT_HEADS, axes.HEAD_DIM)
+        key = constrain(key, axes.BATCH, axes.KV_LENGTH, axes.ACT_KV_HEADS, axes.HEAD_DIM)
+        value = constrain(value, axes.BATCH, axes.KV_LENGTH, axes.ACT_KV_HEADS, axes.HEAD_DIM)
+        y = attention(query, key, value, *segments, backend=c.attention)
+        y = checkpoint_name(y, "attention")
+        names = (axes.HEADS, axes.HEAD_DIM, axes.EMBED)
+        return Projection((c.heads, c.head_dim), (c.width,), names, c.init_stddev, name="out")(y)
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x))."""
+
+    config: BackboneConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        c = self.config
+        inward, outward = (axes.EMBED, axes.MLP), (axes.MLP, axes.EMBED)
+        gate = Projection((c.width,), (c.hidden,), inward, c.init_stddev, name="gate")(x)
+        up = Projection((c.width,), (c.hidden,), inward, c.init_stddev, name="up")(x)
+        y = constrain(nn.silu(gate) * up, axes.BATCH, axes.LENGTH, axes.ACT_MLP)
+        return Projection((c.hidden,), (c.width,), outward, c.init_stddev, name="down")(y)
+
+
+class Block(nn.Module):
+    """Pre-norm layer, in the (carry, output) form of `nn.scan`."""
+
+    config: BackboneConfig
+
+    @nn.compact
+    def __call__(self, x, rope, segments):
+        c = self.config
+        self.sow("intermediates", "input", x)
+        y = RMSNorm(c.norm_epsilon, name="attention_norm")(x)
+        x += Attention(c, name="attention")(y, rope, segments)
+        x = constrain(x, axes.BATCH, axes.LENGTH, axes.ACT_EMBED)
+        y = RMSNorm(c.norm_epsilon, name="mlp_norm")(x)
+        x += FeedForward(c, name="mlp")(y)
+        return constrain(x, axes.BATCH, axes.LENGTH, axes.ACT_EMBED), None
+
+
+class Backbone(nn.Module):
+    """Embedding table, N layers, final norm and head. See the module docstring."""
+
+    config: BackboneConfig
+
+    def setup(self):
+        c = self.config
+        normal = nn.initializers.normal(c.init_stddev)
+        self.embedding = self.param(
+            "embedding", nn.with_logical_partitioning(normal, (axes.VOCAB, axes.EMBED)), (c.vocab_size, c.width)
+        )
+        block = Block
+        policy = choose(REMAT_POLICIES, c.remat, "remat policy")
+        if policy is not None:
+            block = nn.remat(Block, policy=policy, prevent_cse=not c.scan_layers)
+        self.layers = nn.scan(
+            block,
+            variable_axes={"params": 0, "intermediates": 0},
+            split_rngs={"params": True},
+            in_axes=(nn.broadcast, nn.broadcast),
+            length=c.layers,
+            unroll=1 if c.scan_layers else c.layers,
+            metadata_params={nn.PARTITION_NAME: axes.LAYERS},
+        )(c)
+        self.norm = RMSNorm(c.norm_epsilon)
+        self.head = self.param(
+            "head", nn.with_logical_partitioning(normal, (axes.EMBED, axes.VOCAB)), (c.width, c.vocab_size)
+        )
+
+    def __call__(self, inputs_embeds: jax.Array, positions: jax.Array, segment_ids: jax.Array) -> jax.Array:
+        """Hidden states after the final norm.
+
+        Args:
+            inputs_embeds: [B, L, D], from `embed` (or what replaces its rows).
+            positions: int32 [B, L], RoPE positions.
+            segment_ids: int32 [B, L], 0 = padding; positions see their own segment only.
+
+        Returns:
+            [B, L, D] in the compute dtype.
+        """
+        c = self.config
+        x = constrain(inputs_embeds.astype(c.dtype), axes.BATCH, axes.LENGTH, axes.ACT_EMBED)
+        rope = rope_tables(positions, c.head_dim, c.rope_theta)
+        # The last sample's id, carried into the padding after it.
+        key_segments = jax.lax.cummax(segment_ids, axis=1) if c.padding_visible else segment_ids
+        x, _ = self.layers(x, rope, (segment_ids, key_segments))
+        return self.norm(x)
+
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """Embedding rows [..., D] of ids [...], in the compute dtype."""
+        x = jnp.take(self.embedding, tokens, axis=0)
+        if self.config.padding_idx is not None:
+            x = jnp.where((tokens == self.config.padding_idx)[..., None], jax.lax.stop_gradient(x), x)
+        return x.astype(self.config.dtype)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """float32 [..., V] from hidden states [..., D]."""
+        return jnp.matmul(hidden, self.head.astype(hidden.dtype), preferred_element_type=jnp.float32)

@@ -1,0 +1,1 @@
+"""Logical axis names, the tables that map them to mesh axes, and the mesh itself."""

@@ -1,0 +1,69 @@
+"""Logical axis names. Modules label parameters and activations with these; `rules.py` maps them to mesh axes.
+
+Use the constants, or the strings they hold. A name outside these sets is refused by `constrain` and by
+`rules.parameter_shardings`: linen itself would replicate it silently.
+"""
+
+import jax
+from flax import linen as nn
+
+from omnidiff_jax.config import suggest
+from omnidiff_jax.errors import UserError
+
+# Parameters.
+LAYERS = "layers"  # stacked layers of a scan
+VOCAB = "vocab"  # rows of an embedding table, columns of the head
+EMBED = "embed"  # width D of the residual stream
+HEADS = "heads"
+KV_HEADS = "kv_heads"
+HEAD_DIM = "head_dim"
+MLP = "mlp"  # hidden width F
+NORM = "norm"  # scales and biases of norms
+KERNEL = "kernel"  # taps of a convolution
+CONV_IN = "conv_in"
+CONV_OUT = "conv_out"
+CODEBOOK = "codebook"  # entries of a quantizer
+CODE_DIM = "code_dim"
+
+# Activations.
+BATCH = "batch"
+LENGTH = "length"  # token positions
+KV_LENGTH = "kv_length"  # token positions of keys and values, gathered where queries are split
+FRAMES = "frames"  # speech frames or image rows
+ACT_EMBED = "act_embed"
+ACT_HEADS = "act_heads"
+ACT_KV_HEADS = "act_kv_heads"
+ACT_MLP = "act_mlp"
+ACT_VOCAB = "act_vocab"
+
+PARAMETER_AXES = frozenset(
+    {LAYERS, VOCAB, EMBED, HEADS, KV_HEADS, HEAD_DIM, MLP, NORM, KERNEL, CONV_IN, CONV_OUT, CODEBOOK, CODE_DIM}
+)
+ACTIVATION_AXES = frozenset(
+    {BATCH, LENGTH, KV_LENGTH, FRAMES, ACT_EMBED, ACT_HEADS, ACT_KV_HEADS, ACT_MLP, ACT_VOCAB, HEAD_DIM}
+)
+
+
+def check_names(names: tuple[str | None, ...], known: frozenset[str], where: str) -> None:
+    """Refuses a logical axis name that no rule table knows.
+
+    Raises:
+        UserError: names the axis, its place, and the nearest known name.
+    """
+    for name in names:
+        if name is not None and name not in known:
+            raise UserError(f"unknown logical axis {name!r} of {where}; {suggest(name, known)}")
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+    """Shards an activation by the rules in force (`rules.logical_rules`); the identity where there are none.
+
+    Args:
+        x: any array with one axis per name.
+        names: activation axis names; None leaves an axis unsharded.
+
+    Raises:
+        UserError: a name that is not an activation axis.
+    """
+    check_names(names, ACTIVATION_AXES, f"an activation of shape {x.shape}")
+    return nn.with_logical_constraint(x, names)
