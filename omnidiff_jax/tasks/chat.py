@@ -177,6 +177,7 @@ class ChatLayout:
         parts: list[np.ndarray] = []
         targets: list[bool] = []
         for segment in segments(messages, generate):
+            ids: np.ndarray | list[int]
             if segment.kind == "special":
                 ids = [self.vocabulary.id(segment.value)]
             elif segment.kind == "text":

@@ -8,7 +8,6 @@ import dataclasses
 import io
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -18,6 +17,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.media.paths import write_bytes
 from omnidiff_jax.vocabulary import Vocabulary
 
 MODEL_FILE = "text.model"
@@ -111,7 +111,9 @@ class SentencePieceTokenizer:
             )
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
-            raise UserError(f"text tokenizer of {config.size} pieces cannot be trained ({reason}); change size") from error
+            raise UserError(
+                f"text tokenizer of {config.size} pieces cannot be trained ({reason}); change size"
+            ) from error
         return cls(model.getvalue())
 
     @classmethod
@@ -132,16 +134,7 @@ class SentencePieceTokenizer:
     def save(self, path: str | os.PathLike) -> None:
         """Writes a `.model` file (or `text.model` in an existing folder), whole or not at all."""
         file = Path(path) / MODEL_FILE if Path(path).is_dir() else Path(path)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=file.name)
-        try:
-            with os.fdopen(handle, "wb") as output:
-                output.write(self._model)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, file)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        write_bytes(file, self._model)
 
     @property
     def size(self) -> int:
@@ -212,7 +205,7 @@ class ByteLevelBPETokenizer:
     def _from_merges(cls, folder: Path) -> "ByteLevelBPETokenizer":
         pieces = json.loads((folder / "vocab.json").read_text("utf-8"))
         lines = (folder / "merges.txt").read_text("utf-8").splitlines()
-        merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+        merges = [(left, right) for left, _, right in (line.partition(" ") for line in lines if line[:8] != "#version")]
         extra = folder / "added_tokens.json"
         added = {name: int(i) for name, i in json.loads(extra.read_text("utf-8")).items()} if extra.exists() else {}
         tokenizer = tokenizers.Tokenizer(models.BPE(vocab=pieces, merges=merges))
@@ -248,11 +241,13 @@ class ByteLevelBPETokenizer:
         known = vocabulary.special_ids
         for name, number in self.added.items():
             if name in known and known[name] != number:
-                raise UserError(f"special token {name!r} is {number} in the tokenizer files, {known[name]} in the vocabulary")
+                raise UserError(
+                    f"special token {name!r} is {number} in the tokenizer files, {known[name]} in the vocabulary"
+                )
 
 
 def load(path: str | os.PathLike) -> SentencePieceTokenizer | ByteLevelBPETokenizer:
-    """The text tokenizer at `path`: SentencePiece for a `.model` file or a folder with one, byte-level BPE otherwise."""
+    """The text tokenizer at `path`: SentencePiece for a `.model` file or its folder, byte-level BPE otherwise."""
     place = Path(path)
     if place.suffix == ".model" or (place / MODEL_FILE).exists():
         return SentencePieceTokenizer.load(place)

@@ -1,0 +1,1 @@
+"""Data sets to packed batches: encoding, storage, sources, mixture, packing, streams, loader."""

@@ -1,0 +1,163 @@
+"""Packing: several samples in one row of L tokens and T speech frames, none of them cut.
+
+`best_fit` keeps a bounded number of open rows and puts each sample into the fullest one that still takes it; when
+none does, the fullest is emitted. `released` is the released code's greedy rule: one open row, emitted when the next
+sample does not fit, its padding counted as part of the last sample (segment and positions continue through it).
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from omnidiff_jax.errors import UserError
+
+T = TypeVar("T")
+STRATEGIES = ("best_fit", "released")
+
+
+@dataclasses.dataclass(frozen=True)
+class PackingConfig:
+    """The shape of a packed row.
+
+    Attributes:
+        length: tokens L of a row.
+        frames: speech frames T of a row, query slots included; 0 = no speech, `ModelInputs.speech` is None.
+        samples: most samples S in a row.
+        open_rows: rows kept open by `best_fit`; more of them waste fewer tokens and delay samples longer.
+        strategy: "best_fit" or "released".
+        query_rows: rows of the speech encoder's query table that open every utterance.
+        frame_width: width of a speech frame.
+    """
+
+    length: int = 3072
+    frames: int = 1536
+    samples: int = 96
+    open_rows: int = 24
+    strategy: str = "best_fit"
+    query_rows: tuple[int, ...] = (0, 1, 2, 15)
+    frame_width: int = 560
+
+    def __post_init__(self):
+        if self.strategy not in STRATEGIES:
+            raise UserError(f"packing strategy = {self.strategy!r} must be one of {STRATEGIES}")
+        if min(self.length, self.samples, self.open_rows) < 1 or self.frames < 0:
+            raise UserError("packing length, samples and open_rows must be positive, frames not negative")
+
+    @property
+    def rows_held(self) -> int:
+        """How many rows the strategy keeps open."""
+        return 1 if self.strategy == "released" else self.open_rows
+
+
+class OpenRow(Generic[T]):
+    """A row being filled: its items and what they use."""
+
+    __slots__ = ("frames", "items", "tokens")
+
+    def __init__(self) -> None:
+        self.items: list[T] = []
+        self.tokens = 0
+        self.frames = 0
+
+
+class Packer(Generic[T]):
+    """Assigns items to rows by their sizes. Deterministic: the same items in the same order give the same rows.
+
+    The state is `open`, the rows being filled, oldest first; adding the items of a saved state's rows with `resume`
+    restores it exactly.
+    """
+
+    def __init__(self, config: PackingConfig):
+        self._config = config
+        self.open: list[OpenRow[T]] = []
+
+    def fits(self, tokens: int, frames: int) -> bool:
+        """Whether an empty row takes an item of these sizes."""
+        return tokens <= self._config.length and frames <= self._config.frames
+
+    def add(self, item: T, tokens: int, frames: int) -> list[list[T]]:
+        """Places one item that `fits`; returns the rows (lists of items) completed by it, usually none."""
+        config = self._config
+        best, most = None, -1
+        for row in self.open:
+            if most < row.tokens <= config.length - tokens and row.frames + frames <= config.frames:
+                best, most = row, row.tokens
+        done: list[list[T]] = []
+        if best is None:
+            if len(self.open) == config.rows_held:
+                done.append(self._close(max(self.open, key=lambda row: row.tokens)))
+            best = OpenRow()
+            self.open.append(best)
+        best.items.append(item)
+        best.tokens += tokens
+        best.frames += frames
+        if len(best.items) == config.samples:
+            done.append(self._close(best))
+        return done
+
+    def resume(self, rows: Sequence[Sequence[tuple[T, int, int]]]) -> None:
+        """Restores open rows from their items with sizes, (item, tokens, frames), oldest row first."""
+        self.open = []
+        for items in rows:
+            row: OpenRow[T] = OpenRow()
+            for item, tokens, frames in items:
+                row.items.append(item)
+                row.tokens += tokens
+                row.frames += frames
+            self.open.append(row)
+
+    def _close(self, row: OpenRow[T]) -> list[T]:
+        self.open.remove(row)
+        return row.items
+
+
+@dataclasses.dataclass(frozen=True)
+class ReleasedRow:
+    """A row in the released code's form, for parity.
+
+    Attributes:
+        input_ids: int32 [L], padded with the pad id.
+        labels: int32 [L], padded with -100.
+        position_ids: int32 [L], restarting per sample, continuing through the padding.
+        attention_mask: int32 [L], 1 where a sample is.
+        cu_seq_lens: int32 [samples + 1], starts of the samples, then L.
+    """
+
+    input_ids: np.ndarray
+    labels: np.ndarray
+    position_ids: np.ndarray
+    attention_mask: np.ndarray
+    cu_seq_lens: np.ndarray
+
+
+def pack_released(samples: Sequence[tuple[np.ndarray, np.ndarray]], length: int, pad: int) -> list[ReleasedRow]:
+    """The released code's packing of (ids, labels) samples, int [n] each, into complete rows.
+
+    Samples longer than a row are dropped, and the unfinished last row is never emitted.
+    """
+    packer: Packer[int] = Packer(PackingConfig(length=length, frames=0, samples=length + 1, strategy="released"))
+    rows: list[list[int]] = []
+    for number, (ids, _) in enumerate(samples):
+        if packer.fits(len(ids), 0):
+            rows += packer.add(number, len(ids), 0)
+    return [_released_row([samples[i] for i in row], length, pad) for row in rows]
+
+
+def _released_row(samples: Sequence[tuple[np.ndarray, np.ndarray]], length: int, pad: int) -> ReleasedRow:
+    lengths = np.array([len(ids) for ids, _ in samples])
+    used = int(lengths.sum())
+    input_ids = np.full(length, pad, np.int32)
+    labels = np.full(length, -100, np.int32)
+    input_ids[:used] = np.concatenate([ids for ids, _ in samples])
+    labels[:used] = np.concatenate([label for _, label in samples])
+    starts = np.cumsum(lengths) - lengths
+    lengths[-1] += length - used
+    return ReleasedRow(
+        input_ids,
+        labels,
+        (np.arange(length) - np.repeat(starts, lengths)).astype(np.int32),
+        (np.arange(length) < used).astype(np.int32),
+        np.append(starts, length).astype(np.int32),
+    )

@@ -1,0 +1,201 @@
+"""Virtual streams: the order of data does not know the number of hosts.
+
+A run fixes V streams. Stream v walks over every source with its own stride, interleaves them by the stage's weights,
+packs rows, and yields B / V rows of each global batch: rows v * B / V onwards. A host owns whole streams; a checkpoint
+holds the state of all. So one host, four hosts and a resume on two give the same batches.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from omnidiff_jax.data.mixture import Interleave, Stage, shuffled, stage_at
+from omnidiff_jax.data.packing import Packer, PackingConfig
+from omnidiff_jax.data.rows import Sample, tail_pads
+from omnidiff_jax.data.sources import RandomAccess, RejectedRecord
+from omnidiff_jax.errors import UserError
+from omnidiff_jax.records import EncodedExample
+from omnidiff_jax.vocabulary import Vocabulary
+
+# (index of the source, how many samples this stream had drawn from it before)
+Draw = tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Order and shape of the data; two runs with equal configs and sources see equal batches.
+
+    Attributes:
+        seed: keys every shuffle and tail-pad count.
+        batch_size: rows B of a global batch.
+        streams: virtual streams V; divides `batch_size`, and the largest host count ever used divides it.
+        max_tail_pads: each sample gets 1..max pad tokens appended; 0 = none.
+        packing: shape of a row.
+        prefetch: batches prepared ahead by the loader.
+    """
+
+    seed: int = 0
+    batch_size: int = 128
+    streams: int = 32
+    max_tail_pads: int = 16
+    packing: PackingConfig = PackingConfig()
+    prefetch: int = 2
+
+    def __post_init__(self):
+        if min(self.batch_size, self.streams, self.prefetch) < 1 or self.max_tail_pads < 0:
+            raise UserError("batch_size, streams and prefetch must be positive, max_tail_pads not negative")
+        if self.batch_size % self.streams:
+            raise UserError(f"streams = {self.streams} must divide batch_size = {self.batch_size}")
+
+    @property
+    def rows_per_stream(self) -> int:
+        """Rows that each stream gives to a batch."""
+        return self.batch_size // self.streams
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """What all streams of a run share.
+
+    Attributes:
+        sources: name -> encoded samples; the order of the names is part of the run.
+        stages: the curriculum; their weights name sources.
+        vocabulary: ids of padding and speech slots.
+    """
+
+    sources: Mapping[str, RandomAccess[EncodedExample]]
+    stages: Sequence[Stage]
+    vocabulary: Vocabulary
+
+    def __post_init__(self):
+        if not self.stages:
+            raise UserError("the curriculum has no stage; give it at least one")
+        for stage in self.stages:
+            stage.check(list(self.sources))
+            for name, weight in stage.weights.items():
+                if weight and not len(self.sources[name]):
+                    raise UserError(
+                        f"source {name!r} of stage {stage.name!r} is empty; build it or set its weight to 0"
+                    )
+
+
+class StreamDataset(grain.IterDataset):
+    """Endless packed rows (lists of `Sample`) of one virtual stream."""
+
+    def __init__(self, corpus: Corpus, config: DataConfig, number: int):
+        """Args: what the run shares, its config, and the stream's number in 0 .. V - 1."""
+        super().__init__()
+        self._corpus, self._config, self._number = corpus, config, number
+
+    def __iter__(self) -> "Stream":
+        return Stream(self._corpus, self._config, self._number)
+
+
+class Stream(grain.DatasetIterator):
+    """Iterator of one virtual stream; `get_state` is JSON and restores exactly, half-filled rows included."""
+
+    def __init__(self, corpus: Corpus, config: DataConfig, number: int):
+        super().__init__()
+        self._corpus, self._config, self._number = corpus, config, number
+        self._names = list(corpus.sources)
+        self._draws = [0] * len(self._names)
+        self._rows = 0
+        self._stage = 0
+        self._interleave = self._start_stage(0)
+        self._packer: Packer[tuple[Draw, Sample]] = Packer(config.packing)
+        self._ready: collections.deque[list[tuple[Draw, Sample]]] = collections.deque()
+        self.rejected: collections.Counter[str] = collections.Counter()
+
+    def __next__(self) -> list[Sample]:
+        stage = stage_at(self._corpus.stages, self._rows // self._config.rows_per_stream)
+        if stage != self._stage:
+            self._stage = stage
+            self._interleave = self._start_stage(stage)
+        while not self._ready:
+            self._pull()
+        self._rows += 1
+        return [sample for _, sample in self._ready.popleft()]
+
+    def get_state(self) -> dict[str, Any]:
+        """Counters, and the draws in open and ready rows; the samples themselves are read again on restore."""
+        return {
+            "rows": self._rows,
+            "stage": self._stage,
+            "taken": list(self._interleave.taken),
+            "draws": list(self._draws),
+            "open": [[draw for draw, _ in row.items] for row in self._packer.open],
+            "ready": [[draw for draw, _ in row] for row in self._ready],
+            "rejected": dict(self.rejected),
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continues where `get_state` was called.
+
+        Raises:
+            UserError: the state belongs to other sources, or a sample in it can no longer be read.
+        """
+        if len(state["draws"]) != len(self._names):
+            raise UserError(
+                f"the saved data state has {len(state['draws'])} sources, this run has {len(self._names)}; "
+                "resume with the same data sets"
+            )
+        self._rows, self._stage = state["rows"], state["stage"]
+        self._interleave = self._start_stage(self._stage)
+        self._interleave.taken = list(state["taken"])
+        self._draws = list(state["draws"])
+        self.rejected = collections.Counter(state["rejected"])
+        self._packer.resume([[self._sized(draw) for draw in row] for row in state["open"]])
+        self._ready = collections.deque([[self._sized(draw)[0] for draw in row] for row in state["ready"]])
+
+    def _start_stage(self, stage: int) -> Interleave:
+        weights = self._corpus.stages[stage].weights
+        return Interleave([weights.get(name, 0.0) for name in self._names], self._number)
+
+    def _pull(self) -> None:
+        """Draws samples until one is usable and gives it to the packer."""
+        for _ in range(sum(map(len, self._corpus.sources.values())) + 1):
+            source = self._interleave.choose()
+            draw = (source, self._draws[source])
+            self._draws[source] += 1
+            try:
+                sample = self._read(draw)
+            except RejectedRecord as error:
+                self.rejected[error.reason] += 1
+                continue
+            self._ready.extend(self._packer.add((draw, sample), sample.tokens, sample.frames))
+            return
+        reasons = ", ".join(f"{reason} ({count})" for reason, count in self.rejected.most_common(3))
+        raise UserError(f"no sample of the data sets can be used: {reasons}")
+
+    def _sized(self, draw: Sequence[int]) -> tuple[tuple[Draw, Sample], int, int]:
+        source, count = draw
+        try:
+            sample = self._read((source, count))
+        except RejectedRecord as error:
+            raise UserError(
+                f"a sample of {self._names[source]!r} in the saved data state is unusable now ({error})"
+            ) from error
+        return ((source, count), sample), sample.tokens, sample.frames
+
+    def _read(self, draw: Draw) -> Sample:
+        """The sample of a draw: draw j of stream v is step j * V + v of the walk over the source."""
+        config, name = self._config, self._names[draw[0]]
+        source = self._corpus.sources[name]
+        position = draw[1] * config.streams + self._number
+        index, epoch = shuffled(position, len(source), config.seed, name)
+        example = source[index]
+        counts = example.frame_counts
+        frames = int(counts.sum()) + len(config.packing.query_rows) * len(counts) if len(counts) else 0
+        if np.count_nonzero(example.tokens == self._corpus.vocabulary.context_audio) != frames:
+            raise RejectedRecord("speech slots do not match the frames", f"sample {example.sample_id}")
+        pads = tail_pads(example, epoch, config.seed, config.max_tail_pads, self._corpus.vocabulary.pad)
+        sample = Sample(example, epoch, pads, len(example.tokens) + pads, frames)
+        if sample.tokens > config.packing.length:
+            raise RejectedRecord("longer than a row", f"sample {example.sample_id} has {sample.tokens} tokens")
+        if frames > config.packing.frames:
+            raise RejectedRecord("more speech than a row's frames", f"sample {example.sample_id} has {frames}")
+        return sample

@@ -1,0 +1,230 @@
+"""Mixture, streams and loader: exact proportions, exact restore, the same batches on any number of hosts."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from data_world import TASKS, VOCABULARY, corpus, example
+from hypothesis import given
+from hypothesis import strategies as st
+from jax.sharding import NamedSharding, PartitionSpec
+
+from omnidiff_jax.data.loader import HostBatches, Loader, owned_streams
+from omnidiff_jax.data.mixture import Interleave, Stage, scaled, shuffled, stage_at
+from omnidiff_jax.data.packing import PackingConfig
+from omnidiff_jax.data.sources import RejectedRecord
+from omnidiff_jax.data.streams import Corpus, DataConfig, Stream
+from omnidiff_jax.errors import UserError
+
+PACKING = PackingConfig(length=64, frames=32, samples=8, open_rows=3, frame_width=3)
+CONFIG = DataConfig(seed=3, batch_size=8, streams=4, max_tail_pads=4, packing=PACKING)
+
+
+def same(first, second):
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def take(batches, count):
+    return [next(batches) for _ in range(count)]
+
+
+@given(
+    weights=st.lists(st.floats(0.05, 1.0), min_size=1, max_size=9),
+    stream=st.integers(0, 64),
+    start=st.integers(0, 200),
+    length=st.integers(1, 200),
+)
+def test_every_window_has_the_proportions(weights, stream, start, length):
+    interleave = Interleave(weights, stream)
+    chosen = [interleave.choose() for _ in range(start + length)][start:]
+    counts = np.bincount(chosen, minlength=len(weights))
+    assert np.abs(counts - length * np.array(weights) / sum(weights)).max() <= 4
+
+
+def test_sources_without_weight_are_never_chosen():
+    interleave = Interleave([0.0, 1.0, 0.0])
+    assert {interleave.choose() for _ in range(50)} == {1}
+
+
+@given(size=st.integers(1, 300), seed=st.integers(0, 5))
+def test_every_epoch_is_another_permutation(size, seed):
+    walk = [shuffled(p, size, seed, "source") for p in range(3 * size)]
+    epochs = [[index for index, epoch in walk if epoch == e] for e in range(3)]
+    assert all(sorted(order) == list(range(size)) for order in epochs)
+    if size > 20:
+        assert epochs[0] != epochs[1] != epochs[2] and epochs[0] != sorted(epochs[0])
+
+
+def test_stages_scale_in_proportion():
+    stages = [Stage("a", 600, {"x": 1.0}), Stage("b", 300, {"x": 1.0}), Stage("c", 100, {"x": 1.0})]
+    assert [stage.steps for stage in scaled(stages, 100)] == [60, 30, 10]
+    assert [stage.steps for stage in scaled(stages, 4)] == [2, 1, 1]
+    assert [stage.steps for stage in scaled(stages, 2000)] == [600, 300, 100]
+    for total in range(3, 60):
+        assert sum(stage.steps for stage in scaled(stages, total)) == total
+    assert [stage_at(stages, step) for step in (0, 599, 600, 899, 900, 5000)] == [0, 0, 1, 1, 2, 2]
+    with pytest.raises(UserError, match="total_steps"):
+        scaled(stages, 2)
+
+
+@pytest.mark.parametrize("owners", [[[0, 1], [2, 3]], [[0], [1], [2], [3]]])
+def test_two_or_four_hosts_give_the_batches_of_one(owners):
+    one = take(HostBatches(corpus(), CONFIG, TASKS), 6)
+    hosts = [HostBatches(corpus(), CONFIG, TASKS, owned) for owned in owners]
+    for whole in one:
+        parts = [next(host) for host in hosts]
+        same(whole, jax.tree.map(lambda *rows: np.concatenate(rows), *parts))
+
+
+@pytest.mark.parametrize("cut", [0, 1, 3, 7])
+def test_a_resume_on_two_hosts_continues_the_run_of_one(cut):
+    stages = (Stage("first", 4, {"read": 1.0}), Stage("second", 4, {"hear": 1.0, "draw": 1.0}))
+    whole = HostBatches(corpus(stages), CONFIG, TASKS)
+    take(whole, cut)
+    state = json.loads(json.dumps(whole.get_state()))
+    expected = take(whole, 5)
+    hosts = [HostBatches(corpus(stages), CONFIG, TASKS, owned) for owned in ([0, 1], [2, 3])]
+    for host in hosts:
+        take(host, 2)
+        host.set_state(state)
+    for batch in expected:
+        same(batch, jax.tree.map(lambda *rows: np.concatenate(rows), *[next(host) for host in hosts]))
+
+
+def test_stream_restores_mid_pack_after_every_row():
+    stream = Stream(corpus(), CONFIG, 2)
+    states, rows = [], []
+    for _ in range(12):
+        states.append(json.loads(json.dumps(stream.get_state())))
+        rows.append([sample.example.sample_id for sample in next(stream)])
+    fresh = Stream(corpus(), CONFIG, 2)
+    for number, state in enumerate(states):
+        fresh.set_state(state)
+        assert [sample.example.sample_id for sample in next(fresh)] == rows[number]
+        assert json.loads(json.dumps(fresh.get_state())) == (
+            states[number + 1] if number + 1 < len(states) else json.loads(json.dumps(stream.get_state()))
+        )
+
+
+def test_streams_share_each_epoch_without_overlap():
+    streams = [Stream(corpus(), CONFIG, number) for number in range(4)]
+    for stream in streams:
+        take(stream, 40)
+    seen = {}
+    for stream in streams:
+        packed = stream.get_state()
+        draws = packed["draws"][0]
+        for j in range(draws):
+            index, epoch = shuffled(j * 4 + stream._number, 40, CONFIG.seed, "read")
+            assert (index, epoch) not in seen
+            seen[index, epoch] = True
+    assert all((index, 0) in seen for index in range(40))
+
+
+def test_stages_follow_each_other_at_their_step():
+    stages = (Stage("first", 5, {"read": 1.0}), Stage("second", 5, {"draw": 1.0}))
+    batches = take(HostBatches(corpus(stages), CONFIG, TASKS), 12)
+    tasks = [set(batch.task_ids[batch.task_ids >= 0].tolist()) for batch in batches]
+    assert all(found == {0} for found in tasks[:5])
+    assert all(found == {2} for found in tasks[9:])
+
+
+def test_proportions_of_samples_hold_in_the_batches():
+    batches = take(HostBatches(corpus(), CONFIG, TASKS), 40)
+    ids = np.concatenate([batch.task_ids[batch.task_ids >= 0] for batch in batches])
+    shares = np.bincount(ids, minlength=3) / len(ids)
+    np.testing.assert_allclose(shares, [0.5, 0.25, 0.25], atol=0.03)
+
+
+class Faulty:
+    """A source in which every third sample is broken and one is too long."""
+
+    def __len__(self):
+        return 30
+
+    def __getitem__(self, index):
+        if index % 3 == 0:
+            raise RejectedRecord("corrupt image", f"file {index}")
+        return example(index, "read", 200 if index == 1 else 10)
+
+
+def test_unusable_samples_are_skipped_and_counted():
+    faulty = Corpus({"read": Faulty()}, (Stage("only", 9, {"read": 1.0}),), VOCABULARY)
+    batches = HostBatches(faulty, CONFIG, TASKS)
+    take(batches, 12)
+    rejected = batches.rejected
+    assert rejected["corrupt image"] > 10 * rejected["longer than a row"] / 2 > 0
+    state = batches.get_state()
+    resumed = HostBatches(faulty, CONFIG, TASKS)
+    resumed.set_state(state)
+    assert resumed.rejected == rejected
+
+
+def test_a_source_without_a_usable_sample_ends_in_one_line():
+    slots = example(1)
+    slots.tokens[0] = VOCABULARY.context_audio
+    for broken in (example(1, text=500), example(1, heard=(30,)), slots):
+        only = Corpus({"read": [broken]}, (Stage("only", 9, {"read": 1.0}),), VOCABULARY)
+        with pytest.raises(UserError, match="no sample"):
+            next(HostBatches(only, CONFIG, TASKS))
+
+
+def test_wrong_runs_are_refused():
+    with pytest.raises(UserError, match="streams = 3 must divide"):
+        DataConfig(batch_size=8, streams=3)
+    with pytest.raises(UserError, match="did you mean 'read'"):
+        corpus((Stage("one", 1, {"reed": 1.0}),))
+    with pytest.raises(UserError, match="positive weight"):
+        Stage("one", 1, {"read": 0.0})
+    with pytest.raises(UserError, match="steps"):
+        Stage("one", 0, {"read": 1.0})
+    with pytest.raises(UserError, match="empty"):
+        corpus(sizes=(0, 3, 3))
+    with pytest.raises(UserError, match="streams"):
+        Loader(corpus(), CONFIG, TASKS).set_state({"0": {}})
+
+
+def test_loader_state_is_that_of_the_consumed_batches():
+    reference = HostBatches(corpus(), CONFIG, TASKS)
+    expected = take(reference, 9)
+    with Loader(corpus(), CONFIG, TASKS) as loader:
+        for batch in expected[:4]:
+            same(batch, next(loader))
+        state = json.loads(json.dumps(loader.get_state()))
+        same(expected[4], next(loader))
+        loader.close()
+        same(expected[5], next(loader))
+        loader.set_state(state)
+        for batch in expected[4:]:
+            same(batch, next(loader))
+        stats = loader.stats()
+    assert 0.8 < stats.token_efficiency <= 1 and 0 < stats.frame_efficiency <= 1 and stats.batches == 11
+    assert stats.rejected == {}
+
+
+def test_loader_hands_over_the_threads_error():
+    only = Corpus({"read": [example(1, text=500)]}, (Stage("only", 9, {"read": 1.0}),), VOCABULARY)
+    with Loader(only, CONFIG, TASKS) as loader, pytest.raises(UserError, match="no sample"):
+        next(loader)
+
+
+def test_loader_places_rows_on_the_mesh():
+    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), devices=jax.devices()[:8])
+    sharding = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    expected = next(HostBatches(corpus(), CONFIG, TASKS))
+    with Loader(corpus(), CONFIG, TASKS, sharding) as loader:
+        batch = next(loader)
+    same(expected, batch)
+    assert batch.inputs.tokens.sharding.is_equivalent_to(sharding, 2)
+    assert batch.inputs.speech.features.addressable_shards[0].data.shape == (2, 32, 3)
+
+
+def test_hosts_must_own_whole_streams():
+    class HalfRows:
+        def addressable_devices_indices_map(self, shape):
+            return {"here": (slice(0, shape[0] // 2),), "also": (slice(0, shape[0] // 2),)}
+
+    assert owned_streams(HalfRows(), CONFIG) == [0, 1]
+    with pytest.raises(UserError, match="whole streams"):
+        owned_streams(HalfRows(), DataConfig(batch_size=8, streams=1, packing=PACKING))
