@@ -9,6 +9,7 @@ import numpy as np
 from data_pipelines.scenes.scene import (
     BACKGROUNDS,
     COLORS,
+    HELD_OUT_PAIRS,
     PLACES,
     SHAPES,
     SIZES,
@@ -19,6 +20,9 @@ from data_pipelines.scenes.scene import (
 )
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+# Colour and shape as they are said; train and test name only KINDS, neither showing nor mentioning the held-out ones.
+HELD_OUT_KINDS = frozenset(f"{color} {shape}" for color, shape in HELD_OUT_PAIRS)
+KINDS = frozenset(f"{color} {shape}" for color in COLORS for shape in SHAPES) - HELD_OUT_KINDS
 QUESTION_KINDS = ("color", "shape", "where", "count", "what", "exists", "background")
 
 
@@ -75,10 +79,9 @@ def questions(scene: Scene) -> dict[str, list[Question]]:
         else:
             add("what", f"what is {place}", thing_there.kind, _with_article(thing_there.kind))
     kinds = {thing.kind for thing in scene.objects}
-    for color in COLORS:
-        for shape in SHAPES:
-            answer = "yes" if f"{color} {shape}" in kinds else "no"
-            add("exists", f"is there {_with_article(f'{color} {shape}')}", answer, answer)
+    for kind in sorted(kinds | KINDS):
+        answer = "yes" if kind in kinds else "no"
+        add("exists", f"is there {_with_article(kind)}", answer, answer)
     add("background", "what is the background", scene.background, f"it is {scene.background}")
     return found
 
@@ -168,13 +171,17 @@ def parse_caption(text: str) -> Scene | None:
 
 
 def answer_phrases() -> tuple[str, ...]:
-    """Every phrase that can be a spoken answer, sorted."""
+    """Every phrase that can be a spoken answer in train and test, sorted."""
     phrases = {"yes", "no", "nothing", "one object", "two objects", "three objects"}
     phrases |= {question.phrase for question in KNOWLEDGE}
     phrases |= {f"it is {word}" for word in COLORS + PLACES + BACKGROUNDS}
     phrases |= {f"it is a {shape}" for shape in SHAPES}
-    phrases |= {_with_article(f"{color} {shape}") for color in COLORS for shape in SHAPES}
-    return tuple(sorted(phrases))
+    return tuple(sorted(phrases | {_with_article(kind) for kind in KINDS}))
+
+
+def held_out_phrases() -> tuple[str, ...]:
+    """The spoken answers that occur in the compositional split alone, sorted."""
+    return tuple(sorted(_with_article(kind) for kind in HELD_OUT_KINDS))
 
 
 def answer_words() -> tuple[str, ...]:

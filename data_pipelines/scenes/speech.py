@@ -18,15 +18,16 @@ import threading
 
 import espeakng_loader
 import numpy as np
-import scipy.signal
 
 from data_pipelines.scenes.scene import generator
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.media.features import resample
 from omnidiff_jax.records import Waveform
 
 RATE = 16000
 GRID = 1280  # samples of one speech code: 80 ms at 16 kHz
 VOICE_COUNT = 1024
+_SILENCE = 0.01  # of full scale
 
 _SYNCHRONOUS, _DONT_EXIT, _UTF8 = 2, 0x8000, 1
 _LONGEST_DATA_PATH = 140  # the engine's buffer for the path has 160 characters
@@ -97,8 +98,8 @@ def _data_path() -> str:
     return link
 
 
-def _synthesize(text: str, voice: Voice) -> tuple[np.ndarray, int]:
-    """int16 samples and their rate, from a freshly loaded engine."""
+def _synthesize(text: str, voice: Voice) -> np.ndarray:
+    """float32 [n] at RATE, from a freshly loaded engine, without the silence at both ends."""
     chunks: list[bytes] = []
 
     @_CALLBACK
@@ -113,6 +114,7 @@ def _synthesize(text: str, voice: Voice) -> tuple[np.ndarray, int]:
             rate = library.espeak_Initialize(_SYNCHRONOUS, 0, _data_path().encode(), _DONT_EXIT)
             if rate <= 0:
                 raise UserError(f"espeak-ng found no voices in {_data_path()}; reinstall espeakng-loader")
+            library.espeak_ng_SetRandSeed(ctypes.c_long(1))  # breath noise; the engine seeds it with the clock
             library.espeak_SetSynthCallback(collect)
             if library.espeak_SetVoiceByName(voice.name.encode()):
                 raise UserError(f"espeak-ng has no voice {voice.name!r}")
@@ -125,33 +127,16 @@ def _synthesize(text: str, voice: Voice) -> tuple[np.ndarray, int]:
             library.espeak_Terminate()
         finally:
             _ctypes.dlclose(library._handle)
-    return np.frombuffer(b"".join(chunks), np.int16), rate
-
-
-@functools.lru_cache(maxsize=1)
-def _filter(up: int, down: int) -> np.ndarray:
-    taps = scipy.signal.firwin(2 * 8 * max(up, down) + 1, 1 / max(up, down), window=("kaiser", 5.0))
-    return taps.astype(np.float32)
-
-
-def _resample(samples: np.ndarray, rate: int) -> np.ndarray:
-    """float32 in [-1, 1] at RATE."""
-    divisor = np.gcd(RATE, rate)
-    up, down = RATE // divisor, rate // divisor
-    scaled = samples.astype(np.float32) / 32768.0
-    return np.clip(scipy.signal.resample_poly(scaled, up, down, window=_filter(up, down)), -1.0, 1.0)
-
-
-def _trim(wave: np.ndarray, threshold: float = 0.01) -> np.ndarray:
-    """Without the silence at both ends."""
-    loud = np.flatnonzero(np.abs(wave) > threshold)
+    samples = np.frombuffer(b"".join(chunks), np.int16).astype(np.float32) / 32768.0
+    wave = np.clip(resample(samples, rate, RATE), -1.0, 1.0) if samples.size else samples
+    loud = np.flatnonzero(np.abs(wave) > _SILENCE)
     return wave[loud[0] : loud[-1] + 1] if loud.size else wave[:0]
 
 
 @functools.lru_cache(maxsize=4096)
 def _word(word: str) -> np.ndarray:
     """One word in the answering voice, padded with silence to whole speech codes."""
-    wave = _trim(_resample(*_synthesize(word, ANSWER_VOICE)))
+    wave = _synthesize(word, ANSWER_VOICE)
     padded = np.zeros(-(-len(wave) // GRID) * GRID, np.float32)
     padded[: len(wave)] = wave
     padded.setflags(write=False)
@@ -167,4 +152,4 @@ def say(text: str, voice: Voice) -> Waveform:
     if voice == ANSWER_VOICE:
         words = [_word(word) for word in text.replace(",", " ").replace(".", " ").split()]
         return Waveform(np.concatenate(words) if words else np.zeros(0, np.float32), RATE)
-    return Waveform(_trim(_resample(*_synthesize(text, voice))), RATE)
+    return Waveform(_synthesize(text, voice), RATE)
