@@ -142,10 +142,14 @@ _OBJECT = re.compile(
 _BACKGROUND = re.compile(rf"on ({'|'.join(BACKGROUNDS)})")
 
 
+def _thing(match: re.Match[str]) -> Thing:
+    return Thing(match["size"], match["color"], match["shape"], match["place"])
+
+
 def parse_object(text: str) -> Thing | None:
     """The one object that the text names ("small red circle top left"), or None."""
     match = _OBJECT.fullmatch(text.strip())
-    return Thing(**match.groupdict()) if match else None
+    return _thing(match) if match else None
 
 
 def parse_caption(text: str) -> Scene | None:
@@ -158,7 +162,7 @@ def parse_caption(text: str) -> Scene | None:
     rest = " ".join(text.lower().replace(",", " ").replace(".", " ").split())
     things: dict[str, Thing] = {}
     while match := _OBJECT.match(rest):
-        thing = Thing(**match.groupdict())
+        thing = _thing(match)
         if thing.place in things:
             return None
         things[thing.place] = thing

@@ -1,7 +1,6 @@
 """Building the SDVI set: spoken questions about images, answered in text and speech, and spoken prompts for images.
 
-Sources are JSONL files in the released format (`{"messages": [{"role", "content"}], "images": [paths]}`); speech comes
-from any `Speaker`.
+Sources are any random-access records, JSONL files in the released format among them; speech comes from any `Speaker`.
 """
 
 import collections
@@ -10,12 +9,13 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from data_pipelines.sdvi.rules import speakable
-from omnidiff_jax.data.sources import RejectedRecord
+from data_pipelines.sdvi.rules import NOTHING_TO_SAY, speakable
+from omnidiff_jax.config import suggest
+from omnidiff_jax.data.sources import JsonlRecords, RandomAccess, RejectedRecord
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.media.audio import write_wav
 from omnidiff_jax.records import AUDIO_TAG, IMAGE_TAG, Message, Record, Waveform, stable_id
@@ -75,30 +75,18 @@ def speech_to_image(sample_id: int, prompt: str, image: Any, voice: int, speaker
     return Record(sample_id, "s2i", messages, (image,), (speaker(prompt, voice),), {"heard": prompt, "voice": voice})
 
 
-def question_answer_pairs(sample: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Every user turn with the answer that follows it."""
-    messages = sample["messages"]
-    for asked, answered in zip(messages, messages[1:], strict=False):
-        if asked["role"] == "user" and answered["role"] == "assistant":
-            yield asked["content"], answered["content"]
+def build_spoken_vqa(source: RandomAccess[Record], speaker: Speaker, counts: Counts, seed: int = 0) -> Iterator[Record]:
+    """Spoken VQA records of visual question answering; what is dropped or rewritten is added to `counts`.
 
-
-def build_spoken_vqa(
-    samples: Iterable[Mapping[str, Any]], speaker: Speaker, counts: Counts, seed: int = 0
-) -> Iterator[Record]:
-    """Spoken VQA records of samples in the released format; what is dropped or rewritten is added to `counts`.
-
-    The voice of a question is drawn from its place in the set, so that it does not depend on what was dropped before.
+    Every turn of a conversation is a pair of its own. The voice of a question is drawn from the place of the pair in
+    the source, so that it does not depend on what was dropped before.
     """
-    for number, sample in enumerate(samples):
-        try:
-            pairs, image = list(question_answer_pairs(sample)), sample["images"][0]
-        except (KeyError, IndexError, TypeError):
-            counts.rejected["malformed sample"] += 1
-            continue
-        for turn, (question, answer) in enumerate(pairs):
+    for number, record in _usable(source, counts):
+        for turn, (asked, answered) in enumerate(zip(record.messages, record.messages[1:], strict=False)):
+            if (asked.role, answered.role) != ("user", "assistant"):
+                continue
             try:
-                pair = speakable(question, answer)
+                pair = speakable(asked.content, answered.content)
             except RejectedRecord as rejection:
                 counts.rejected[rejection.reason] += 1
                 continue
@@ -106,51 +94,49 @@ def build_spoken_vqa(
             counts.rewritten += pair.rewritten
             voice = stable_id("sdvi voice", seed, number, turn) % VOICES
             identity = stable_id("sdvi", seed, number, turn)
-            yield spoken_vqa(identity, pair.question, pair.answer, image, voice, speaker)
+            yield spoken_vqa(identity, pair.question, pair.answer, record.images[0], voice, speaker)
 
 
 def build_speech_to_image(
-    samples: Iterable[Mapping[str, Any]], speaker: Speaker, counts: Counts, seed: int = 0
+    source: RandomAccess[Record], speaker: Speaker, counts: Counts, seed: int = 0
 ) -> Iterator[Record]:
-    """Speech-to-image records of text-to-image samples: the last line of the user's turn is what is spoken."""
-    for number, sample in enumerate(samples):
-        try:
-            prompt = next(m["content"] for m in sample["messages"] if m["role"] == "user").strip().splitlines()[-1]
-            image = sample["images"][0]
-        except (KeyError, IndexError, TypeError, StopIteration):
-            counts.rejected["malformed sample"] += 1
+    """Speech-to-image records of text-to-image pairs: the last line of the user's turn is what is spoken."""
+    for number, record in _usable(source, counts):
+        prompts = [message.content.strip() for message in record.messages if message.role == "user"]
+        if not prompts or not prompts[0]:
+            counts.rejected[NOTHING_TO_SAY] += 1
             continue
         counts.accepted += 1
         voice = stable_id("sdvi voice", seed, number) % VOICES
-        yield speech_to_image(stable_id("sdvi", seed, number), prompt, image, voice, speaker)
+        identity = stable_id("sdvi", seed, number)
+        yield speech_to_image(identity, prompts[0].splitlines()[-1], record.images[0], voice, speaker)
+
+
+def _usable(source: RandomAccess[Record], counts: Counts) -> Iterator[tuple[int, Record]]:
+    """The records that hold an image, with their numbers."""
+    for number in range(len(source)):
+        try:
+            record = source[number]
+        except RejectedRecord as rejection:
+            counts.rejected[rejection.reason] += 1
+            continue
+        if not record.images:
+            counts.rejected["no image"] += 1
+        elif isinstance(record.images[0], str) and not os.path.isfile(record.images[0]):
+            counts.rejected["image file is missing"] += 1
+        else:
+            yield number, record
 
 
 BUILDERS = {"spoken_vqa": build_spoken_vqa, "s2i": build_speech_to_image}
 
 
-def read_jsonl(path: Path, counts: Counts) -> Iterator[dict[str, Any]]:
-    """The samples of a JSONL file; a line that is not a JSON object is counted and passed over."""
-    with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            if not line.strip():
-                continue
-            try:
-                sample = json.loads(line)
-            except json.JSONDecodeError:
-                sample = None
-            if isinstance(sample, dict):
-                yield sample
-            else:
-                counts.rejected["malformed JSON line"] += 1
-
-
 def build(source: Path, target: Path, task: str, speaker: Speaker, seed: int = 0) -> Counts:
-    """Builds an SDVI set on disk: `target/data.jsonl` in the released format and `target/audios/*.wav`, all or nothing.
+    """Builds an SDVI set on disk, whole or not at all: `data.jsonl` in the released format, `audios/`, `images/`.
 
     Args:
-      source: JSONL of visual question answering (`task` "spoken_vqa") or text-to-image pairs ("s2i"); its image
-        paths are relative to its folder, or absolute.
-      target: folder to make; must not exist.
+      source: JSONL of visual question answering (`task` "spoken_vqa") or text-to-image pairs ("s2i").
+      target: folder to make; must not exist. Images are hard links where the file system allows.
       task: "spoken_vqa" or "s2i".
       speaker: makes the speech.
       seed: of the choice of voices.
@@ -159,9 +145,8 @@ def build(source: Path, target: Path, task: str, speaker: Speaker, seed: int = 0
       UserError: source missing, target there already, unknown task.
     """
     if task not in BUILDERS:
-        raise UserError(f"SDVI has no task {task!r}; it has {' and '.join(BUILDERS)}")
-    if not source.is_file():
-        raise UserError(f"{source} is not a file; give a JSONL file in the released format")
+        raise UserError(f"SDVI has no task {task!r}; {suggest(task, BUILDERS)}")
+    records = JsonlRecords(source)
     if target.exists():
         raise UserError(f"{target} exists; remove it or name another folder")
     counts = Counts()
@@ -169,9 +154,10 @@ def build(source: Path, target: Path, task: str, speaker: Speaker, seed: int = 0
     unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         (unfinished / "audios").mkdir()
+        (unfinished / "images").mkdir()
         with (unfinished / "data.jsonl").open("w", encoding="utf-8") as lines:
-            for record in BUILDERS[task](read_jsonl(source, counts), speaker, counts, seed):
-                lines.write(json.dumps(_stored(record, source.parent, unfinished)) + "\n")
+            for record in BUILDERS[task](records, speaker, counts, seed):
+                lines.write(json.dumps(_stored(record, unfinished)) + "\n")
         os.rename(unfinished, target)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -179,14 +165,17 @@ def build(source: Path, target: Path, task: str, speaker: Speaker, seed: int = 0
     return counts
 
 
-def _stored(record: Record, images: Path, folder: Path) -> dict[str, Any]:
-    """The record as a line of the released format, its speech written to `folder`."""
-    audios = []
+def _stored(record: Record, folder: Path) -> dict[str, Any]:
+    """The record as a line of the released format, its media written to `folder`."""
+    images, audios = [], []
+    for number, path in enumerate(record.images):
+        images.append(f"images/{record.sample_id:08x}_{number}{Path(path).suffix}")
+        try:
+            os.link(path, folder / images[-1])
+        except OSError:  # another file system, or one without links
+            shutil.copyfile(path, folder / images[-1])
     for number, waveform in enumerate(record.audios):
         audios.append(f"audios/{record.sample_id:08x}_{number}.wav")
         write_wav(folder / audios[-1], waveform)
-    return {
-        "messages": [dataclasses.asdict(message) for message in record.messages],
-        "images": [str((images / path).resolve()) for path in record.images],
-        "audios": audios,
-    }
+    messages = [dataclasses.asdict(message) for message in record.messages]
+    return {"task": record.task, "messages": messages, "images": images, "audios": audios}
