@@ -1,0 +1,277 @@
+"""Canvases: what the sampler fills. A prompt (known), then an answer whose masked positions are to be generated.
+
+An answer is given as tokens with the mask id wherever the sampler shall write, so that a blank answer, one with
+pre-filled tokens, an image with a hole and a template with several modalities are all the same thing.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import struct
+
+from omnidiff_jax.batch import ModelInputs, SpeechFrames
+from omnidiff_jax.config import suggest
+from omnidiff_jax.errors import UserError
+from omnidiff_jax.models.sanm import packed_frames
+from omnidiff_jax.vocabulary import IdRange, Vocabulary
+
+# Token that stands for an all-zero embedding (released guidance pads its shorter prompt with such vectors).
+ZERO_VECTOR = -1
+
+
+@struct.dataclass
+class Canvas:
+    """A batch of ragged prompts and answers, right-padded (segment id 0).
+
+    Attributes:
+        inputs: tokens (the mask id at positions to generate), segment ids, positions, speech of the prompts.
+        generate: bool [B, L], positions that the sampler writes; all others never change.
+        answer_start: int32 [B], first position of the answer region.
+        answer_length: int32 [B], its length; 0 for a row that only fills up the batch.
+        groups: int32 [B, L], row of `allowed` that a position may take its token from.
+        allowed: bool [G, V], or None: any token anywhere.
+        example_ids: uint32 [B]; noise is keyed by them, so that an answer does not depend on its batch.
+        prompt_embeddings: [B, L, D] or None: embeddings that replace those of the tokens before `answer_start`.
+        mask_id: the mask token.
+    """
+
+    inputs: ModelInputs
+    generate: jax.Array
+    answer_start: jax.Array
+    answer_length: jax.Array
+    groups: jax.Array
+    allowed: jax.Array | None
+    example_ids: jax.Array
+    prompt_embeddings: jax.Array | None = None
+    mask_id: int = struct.field(pytree_node=False, default=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """What is known before the answer.
+
+    Attributes:
+        tokens: int32 [n].
+        frames: float [T, 560], frames of the heard utterances, concatenated; None if there are none.
+        frame_counts: frames of each utterance; utterance u fills `frame_counts[u]` + Q consecutive context-of-audio
+            tokens (Q query slots).
+        embeddings: [n, D] used instead of the tokens' embeddings, or None.
+    """
+
+    tokens: np.ndarray
+    frames: np.ndarray | None = None
+    frame_counts: Sequence[int] = ()
+    embeddings: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What stands after the prompt; the mask id is to be generated.
+
+    Attributes:
+        tokens: int32 [L_i].
+        groups: int32 [L_i], the set of ids each position may take (a row of `AllowedSets.table`); 0 = any.
+    """
+
+    tokens: np.ndarray
+    groups: np.ndarray
+
+    def __add__(self, other: "Answer") -> "Answer":
+        return Answer(np.concatenate([self.tokens, other.tokens]), np.concatenate([self.groups, other.groups]))
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+def known(tokens: Any) -> Answer:
+    """An answer part that is given: `tokens` int [n]."""
+    tokens = np.asarray(tokens, np.int32)
+    return Answer(tokens, np.zeros_like(tokens))
+
+
+def blank(length: int, mask_id: int, group: int = 0) -> Answer:
+    """An answer part of `length` masks, each to be filled from the allowed set `group`."""
+    return Answer(np.full(length, mask_id, np.int32), np.full(length, group, np.int32))
+
+
+def infill(tokens: Any, generate: Any, mask_id: int, group: int = 0) -> Answer:
+    """`tokens` int [n] with the positions `generate` bool [n] to be generated again, the rest kept (inpainting)."""
+    tokens, generate = np.asarray(tokens, np.int32), np.asarray(generate, bool)
+    if tokens.shape != generate.shape:
+        raise UserError(f"{tokens.shape} tokens and {generate.shape} flags to generate them; they must be as many")
+    return Answer(np.where(generate, np.int32(mask_id), tokens), np.where(generate, group, 0).astype(np.int32))
+
+
+@dataclasses.dataclass(frozen=True)
+class Prefill:
+    """Special-token pre-infilling: `token` is put at `fraction` of the answer before decoding.
+
+    Text before begin-of-audio and speech after it are then decoded together. Paper: 0.25; released code: 0.2.
+    """
+
+    token: int
+    fraction: float = 0.25
+
+    def index(self, length: int) -> int:
+        """Where the token stands in an answer of `length` positions."""
+        return int(self.fraction * length)
+
+    def apply(self, answer: Answer, before: int = 0, after: int = 0) -> Answer:
+        """`answer` with the token in place; allowed sets `before` and `after` on either side of it (0 = as given)."""
+        at = self.index(len(answer))
+        tokens, groups = answer.tokens.copy(), answer.groups.copy()
+        tokens[at] = self.token
+        groups[:at] = before or groups[:at]
+        groups[at + 1 :] = after or groups[at + 1 :]
+        return Answer(tokens, groups)
+
+
+class AllowedSets:
+    """Named sets of ids that answer positions may be restricted to; set 0 is `any`.
+
+    Example:
+        sets = AllowedSets(vocabulary, image=[vocabulary.image], speech=[vocabulary.speech, vocabulary.end_audio])
+        answer = blank(16, vocabulary.mask, sets["image"])
+        canvas = build_canvas(prompts, [answer], vocabulary, sets)
+    """
+
+    def __init__(self, vocabulary: Vocabulary, **sets: Sequence[int | IdRange]):
+        self.table = np.ones((1 + len(sets), vocabulary.size), bool)
+        self._index: Mapping[str, int] = {name: i for i, name in enumerate(("any", *sets))}
+        for name, members in sets.items():
+            row = self.table[self._index[name]]
+            row[:] = False
+            for member in members:
+                if isinstance(member, IdRange):
+                    row[member.start : member.stop] = True
+                else:
+                    row[member] = True
+            if not row.any():
+                raise UserError(f"the set of allowed tokens {name!r} is empty")
+
+    def __getitem__(self, name: str) -> int:
+        """Number of the set `name`, for `Answer.groups`.
+
+        Raises:
+            UserError: no such set.
+        """
+        if name not in self._index:
+            raise UserError(f"unknown set of allowed tokens {name!r}; {suggest(name, self._index)}")
+        return self._index[name]
+
+
+def bucket(length: int, multiple: int) -> int:
+    """`length` rounded up to a multiple, at least one multiple."""
+    return max(-(-length // multiple), 1) * multiple
+
+
+def build_canvas(
+    prompts: Sequence[Prompt],
+    answers: Sequence[Answer],
+    vocabulary: Vocabulary,
+    allowed: AllowedSets | None = None,
+    *,
+    example_ids: Sequence[int] | None = None,
+    queries: Sequence[int] = (0, 1, 2, 15),
+    multiple: int = 32,
+    rows: int | None = None,
+    limit: int | None = None,
+) -> Canvas:
+    """Lays prompts and answers out in rows of one length, so that repeated calls reuse compiled code.
+
+    Args:
+        prompts: one per example.
+        answers: one per example.
+        vocabulary: mask, pad and context-of-audio ids are read.
+        allowed: the sets that `Answer.groups` number; None leaves every position free.
+        example_ids: uint32, one per example; 0, 1, ... if None.
+        queries: rows of the speech encoder's query table put before each utterance (`SpeechEncoderConfig.queries`).
+        multiple: L (and the frame buffer) is rounded up to a multiple of this.
+        rows: B; the batch is filled up with empty rows. None = as many as examples.
+        limit: longest prompt + answer allowed.
+
+    Raises:
+        UserError: a prompt and answer longer than `limit`; speech frames that do not match the context-of-audio
+            tokens; more examples than `rows`.
+    """
+    if len(prompts) != len(answers):
+        raise UserError(f"{len(prompts)} prompts and {len(answers)} answers; one answer per prompt is needed")
+    count, total = len(prompts), len(prompts) if rows is None else rows
+    if count > total:
+        raise UserError(f"{count} examples do not fit the {total} rows of a canvas")
+    lengths = [len(p.tokens) + len(a) for p, a in zip(prompts, answers, strict=True)]
+    for i, n in enumerate(lengths):
+        if limit is not None and n > limit:
+            raise UserError(
+                f"example {i}: prompt of {len(prompts[i].tokens)} tokens and answer of {len(answers[i])} need {n} "
+                f"positions, the canvas has {limit}; shorten the prompt or the answer"
+            )
+    length = bucket(max(lengths, default=0), multiple)
+    tokens = np.full((total, length), vocabulary.pad, np.int32)
+    segments, groups = np.zeros((2, total, length), np.int32)
+    start, size = np.zeros((2, total), np.int32)
+    for b, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        n = len(prompt.tokens)
+        start[b], size[b] = n, len(answer)
+        tokens[b, : lengths[b]] = np.concatenate([prompt.tokens, answer.tokens])
+        groups[b, n : lengths[b]] = answer.groups
+        segments[b, : lengths[b]] = 1
+    positions = np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape)
+    in_answer = (positions >= start[:, None]) & (segments > 0)
+    ids = np.arange(count) if example_ids is None else np.asarray(example_ids)
+    return Canvas(
+        inputs=ModelInputs(
+            tokens=tokens,
+            segment_ids=segments,
+            positions=positions * (segments > 0),
+            speech=_speech(prompts, total, vocabulary.context_audio, queries, multiple),
+        ),
+        generate=in_answer & (tokens == vocabulary.mask),
+        answer_start=start,
+        answer_length=size,
+        groups=groups,
+        allowed=None if allowed is None else allowed.table,
+        example_ids=np.pad(ids.astype(np.uint32), (0, total - count)),
+        prompt_embeddings=_embeddings(prompts, total, length),
+        mask_id=vocabulary.mask,
+    )
+
+
+def _embeddings(prompts: Sequence[Prompt], rows: int, length: int) -> np.ndarray | None:
+    given = [p.embeddings is not None for p in prompts]
+    if not any(given):
+        return None
+    if not all(given):
+        raise UserError(f"prompt {given.index(False)} has no embeddings, others of its batch have")
+    width = prompts[0].embeddings.shape[1]  # type: ignore[union-attr]
+    out = np.zeros((rows, length, width), np.float32)
+    for b, prompt in enumerate(prompts):
+        out[b, : len(prompt.tokens)] = prompt.embeddings
+    return out
+
+
+def _speech(
+    prompts: Sequence[Prompt], rows: int, context: int, queries: Sequence[int], multiple: int
+) -> SpeechFrames | None:
+    if not any(len(p.frame_counts) for p in prompts):
+        return None
+    utterances: list[list[tuple[np.ndarray, int]]] = [[] for _ in range(rows)]
+    needed = 0
+    for b, prompt in enumerate(prompts):
+        slots = np.flatnonzero(prompt.tokens == context)
+        counts = np.asarray(prompt.frame_counts, int)
+        expected = int((counts + len(queries)).sum())
+        if len(slots) != expected:
+            raise UserError(
+                f"example {b}: {len(slots)} context-of-audio tokens for {expected} vectors of speech; "
+                f"an utterance of n frames takes n + {len(queries)}"
+            )
+        needed = max(needed, expected)
+        firsts = np.cumsum(counts + len(queries)) - (counts + len(queries))
+        frames = np.split(np.asarray(prompt.frames), np.cumsum(counts)[:-1]) if len(counts) else []
+        utterances[b] = [(f, int(slots[i])) for f, i in zip(frames, firsts, strict=True)]
+    width = next(p.frames.shape[1] for p in prompts if p.frames is not None and len(p.frame_counts))
+    return packed_frames(utterances, bucket(needed, multiple), width, queries)
