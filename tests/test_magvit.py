@@ -1,5 +1,6 @@
 """MAGVIT-v2 against the released code's numbers, and the quantizer's losses."""
 
+import dataclasses
 import functools
 import json
 import zlib
@@ -123,20 +124,20 @@ def test_factorised_entropies_equal_the_whole_codebook():
 
 def test_position_norm_and_kernel_one_keep_codes_local():
     """A patch's features must not move when any other patch does; the released layout lets them."""
-    local = dict(
+    wide = MagvitConfig(
         channels=8,
         encoder_multipliers=(1, 2),
         encoder_blocks=(1, 1),
+        encoder_kernels=(3, 3),
         decoder_multipliers=(1, 1),
         decoder_blocks=(0, 0),
+        decoder_middle=False,
         patch=4,
         norm_groups=4,
-        decoder_middle=False,
     )
-    strict = MagvitConfig(
-        **local, encoder_kernels=(1, 1), downsample_kernel=2, encoder_middle=False, norm_scope="position"
+    strict = dataclasses.replace(
+        wide, encoder_kernels=(1, 1), downsample_kernel=2, encoder_middle=False, norm_scope="position"
     )
-    wide = MagvitConfig(**local, encoder_kernels=(3, 3))
     assert strict.downsampling == wide.downsampling == 8
     image = jax.random.uniform(jax.random.key(1), (1, 16, 16, 3))
     changed = image.at[:, 8:, :8].set(0.0)

@@ -51,15 +51,16 @@ def lfq_losses(z: jax.Array, config: LfqLossConfig) -> tuple[jax.Array, dict[str
     """Weighted sum of the quantizer's losses.
 
     With distances to ±1 corners, the softmax over all 2**K codes is a product of independent bits,
-    p(bit = 1) = sigmoid(4 z / temperature), so a position's entropy is exactly the sum of its bits' entropies. The entropy of
-    the batch mean does not factor; it is counted per group of bits.
+    p(bit = 1) = sigmoid(4 z / temperature), so a position's entropy is exactly the sum of its bits' entropies. The
+    entropy of the batch mean does not factor; it is counted per group of bits.
 
     Args:
         z: features before quantization, [..., K].
         config: weights.
 
     Returns:
-        The loss (float32 scalar) and its unweighted parts: `commitment`, `sample_entropy` and `batch_entropy` (nats per code).
+        The loss (float32 scalar) and its unweighted parts: `commitment`, `sample_entropy` and `batch_entropy` (nats
+        per code).
     """
     z = z.astype(jnp.float32).reshape(-1, z.shape[-1])
     logits = 4.0 * z / config.temperature

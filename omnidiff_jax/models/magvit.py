@@ -22,15 +22,16 @@ class MagvitConfig:
         channels: width unit.
         encoder_multipliers, decoder_multipliers: width of each level in units of `channels`, finest level first.
         encoder_blocks, decoder_blocks: residual blocks of each level, finest level first.
-        encoder_kernels: kernel of the encoder's convolutions on each level, finest first (the middle, the output and the input
-            convolution use their level's). 1 keeps a code from looking past its own patch.
+        encoder_kernels: kernel of the encoder's convolutions on each level, finest first (the input, the middle and the
+            output convolution use their level's). 1 keeps a code from looking past its own patch.
         downsample_kernel: 3 reaches one pixel right and below (released), 2 stays inside the patch.
-        middle: residual block, attention, residual block on the coarsest level; attention is global.
+        encoder_middle, decoder_middle: residual block, attention, residual block on the coarsest level; attention is
+            global.
         patch: pixels folded into channels before the encoder and unfolded after the decoder, per side.
         code_bits: K, so 2**K codes.
         norm_groups: channel groups of the normalisation.
-        norm_scope: "image" takes a group's statistics over the whole image (released), "position" over one position, so that
-            far objects cannot change a code.
+        norm_scope: "image" takes a group's statistics over the whole image (released), "position" over one position, so
+            that far objects cannot change a code.
         dtype: compute dtype; normalisation is in float32.
     """
 
@@ -56,7 +57,8 @@ class MagvitConfig:
                 raise ValueError(f"{name} has {len(getattr(self, name))} levels, encoder_multipliers has {levels}")
         for multiplier in (*self.encoder_multipliers, *self.decoder_multipliers):
             if self.channels * multiplier % self.norm_groups:
-                raise ValueError(f"norm_groups {self.norm_groups} does not divide the width {self.channels * multiplier}")
+                width = self.channels * multiplier
+                raise ValueError(f"norm_groups {self.norm_groups} does not divide the width {width}")
 
     @property
     def downsampling(self) -> int:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +16,7 @@ from safetensors.numpy import save as format_tensors
 
 from omnidiff_jax import config as configs
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.media.paths import write_bytes
 
 Config = TypeVar("Config")
 CONFIG_FILE = "config.json"
@@ -29,13 +29,16 @@ def nano_dir(name: str) -> Path:
 
 
 def save(directory: str | os.PathLike, config: Any, params: Any) -> None:
-    """Writes `config` and `params` (floating leaves as float16, names joined by '/'); each file appears whole or not at all."""
+    """Writes `config` and `params` (floating leaves as float16, names joined by "/"); each file whole or not at all.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
     folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
     flat = flatten_dict(meta.unbox(params), sep="/")
     tensors = {name: np.ascontiguousarray(_shrink(np.asarray(leaf))) for name, leaf in flat.items()}
-    _write(folder / WEIGHTS_FILE, format_tensors(tensors))
-    _write(folder / CONFIG_FILE, (json.dumps(configs.to_dict(config), indent=2) + "\n").encode())
+    write_bytes(folder / WEIGHTS_FILE, format_tensors(tensors))
+    write_bytes(folder / CONFIG_FILE, (json.dumps(configs.to_dict(config), indent=2) + "\n").encode())
 
 
 def load(
@@ -93,7 +96,8 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror}); a tokenizer folder holds {CONFIG_FILE} and {WEIGHTS_FILE}") from error
+        needed = f"a tokenizer folder holds {CONFIG_FILE} and {WEIGHTS_FILE}"
+        raise UserError(f"cannot read {path} ({error.strerror}); {needed}") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -104,15 +108,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path} must hold a JSON object, not {type(value).__name__}; export or copy it again")
     return value
-
-
-def _write(path: Path, content: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

@@ -1,0 +1,1 @@
+"""Training: programs (what is trained), state, step, checkpoints and the loop that runs any program."""

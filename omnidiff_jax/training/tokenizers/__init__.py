@@ -1,0 +1,1 @@
+"""Training programs of the tokenizers, one file each."""

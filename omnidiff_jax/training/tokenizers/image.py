@@ -1,0 +1,169 @@
+"""Training of the image tokenizer: MAGVIT-v2 with look-up-free quantization."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.core import meta
+
+from omnidiff_jax import rng
+from omnidiff_jax.models import lfq, patchgan
+from omnidiff_jax.models.magvit import Magvit, MagvitConfig
+from omnidiff_jax.tokenizers.image import ImageTokenizer, to_unit
+from omnidiff_jax.training.program import BatchStream, TrainProgram
+
+Pictures = Callable[[int, int], tuple[np.ndarray, np.ndarray]]
+"""(first index, count) -> (seen, wanted), uint8 [count, H, W, 3] each: what the encoder looks at, and what the decoder
+shall draw. They may be the same array; where they differ (the same scene without its jitter), codes learn to ignore
+the difference. A pure function of its arguments."""
+
+Judge = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""(originals, decoded), uint8 [N, H, W, 3] each -> bool [N]: does the decoded picture show the same things?"""
+
+
+@dataclasses.dataclass(frozen=True)
+class AdversarialConfig:
+    """Attributes:
+    weight: of the decoder's adversarial loss.
+    start: step from which the decoder feels it; the discriminator learns from step 0.
+    discriminator: its sizes.
+    """
+
+    weight: float = 0.1
+    start: int = 0
+    discriminator: patchgan.DiscriminatorConfig = dataclasses.field(default_factory=patchgan.DiscriminatorConfig)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageTokenizerTraining:
+    """What the image tokenizer minimises.
+
+    The shipped nano tokenizer was trained without the adversarial term: flat shapes on plain grounds have no texture
+    for a discriminator to ask for, and it would take half of the minutes the CPU has. Photographs want it on.
+
+    Attributes:
+        model: sizes of the autoencoder.
+        quantizer: weights of the quantizer's own losses.
+        absolute, squared: weights of the mean absolute and squared pixel error.
+        gradient: weight of the absolute error of horizontal and vertical pixel differences; sharpens outlines, and
+            needs no pretrained network.
+        agreement: weight of the squared distance from the features of the seen picture to the code of the wanted one.
+        adversarial: PatchGAN term; None for none.
+        batch_size: pictures a step.
+        validation_size: pictures of `ImageTokenizerProgram.validate`.
+    """
+
+    model: MagvitConfig
+    quantizer: lfq.LfqLossConfig = dataclasses.field(default_factory=lfq.LfqLossConfig)
+    absolute: float = 1.0
+    squared: float = 1.0
+    gradient: float = 0.5
+    agreement: float = 0.0
+    adversarial: AdversarialConfig | None = None
+    batch_size: int = 32
+    validation_size: int = 512
+
+
+class ImageTokenizerProgram(TrainProgram):
+    """Parameters are {"tokenizer": ...}, and "discriminator" beside it where the adversarial term is on.
+
+    Both players learn in the same step from one loss: the decoder's term sees the discriminator's parameters as
+    constants, and the discriminator's term sees the decoded images as constants.
+    """
+
+    def __init__(
+        self, config: ImageTokenizerTraining, pictures: Pictures, held_out: Pictures, judge: Judge | None = None
+    ):
+        self.config = config
+        self._model = Magvit(config.model)
+        self._critic = patchgan.Discriminator(config.adversarial.discriminator) if config.adversarial else None
+        self._pictures, self._held_out, self._judge = pictures, held_out, judge
+
+    def init(self, key: jax.Array) -> Any:
+        seen, _ = self._pictures(0, 1)
+        images = jnp.zeros(seen.shape, jnp.float32)
+        params = {"tokenizer": meta.unbox(self._model.init(rng.named(key, "tokenizer"), images)["params"])}
+        if self._critic is not None:
+            params["discriminator"] = self._critic.init(rng.named(key, "discriminator"), images)["params"]
+        return params
+
+    def loss(self, params: Any, batch: Any, key: jax.Array, step: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Of batches {"seen", "wanted"}: uint8 [B, H, W, 3] each."""
+        cfg, tokenizer = self.config, {"params": params["tokenizer"]}
+        seen, wanted = to_unit(batch["seen"]), to_unit(batch["wanted"])
+        drawn, z = self._model.apply(tokenizer, seen)
+        error = drawn - wanted
+        metrics = {"absolute": jnp.mean(jnp.abs(error)), "squared": jnp.mean(jnp.square(error))}
+        metrics["gradient"] = sum(jnp.mean(jnp.abs(jnp.diff(error, axis=axis))) for axis in (1, 2))
+        loss = (
+            cfg.absolute * metrics["absolute"] + cfg.squared * metrics["squared"] + cfg.gradient * metrics["gradient"]
+        )
+        quantizer_loss, parts = lfq.lfq_losses(z, cfg.quantizer)
+        loss += quantizer_loss
+        if cfg.agreement:
+            code = jax.lax.stop_gradient(lfq.quantize(self._model.apply(tokenizer, wanted, method="features")))
+            parts["agreement"] = jnp.mean(jnp.square(z - code))
+            loss += cfg.agreement * parts["agreement"]
+        if cfg.adversarial is not None:
+            adversarial, more = self._adversarial(params["discriminator"], wanted, drawn, step)
+            loss += adversarial
+            parts |= more
+        return loss, metrics | parts
+
+    def _adversarial(self, critic: Any, real: jax.Array, drawn: jax.Array, step: jax.Array):
+        assert self._critic is not None and self.config.adversarial is not None
+        cfg = self.config.adversarial
+        fixed = jax.lax.stop_gradient(critic)
+        decoder = patchgan.generator_loss(self._critic.apply({"params": fixed}, drawn))
+        judged = self._critic.apply({"params": critic}, jnp.concatenate([real, jax.lax.stop_gradient(drawn)]))
+        discriminator = patchgan.discriminator_loss(*jnp.split(judged, 2))
+        weight = jnp.where(step >= cfg.start, cfg.weight, 0.0)
+        return weight * decoder + discriminator, {"decoder": decoder, "discriminator": discriminator}
+
+    def batches(self, seed: int) -> Iterator[Any]:
+        return PictureStream(self._pictures, self.config.batch_size, seed)
+
+    def validate(self, params: Any) -> dict[str, float]:
+        """Held-out numbers: `psnr` (dB, against the wanted pictures), `codes_used`, `code_perplexity`, `code_agreement`
+        (share of codes that seen and wanted picture have in common), and `survival` (share the judge accepts)."""
+        tokenizer = ImageTokenizer(self.config.model, params["tokenizer"])
+        seen, wanted = self._held_out(0, self.config.validation_size)
+        codes = tokenizer.encode(seen)
+        drawn = tokenizer.decode(codes, tokenizer.grid(*seen.shape[1:3]))
+        error = np.mean(np.square(drawn.astype(np.float32) - wanted), axis=(1, 2, 3))
+        share = np.bincount(codes.ravel(), minlength=self.config.model.codebook_size) / codes.size
+        share = share[share > 0]
+        report = {
+            "psnr": float(np.mean(10.0 * np.log10(255.0**2 / np.maximum(error, 1e-2)))),
+            "codes_used": float(len(share)),
+            "code_perplexity": float(np.exp(-np.sum(share * np.log(share)))),
+            "code_agreement": float(np.mean(codes == tokenizer.encode(wanted))),
+        }
+        if self._judge is not None:
+            report["survival"] = float(np.mean(self._judge(seen, drawn)))
+        return report
+
+    def export(self, params: Any, directory: str | os.PathLike[str]) -> None:
+        """Writes what `ImageTokenizer.load` reads."""
+        ImageTokenizer(self.config.model, params["tokenizer"]).save(directory)
+
+
+class PictureStream(BatchStream):
+    """Batches {"seen", "wanted"} at successive indices; another seed starts elsewhere."""
+
+    def __init__(self, pictures: Pictures, batch_size: int, seed: int):
+        self._pictures, self._batch_size, self._seed = pictures, batch_size, seed
+        self._taken = 0
+
+    def __next__(self) -> Any:
+        first = (self._seed * 10_000_000 + self._taken * self._batch_size) % 2**31
+        seen, wanted = self._pictures(first, self._batch_size)
+        self._taken += 1
+        return {"seen": seen, "wanted": wanted}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._taken = state["taken"]

@@ -1,0 +1,237 @@
+"""The image tokenizer: its folder on disk, batching, pixels, training program, and the shipped nano weights."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from omnidiff_jax.errors import UserError
+from omnidiff_jax.models.lfq import LfqLossConfig
+from omnidiff_jax.models.magvit import Magvit, MagvitConfig
+from omnidiff_jax.models.patchgan import DiscriminatorConfig
+from omnidiff_jax.tokenizers import image as image_tokenizer
+from omnidiff_jax.tokenizers.image import ImageTokenizer, fit, to_pixels, to_unit
+from omnidiff_jax.training.optimizer import OptimizerConfig, make_optimizer
+from omnidiff_jax.training.step import init_state, make_train_step
+from omnidiff_jax.training.tokenizers.image import (
+    AdversarialConfig,
+    ImageTokenizerProgram,
+    ImageTokenizerTraining,
+)
+
+TINY = MagvitConfig(
+    channels=8,
+    encoder_multipliers=(1, 2),
+    encoder_blocks=(0, 1),
+    encoder_kernels=(1, 1),
+    downsample_kernel=2,
+    decoder_multipliers=(1, 2),
+    decoder_blocks=(0, 1),
+    encoder_middle=False,
+    decoder_middle=False,
+    patch=2,
+    code_bits=5,
+    norm_groups=1,
+    norm_scope="position",
+)
+
+
+@functools.cache
+def tiny() -> ImageTokenizer:
+    params = jax.jit(Magvit(TINY).init)(jax.random.key(0), np.zeros((1, 4, 4, 3), np.float32))["params"]
+    return ImageTokenizer(TINY, params, batch_sizes=(1, 4))
+
+
+def random_images(count: int, height: int = 16, width: int = 16, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, height, width, 3)).astype(np.uint8)
+
+
+# ---- on disk ---------------------------------------------------------------------------------------------------
+
+
+def test_folder_round_trip_is_float16(tmp_path):
+    tiny().save(tmp_path)
+    loaded = ImageTokenizer.load(tmp_path)
+    assert loaded.config == TINY
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    for a, b in zip(jax.tree.leaves(tiny().params), jax.tree.leaves(loaded.params), strict=True):
+        assert b.dtype == np.float32
+        np.testing.assert_array_equal(np.asarray(a, np.float16), b)
+
+
+def test_bad_folders_are_named(tmp_path):
+    with pytest.raises(UserError, match="config.json.*No such file"):
+        ImageTokenizer.load(tmp_path)
+    tiny().save(tmp_path)
+    config, weights = tmp_path / "config.json", tmp_path / "model.safetensors"
+    good = json.loads(config.read_text())
+
+    config.write_text(json.dumps(good | {"code_bits": 6}))
+    with pytest.raises(UserError, match=r"model.safetensors: tensor 'decoder/conv_in/kernel'.*has shape.*not"):
+        ImageTokenizer.load(tmp_path)
+    config.write_text(json.dumps(good | {"decoder_blocks": [0, 2]}))
+    with pytest.raises(UserError, match="model.safetensors lacks tensor 'decoder/up_1_block_1"):
+        ImageTokenizer.load(tmp_path)
+    config.write_text(json.dumps(good | {"decoder_blocks": [0, 0]}))
+    with pytest.raises(UserError, match="model.safetensors holds an unknown tensor"):
+        ImageTokenizer.load(tmp_path)
+    config.write_text(json.dumps(good | {"code_bit": 6}))
+    with pytest.raises(UserError, match="config.json.code_bit; did you mean 'code_bits'"):
+        ImageTokenizer.load(tmp_path)
+    config.write_text("[]")
+    with pytest.raises(UserError, match="config.json must hold a JSON object"):
+        ImageTokenizer.load(tmp_path)
+    config.write_text("{")
+    with pytest.raises(UserError, match="config.json is not JSON"):
+        ImageTokenizer.load(tmp_path)
+
+    config.write_text(json.dumps(good))
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(UserError, match="model.safetensors is not a readable safetensors file"):
+        ImageTokenizer.load(tmp_path)
+
+
+# ---- pixels and codes ------------------------------------------------------------------------------------------
+
+
+def test_fit_resizes_the_short_side_and_crops_the_centre():
+    picture = np.zeros((40, 80, 3), np.uint8)
+    picture[:, 20:60] = 200
+    assert fit(picture, 20).shape == (20, 20, 3)
+    assert (fit(picture, 20)[:, 2:-2] == 200).all()
+    resized = np.asarray(Image.fromarray(picture).resize((40, 20), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(fit(picture, 20), resized[:, 10:30])
+    square = random_images(1)[0]
+    assert fit(square, 16) is square
+
+
+def test_pixels_are_clamped_and_truncated():
+    assert to_unit(np.array([0, 255], np.uint8)).tolist() == [-1.0, 1.0]
+    # 0.999 * 255 = 254.7: truncated, not rounded.
+    values = to_pixels(np.array([-3.0, -1.0, 0.998, 1.0, 2.0], np.float32))
+    assert values.tolist() == [0, 0, 254, 255, 255]
+
+
+def test_batches_of_any_length_agree_and_do_not_compile_again():
+    tokenizer, images = tiny(), random_images(11)
+    tokenizer.decode(tokenizer.encode(images[:1]))
+    codes = tokenizer.encode(images)
+    assert codes.shape == (11, 16) and codes.dtype == np.int32 and codes.min() >= 0 and codes.max() < 32
+    drawn = tokenizer.decode(codes)
+    assert drawn.shape == images.shape and drawn.dtype == np.uint8
+    compiled = image_tokenizer._encode._cache_size(), image_tokenizer._decode._cache_size()
+    for start, stop in ((0, 1), (0, 2), (3, 10), (5, 5)):
+        np.testing.assert_array_equal(tokenizer.encode(images[start:stop]), codes[start:stop])
+        np.testing.assert_array_equal(tokenizer.decode(codes[start:stop]), drawn[start:stop])
+    assert (image_tokenizer._encode._cache_size(), image_tokenizer._decode._cache_size()) == compiled
+
+
+def test_oblong_pictures_need_their_grid():
+    images = random_images(2, 8, 24)
+    codes = tiny().encode(images)
+    assert tiny().grid(8, 24) == (2, 6)
+    assert tiny().decode(codes, (2, 6)).shape == images.shape
+    with pytest.raises(UserError, match=r"12 image codes do not fill a grid of 3x3; give grid=\(rows, columns\)"):
+        tiny().decode(codes)
+
+
+def test_bad_input_is_refused():
+    with pytest.raises(UserError, match="image is 10x16; sides must be multiples of 4 pixels"):
+        tiny().encode(random_images(1, 10, 16))
+    with pytest.raises(UserError, match=r"image codes must lie in 0..31, found -1..40"):
+        tiny().decode(np.array([[0, -1, 40, 3]]))
+    with pytest.raises(ValueError, match="uint8"):
+        tiny().encode(np.zeros((1, 16, 16, 3), np.float32))
+
+
+# ---- training --------------------------------------------------------------------------------------------------
+
+
+def blocks(first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures of 4x4 patches, each of one of eight colours; what is seen is noisy, what is wanted is not."""
+    rng = np.random.default_rng([first, count])
+    colors = rng.integers(0, 2, (count, 4, 4, 3)) * 255
+    wanted = np.kron(colors, np.ones((1, 4, 4, 1))).astype(np.uint8)
+    noise = rng.integers(-20, 21, wanted.shape)
+    return np.clip(wanted + noise, 0, 255).astype(np.uint8), wanted
+
+
+def same_colors(originals: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    centre = (slice(None), slice(1, None, 4), slice(1, None, 4))
+    return np.all((originals[centre] > 127) == (drawn[centre] > 127), axis=(1, 2, 3))
+
+
+def run(training: ImageTokenizerTraining, steps: int, rate: float):
+    program = ImageTokenizerProgram(training, blocks, lambda first, n: blocks(10**9 + first, n), same_colors)
+    optimizer = OptimizerConfig()
+    tx = make_optimizer(optimizer, lambda step: rate)
+    state = init_state(jax.jit(program.init)(jax.random.key(0)), tx, optimizer)
+    step = jax.jit(make_train_step(program.loss, tx, optimizer, seed=0))
+    batches = program.batches(0)
+    for _ in range(steps):
+        state, metrics = step(state, next(batches))
+    return program, state.params, {k: float(v) for k, v in metrics.items()}
+
+
+def test_training_learns_the_pictures_and_exports(tmp_path):
+    training = ImageTokenizerTraining(
+        TINY, LfqLossConfig(temperature=1.0, group_bits=5), agreement=0.1, batch_size=16, validation_size=64
+    )
+    program, params, metrics = run(training, 150, 1e-2)
+    assert metrics["finite"]
+    before = program.validate(jax.jit(program.init)(jax.random.key(0)))
+    after = program.validate(params)
+    assert after["psnr"] > before["psnr"] + 8 and after["psnr"] > 15
+    assert after["survival"] > 0.9 > before["survival"]
+    assert after["code_agreement"] > 0.95 and 8 <= after["codes_used"] <= 32
+
+    program.export(params, tmp_path)
+    exported = ImageTokenizer.load(tmp_path)
+    seen, _ = blocks(5, 4)
+    direct = ImageTokenizer(TINY, params["tokenizer"])
+    assert np.mean(exported.encode(seen) == direct.encode(seen)) > 0.95
+
+
+def test_adversarial_term_trains_both_players():
+    training = ImageTokenizerTraining(
+        TINY,
+        adversarial=AdversarialConfig(weight=0.5, start=1, discriminator=DiscriminatorConfig(channels=8, layers=2)),
+        batch_size=8,
+    )
+    program = ImageTokenizerProgram(training, blocks, blocks)
+    params = jax.jit(program.init)(jax.random.key(0))
+    batch = next(program.batches(0))
+    grads = jax.jit(jax.grad(lambda p, step: program.loss(p, batch, jax.random.key(0), step)[0]))
+    plain = ImageTokenizerProgram(dataclasses.replace(training, adversarial=None), blocks, blocks)
+    without = jax.grad(lambda p: plain.loss(p, batch, jax.random.key(0), 0)[0])({"tokenizer": params["tokenizer"]})
+
+    def norm(tree):
+        return float(np.sqrt(sum(np.sum(np.square(x)) for x in jax.tree.leaves(tree))))
+
+    def distance(tree):
+        return norm(jax.tree.map(lambda a, b: a - b, tree["tokenizer"], without["tokenizer"]))
+
+    early, late = grads(params, 0), grads(params, 1)
+    assert norm(early["discriminator"]) > 0
+    assert distance(early) < 1e-5, "before its start the term must not reach the decoder"
+    assert distance(late) > 1e-3, "from its start on it must"
+    np.testing.assert_allclose(norm(early["discriminator"]), norm(late["discriminator"]), rtol=1e-5)
+
+    _, _, metrics = run(training, 40, 3e-3)
+    assert metrics["finite"] and metrics["discriminator"] < 1.0
+
+
+def test_stream_goes_back_to_a_state():
+    program = ImageTokenizerProgram(ImageTokenizerTraining(TINY, batch_size=2), blocks, blocks)
+    stream = program.batches(3)
+    next(stream)
+    state = stream.get_state()
+    expected = next(stream)
+    other = program.batches(3)
+    other.set_state(state)
+    np.testing.assert_array_equal(next(other)["seen"], expected["seen"])
+    assert not np.array_equal(next(program.batches(4))["seen"], next(program.batches(3))["seen"])
