@@ -126,7 +126,7 @@ def train(
         shardings = jax.tree.map(lambda s: s.sharding, target)
         saver = ckpt.Checkpointer(workdir, config.checkpoint)
         batches = program.batches(config.seed)
-        stream = batches if isinstance(batches, BatchStream) else BatchStream(batches)
+        stream = batches if hasattr(batches, "get_state") else BatchStream(batches)
         start = 0
         if saver.latest() is not None:
             ckpt.check_same_config(saver.config(), stored_config, same_config, f"{workdir}, checkpoint {saver.latest()}")

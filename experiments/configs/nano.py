@@ -1,0 +1,130 @@
+"""The nano model: all nine tasks and inpainting over the embedded Scenes world, on two CPU cores in minutes.
+
+    omnidiff quickstart --workdir=DIR
+    omnidiff train --config=experiments/configs/nano.py --workdir=DIR --config.total_steps=100
+
+The same modules as `dream7b.py` under other numbers; tokenizers and the speech encoder are the shipped nano ones.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.program = "omni"
+    config.seed = 0
+    config.batch_size = 32  # packed rows
+    config.accumulate = 1  # microbatches a step
+    config.total_steps = 0  # caps the curriculum, stages shrink in proportion; 0 = as planned below
+    config.checkpoint_every = 400
+    config.keep_checkpoints = 2
+    config.dtype = "float32"
+    config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1, "sequence": 1})
+    config.sharding = "fsdp"
+
+    config.masking = "paper"  # or "released": a threshold per token (SPEC §4)
+    config.tail_pad_gamma = 0.6
+    config.loss = ConfigDict({"weighting": "none", "chunk": 512, "capacity": 1.0, "noise_buckets": 4})
+
+    config.tokenizers = ConfigDict(
+        {
+            "text": "nano",
+            "image": "nano",
+            "speech_encoder": "nano",
+            "speech_tokenizer": "nano",
+            "speech_decoder": "nano",
+            "user_image_size": 64,
+            "assistant_image_size": 64,
+        }
+    )
+    config.model = ConfigDict(
+        {
+            "width": 192,
+            "layers": 6,
+            "heads": 3,
+            "kv_heads": 3,
+            "head_dim": 64,
+            "hidden": 512,
+            "rope_theta": 1e4,
+            "init_stddev": 0.02,
+            "attention": "xla",
+            "remat": "none",
+            "scan_layers": False,
+        }
+    )
+    config.optimizer = ConfigDict({"b2": 0.95, "clip_norm": 1.0, "final_fraction": 0.05, "frozen": ("speech_encoder/*",)})
+
+    config.data = ConfigDict(
+        {
+            "set": "scenes",
+            # Distinct training samples of each task; what is heard costs the most to make.
+            "examples": ConfigDict(
+                {
+                    "text_qa": 8000,
+                    "captioning": 8000,
+                    "vqa": 8000,
+                    "t2i": 8000,
+                    "asr": 4000,
+                    "tts": 8000,
+                    "spoken_qa": 4000,
+                    "s2i": 4000,
+                    "spoken_vqa": 4000,
+                }
+            ),
+            "length": 128,
+            "frames": 128,
+            "samples": 8,
+            "open_rows": 16,
+            "streams": 8,
+            "max_tail_pads": 8,
+        }
+    )
+    # SPEC §4. Captioning stays in the mixture to the end so that a model this small does not unlearn it.
+    config.stages = ConfigDict(
+        {
+            "stage1_visual_language": ConfigDict(
+                {
+                    "steps": 300,
+                    "learning_rate": 2e-3,
+                    "weights": ConfigDict({"text_qa": 1.0, "captioning": 1.0, "t2i": 2.0}),
+                }
+            ),
+            "stage2_speech_vision_language": ConfigDict(
+                {
+                    "steps": 500,
+                    "learning_rate": 2e-3,
+                    "weights": ConfigDict(
+                        {
+                            "text_qa": 1.0,
+                            "captioning": 1.0,
+                            "t2i": 2.0,
+                            "vqa": 1.0,
+                            "asr": 1.5,
+                            "tts": 2.0,
+                            "spoken_qa": 1.5,
+                        }
+                    ),
+                }
+            ),
+            "stage3_speech_driven_visual": ConfigDict(
+                {
+                    "steps": 500,
+                    "learning_rate": 1.5e-3,
+                    "weights": ConfigDict(
+                        {
+                            "text_qa": 0.7,
+                            "captioning": 0.5,
+                            "t2i": 1.5,
+                            "vqa": 1.0,
+                            "asr": 1.0,
+                            "tts": 1.5,
+                            "spoken_qa": 1.5,
+                            "s2i": 2.0,
+                            "spoken_vqa": 2.0,
+                        }
+                    ),
+                }
+            ),
+        }
+    )
+    return config

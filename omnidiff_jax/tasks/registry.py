@@ -1,0 +1,206 @@
+r"""The tasks: how each is asked, what its answer is made of, how it is decoded and scored.
+
+Prompts are the released model's (SPEC §2). Its demo puts a newline before a lone `<|audio|>` that its training data does not
+have (NOTES on prompt layouts); `Task.prompt(..., style="released")` does so too, the default asks as trained.
+"""
+
+import dataclasses
+from typing import Literal
+
+from omnidiff_jax.config import choose
+from omnidiff_jax.errors import UserError
+from omnidiff_jax.records import AUDIO_TAG, IMAGE_TAG, Message
+from omnidiff_jax.sampling.config import (
+    ASR_LENGTH,
+    TTS_LENGTH,
+    Confidence,
+    Filters,
+    Guidance,
+    LengthRule,
+    Position,
+    Repetition,
+    SamplerConfig,
+)
+
+AnswerKind = Literal["text", "image", "speech", "text_and_speech", "hole"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+    """How an answer is generated.
+
+    Attributes:
+        sampler: schedule, confidence, penalties, guidance.
+        length: positions of the answer L (text and speech); images have as many as their codes need.
+        adaptive: rule that sets L from the prompt instead; its units are text tokens of the request (TTS) or speech
+            tokens heard, at 12.5 a second (ASR).
+        prefill: share of L at which begin-of-audio is put before decoding a spoken answer; None leaves it to the model.
+        unconditional: prompt of the unconditional canvas under guidance: the task's "empty" prompt, or "random" text of
+            the same length (released T2I).
+    """
+
+    sampler: SamplerConfig = SamplerConfig()
+    length: int = 64
+    adaptive: LengthRule | None = None
+    prefill: float | None = None
+    unconditional: Literal["empty", "random"] = "empty"
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One any-to-any task.
+
+    Attributes:
+        name: as in the scorecard.
+        answer: what the assistant's turn is made of; "hole" is an image with known parts.
+        inputs: which of text, image, audio the user gives.
+        user: template of the user's turn; `{text}` is the request.
+        system: system turn, "" = none.
+        default_text: request used where the user gives none.
+        metric: name of the score.
+        higher_is_better: direction of the score.
+        decoding: defaults, the released demo's settings where it has any (NOTES_core), on this project's better forms.
+    """
+
+    name: str
+    answer: AnswerKind
+    inputs: tuple[str, ...]
+    user: str
+    metric: str
+    higher_is_better: bool = True
+    system: str = ""
+    default_text: str = ""
+    decoding: Decoding = Decoding()
+
+    def prompt(self, text: str = "", style: Literal["trained", "released"] = "trained") -> tuple[Message, ...]:
+        """System and user turns.
+
+        Args:
+            text: the request, for tasks that take text.
+            style: "released" adds the newline of the released inference code before a lone audio tag.
+        """
+        user = self.user.format(text=text or self.default_text)
+        if style == "released" and user == AUDIO_TAG:
+            user = "\n" + user
+        turns = [Message("system", self.system)] if self.system else []
+        return (*turns, Message("user", user))
+
+    def conversation(self, text: str = "", answer: str = "") -> tuple[Message, ...]:
+        """A training sample: the prompt and the assistant's turn; `answer` is its text, media tags are put by the task."""
+        content = {
+            "text": answer,
+            "image": IMAGE_TAG,
+            "hole": IMAGE_TAG,
+            "speech": AUDIO_TAG,
+            "text_and_speech": f"{answer}\n{AUDIO_TAG}",
+        }[self.answer]
+        return (*self.prompt(text), Message("assistant", content))
+
+    def check_inputs(self, given: set[str]) -> None:
+        """Raises UserError if an input is missing, or given and not used."""
+        optional = {"text"} if self.default_text else set()
+        for name in sorted(set(self.inputs) - optional - given):
+            raise UserError(f"task {self.name} needs --{name}; it takes {', '.join('--' + n for n in self.inputs)}")
+        for name in sorted(given - set(self.inputs)):
+            raise UserError(f"task {self.name} does not take --{name}; it takes {', '.join('--' + n for n in self.inputs)}")
+
+
+def _image_sampler(repetition: float, guidance: float) -> SamplerConfig:
+    return SamplerConfig(
+        repetition=Repetition(repetition),
+        position=Position("paper"),
+        filters=Filters(top_p=0.9),
+        guidance=Guidance(guidance),
+    )
+
+
+_TEXT = SamplerConfig(filters=Filters(top_p=0.9), confidence=Confidence("entropy"))
+_SPOKEN = SamplerConfig(filters=Filters(top_p=0.9), repetition=Repetition(1.2))
+_HALF = dataclasses.replace(_TEXT, steps_per_token=0.5)
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Task("text_qa", "text", ("text",), "{text}", "exact match", decoding=Decoding(_TEXT, 64)),
+        Task(
+            "captioning",
+            "text",
+            ("text", "image"),
+            "{text}\n" + IMAGE_TAG,
+            "all objects right",
+            default_text="Describe the image.",
+            decoding=Decoding(_TEXT, 64),
+        ),
+        Task("vqa", "text", ("text", "image"), "{text}\n" + IMAGE_TAG, "exact match", decoding=Decoding(_TEXT, 64)),
+        Task(
+            "t2i",
+            "image",
+            ("text",),
+            "Generate an image based on the provided text description.\n{text}",
+            "all objects right",
+            decoding=Decoding(_image_sampler(1.2, 0.0), unconditional="random"),
+        ),
+        Task(
+            "asr",
+            "text",
+            ("audio",),
+            "Convert the speech to text.\n" + AUDIO_TAG,
+            "word error rate",
+            higher_is_better=False,
+            decoding=Decoding(_HALF, 50, adaptive=ASR_LENGTH),
+        ),
+        Task(
+            "tts",
+            "speech",
+            ("text",),
+            "Convert the text to speech.\n{text}",
+            "word error rate",
+            higher_is_better=False,
+            decoding=Decoding(dataclasses.replace(_SPOKEN, steps_per_token=0.5), 50, adaptive=TTS_LENGTH),
+        ),
+        Task(
+            "spoken_qa",
+            "text_and_speech",
+            ("audio",),
+            AUDIO_TAG,
+            "exact match",
+            system="Please response the input audio.",
+            decoding=Decoding(_SPOKEN, 128, prefill=0.25),
+        ),
+        Task(
+            "s2i",
+            "image",
+            ("audio",),
+            AUDIO_TAG,
+            "all objects right",
+            system="Please generate an image based on the input audio.",
+            decoding=Decoding(_image_sampler(1.5, 2.0)),
+        ),
+        Task(
+            "spoken_vqa",
+            "text_and_speech",
+            ("audio", "image"),
+            f"{AUDIO_TAG}\n{IMAGE_TAG}",
+            "exact match",
+            system="Please response the input audio based on the given image.",
+            decoding=Decoding(_SPOKEN, 128, prefill=0.25),
+        ),
+        Task(
+            "inpainting",
+            "hole",
+            ("text", "image", "hole"),
+            "Generate an image based on the provided text description.\n{text}",
+            "hidden object right",
+            decoding=Decoding(_image_sampler(1.0, 0.0), unconditional="random"),
+        ),
+    )
+}
+
+
+def task(name: str) -> Task:
+    """The task called `name`.
+
+    Raises:
+        UserError: no such task; the nearest is named.
+    """
+    return choose(TASKS, name, "task")

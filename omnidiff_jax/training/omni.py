@@ -1,0 +1,123 @@
+"""Training the any-to-any model: clean packed batches, corruption on device, masked cross-entropy."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax.core import meta
+from jax.sharding import Mesh
+
+from omnidiff_jax.batch import Batch
+from omnidiff_jax.data.loader import Loader
+from omnidiff_jax.diffusion.loss import LossConfig, masked_cross_entropy
+from omnidiff_jax.diffusion.masking import MaskingConfig, corrupt
+from omnidiff_jax.models.omni import OmniConfig, OmniModel, init_params
+from omnidiff_jax.training.program import TrainProgram
+from omnidiff_jax.vocabulary import Vocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class OmniProgram(TrainProgram):
+    """The backbone's training, from data already on the mesh.
+
+    Attributes:
+        model: sizes.
+        vocabulary: ids.
+        masking: objective's corruption (SPEC §4).
+        loss_config: alignment, weighting, chunking.
+        tasks: names behind `Batch.task_ids`.
+        open_loader: seed -> batches; a `data.loader.Loader`.
+        seed: of the masks.
+        pretrained: parameter subtrees to start from, by top-level name, such as a frozen `speech_encoder`.
+        specs: abstract boxed parameters -> tree of `PartitionSpec`; None replicates.
+    """
+
+    model: OmniConfig
+    vocabulary: Vocabulary
+    masking: MaskingConfig
+    loss_config: LossConfig
+    tasks: tuple[str, ...]
+    open_loader: Callable[[int], Loader]
+    seed: int = 0
+    pretrained: dict[str, Any] = dataclasses.field(default_factory=dict)
+    specs: Callable[[Any], Any] | None = None
+
+    def init(self, key: jax.Array) -> Any:
+        params = meta.unbox(init_params(self.model, key))
+        return params | {name: jax.tree.map(jax.numpy.asarray, tree) for name, tree in self.pretrained.items()}
+
+    def loss(self, params: Any, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        corrupted = corrupt(batch, self.seed, self.masking, self.vocabulary)
+        inputs = batch.inputs.replace(tokens=corrupted.tokens)
+        hidden = OmniModel(self.model).apply({"params": params}, inputs)
+        result = masked_cross_entropy(
+            hidden, params["backbone"]["head"], batch, corrupted, self.loss_config, len(self.tasks)
+        )
+        sums = {
+            f"sum/{name}": getattr(result, name)
+            for name in (
+                "masked", "targets", "nll", "weighted_nll", "correct", "dropped",
+                "task_nll", "task_masked", "task_correct", "noise_nll", "noise_masked",
+            )
+        }  # fmt: skip
+        sums["sum/tokens"] = (batch.inputs.segment_ids > 0).sum().astype(jax.numpy.float32)
+        return result.loss, {"weight": result.normalizer} | sums
+
+    def batches(self, seed: int) -> Loader:
+        return self.open_loader(seed)
+
+    def param_specs(self, params: Any) -> Any:
+        if self.specs is None:
+            return super().param_specs(params)
+        return self.specs(jax.eval_shape(lambda key: init_params(self.model, key), jax.random.key(0)))
+
+    def place(self, batch: Batch, mesh: Mesh) -> Batch:
+        return batch  # the loader has put it on the mesh
+
+    def report(self, metrics: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Adds loss and accuracy per task and loss per noise level; both loss weightings are logged."""
+        sums = {k.removeprefix("sum/"): v for k, v in metrics.items() if k.startswith("sum/")}
+        values = super().report(metrics)
+        targets = max(float(sums["targets"]), 1.0)
+        values |= {
+            "loss_unweighted": _ratio(sums["nll"], sums["masked"]),
+            "loss_inverse_t": float(sums["weighted_nll"]) / targets,
+            "accuracy": _ratio(sums["correct"], sums["masked"]),
+            "masked_share": float(sums["masked"]) / targets,
+            "tokens": float(sums["tokens"]),
+        }
+        seen = [i for i in range(len(self.tasks)) if sums["task_masked"][i] > 0]
+        values["task_loss"] = {self.tasks[i]: _ratio(sums["task_nll"][i], sums["task_masked"][i]) for i in seen}
+        values["task_accuracy"] = {self.tasks[i]: _ratio(sums["task_correct"][i], sums["task_masked"][i]) for i in seen}
+        buckets = len(sums["noise_masked"])
+        values["noise_loss"] = {
+            f"{i / buckets:.2f}-{(i + 1) / buckets:.2f}": _ratio(sums["noise_nll"][i], sums["noise_masked"][i])
+            for i in range(buckets)
+            if sums["noise_masked"][i] > 0
+        }
+        if sums["dropped"] > 0:
+            values["dropped_targets"] = float(sums["dropped"])
+        return values
+
+    def describe(self, batch: Batch) -> str:
+        return f"sample ids {sample_ids(batch)}"
+
+
+def sample_ids(batch: Batch) -> Sequence[int]:
+    """Ids of the samples of a batch that this process holds, row by row."""
+    ids: list[int] = []
+    tasks, names = batch.task_ids, batch.sample_ids
+    pieces = (
+        [(np.asarray(t.data), np.asarray(i.data)) for t, i in zip(tasks.addressable_shards, names.addressable_shards, strict=True)]
+        if isinstance(tasks, jax.Array)
+        else [(np.asarray(tasks), np.asarray(names))]
+    )
+    for task, name in pieces:
+        ids.extend(int(x) for x in name[task >= 0])
+    return ids
+
+
+def _ratio(total: Any, count: Any) -> float:
+    return float(total) / max(float(count), 1.0)
