@@ -49,11 +49,7 @@ def _encoder_layers(source: str, target: str) -> tuple[Rule, ...]:
         Rule(f"{attention}.pos_bias_u", f"{target}/attention/content_bias"),
         Rule(f"{attention}.pos_bias_v", f"{target}/attention/position_bias"),
         Rule(f"{attention}.linear_pos.weight", f"{target}/attention/position/kernel", "linear"),
-        *(
-            rule
-            for a, b in projections.items()
-            for rule in _linear(f"{attention}.{a}", f"{target}/attention/{b}")
-        ),
+        *(rule for a, b in projections.items() for rule in _linear(f"{attention}.{a}", f"{target}/attention/{b}")),
         *_linear(f"{source}.feed_forward.w_1", f"{target}/up"),
         *_linear(f"{source}.feed_forward.w_2", f"{target}/down"),
         *_norm(f"{source}.norm_mha", f"{target}/attention_norm"),

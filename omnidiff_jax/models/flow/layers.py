@@ -12,7 +12,9 @@ from jax import lax
 NORM_EPSILON = 1e-5
 
 
-def dense(width: int, names: tuple[str | None, str | None], *, bias: bool = True, dtype: str, name: str | None = None) -> nn.Dense:
+def dense(
+    width: int, names: tuple[str | None, str | None], *, bias: bool = True, dtype: str, name: str | None = None
+) -> nn.Dense:
     """Linear layer with logical axis `names` = (input, output)."""
     return nn.Dense(
         width,

@@ -135,7 +135,7 @@ def sample(
 ) -> jax.Array:
     """Decodes codes to log-mel spectrograms by guided Euler integration from t = 0 to 1.
 
-    With a prompt, its codes stand before the others in `codes` and its mel in `condition`; the caller cuts its frames off.
+    A prompt's codes stand before the others in `codes` and its mel in `condition`; the caller cuts its frames off.
 
     Args:
       model: decoder (steps and guidance are its config's).

@@ -119,9 +119,7 @@ class Stage(nn.Module):
     context: _Context
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, mask: jax.Array, bias: jax.Array, time: jax.Array
-    ) -> tuple[jax.Array, None]:
+    def __call__(self, x: jax.Array, mask: jax.Array, bias: jax.Array, time: jax.Array) -> tuple[jax.Array, None]:
         x = ResidualBlock(self.width, self.context, name="residual")(x, mask, time)
         if not self.context.config.transformers:
             return x, None
