@@ -19,7 +19,7 @@ def example(sample_id, task="read", text=8, heard=(), width=3):
     slots = np.full(sum(heard) + 4 * len(heard), VOCABULARY.context_audio)
     tokens = np.concatenate([ids[:half], slots, ids[half:]]).astype(np.int32)
     targets = np.arange(len(tokens)) >= half + len(slots)
-    frames = np.repeat(sample_id + np.arange(sum(heard))[:, None] / 64, width, axis=1).astype(np.float32)
+    frames = np.repeat(sample_id % 97 + np.arange(sum(heard))[:, None] / 64, width, axis=1).astype(np.float32)
     return EncodedExample(sample_id, task, tokens, targets, frames, np.array(heard, np.int32))
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
 from omnidiff_jax.data.loader import HostBatches, Loader, owned_streams
-from omnidiff_jax.data.mixture import Interleave, Stage, scaled, shuffled, stage_at
+from omnidiff_jax.data.mixture import Interleave, Stage, shuffled, stage_at
 from omnidiff_jax.data.packing import PackingConfig
 from omnidiff_jax.data.sources import RejectedRecord
 from omnidiff_jax.data.streams import Corpus, DataConfig, Stream
@@ -56,16 +56,9 @@ def test_every_epoch_is_another_permutation(size, seed):
         assert epochs[0] != epochs[1] != epochs[2] and epochs[0] != sorted(epochs[0])
 
 
-def test_stages_scale_in_proportion():
+def test_stage_of_a_step():
     stages = [Stage("a", 600, {"x": 1.0}), Stage("b", 300, {"x": 1.0}), Stage("c", 100, {"x": 1.0})]
-    assert [stage.steps for stage in scaled(stages, 100)] == [60, 30, 10]
-    assert [stage.steps for stage in scaled(stages, 4)] == [2, 1, 1]
-    assert [stage.steps for stage in scaled(stages, 2000)] == [600, 300, 100]
-    for total in range(3, 60):
-        assert sum(stage.steps for stage in scaled(stages, total)) == total
     assert [stage_at(stages, step) for step in (0, 599, 600, 899, 900, 5000)] == [0, 0, 1, 1, 2, 2]
-    with pytest.raises(UserError, match="total_steps"):
-        scaled(stages, 2)
 
 
 @pytest.mark.parametrize("owners", [[[0, 1], [2, 3]], [[0], [1], [2], [3]]])

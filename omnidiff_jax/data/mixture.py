@@ -38,29 +38,6 @@ class Stage:
                 raise UserError(f"stage {self.name!r} weighs the unknown source {name!r}; {suggest(name, sources)}")
 
 
-def scaled(stages: Sequence[Stage], total_steps: int) -> tuple[Stage, ...]:
-    """The stages shortened in proportion so that they take `total_steps` together, each at least one step.
-
-    A curriculum that is short enough already is returned as it is.
-
-    Raises:
-        UserError: fewer steps than stages.
-    """
-    planned = sum(stage.steps for stage in stages)
-    if total_steps >= planned:
-        return tuple(stages)
-    if total_steps < len(stages):
-        raise UserError(f"total_steps = {total_steps} is less than one step for each of {len(stages)} stages")
-    ends = [0]
-    for number in range(len(stages)):
-        done = sum(earlier.steps for earlier in stages[: number + 1])
-        least, most = ends[-1] + 1, total_steps - (len(stages) - number - 1)
-        ends.append(min(max(round(done * total_steps / planned), least), most))
-    return tuple(
-        dataclasses.replace(stage, steps=end - start) for stage, start, end in zip(stages, ends, ends[1:], strict=False)
-    )
-
-
 def stage_at(stages: Sequence[Stage], step: int) -> int:
     """Index of the stage that step `step` (from 0) belongs to; the last stage has no end."""
     end = 0

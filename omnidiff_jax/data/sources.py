@@ -1,6 +1,21 @@
-"""Random-access sources: what a stream draws from. `len(source)` and `source[index]`, as grain and TFDS have them."""
+"""Random-access sources: what a stream draws from. `len(source)` and `source[index]`, as grain and TFDS have them.
 
-from typing import Protocol, TypeVar
+A plain list is a source; so are `storage.EncodedSet` and, over raw records, `JsonlRecords`, `TfdsRecords` and
+`encode.EncodedRecords`.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from omnidiff_jax.errors import UserError
+from omnidiff_jax.media.paths import safe_join
+from omnidiff_jax.records import AUDIO_TAG, IMAGE_TAG, Message, Record, stable_id
+from omnidiff_jax.tasks.chat import ROLES, media_roles
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -29,3 +44,136 @@ class RejectedRecord(Exception):
         """Args: reason, to count by; detail, what is wrong in this very sample."""
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
+
+
+class JsonlRecords:
+    """Records of a JSONL manifest in the released form, one `{"messages", "images", "audios"}` a line.
+
+    Media paths are relative to `root` and must stay inside it. A line may name its `task`; otherwise the task
+    follows from what its messages hold (`infer_task`). Only the lines' places are kept in memory.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None):
+        """Args: path, the manifest; root, folder of the media (default: the manifest's own).
+
+        Raises:
+            UserError: the manifest cannot be read.
+        """
+        self._path = Path(path)
+        self._root = Path(root) if root is not None else self._path.parent
+        starts, at = [], 0
+        try:
+            with open(self._path, "rb") as file:
+                for line in file:
+                    if line.strip():
+                        starts.append(at)
+                    at += len(line)
+        except OSError as error:
+            raise UserError(f"cannot read {self._path} ({error.strerror}); give a JSONL file") from error
+        self._starts = np.array(starts, np.int64)
+        self._first_id = stable_id("jsonl", self._path.name)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, index: int) -> Record:
+        """The record of non-empty line `index`; its media are paths, not read yet."""
+        with open(self._path, "rb") as file:
+            file.seek(self._starts[index])
+            line = file.readline()
+        where = f"{self._path}, record {index + 1}"
+        try:
+            content = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise RejectedRecord("line is not JSON", f"{where}: {error}") from error
+        messages = _messages(content, where)
+        images = self._media(content, "images", messages, IMAGE_TAG, where)
+        audios = self._media(content, "audios", messages, AUDIO_TAG, where)
+        task = content.get("task") or infer_task(messages)
+        if not isinstance(task, str):
+            raise RejectedRecord("task is not a string", f"{where}: {task!r}")
+        return Record((self._first_id + index) % 2**32, task, messages, images, audios)
+
+    def _media(self, content: dict, key: str, messages: tuple[Message, ...], tag: str, where: str) -> tuple[str, ...]:
+        names = content.get(key) or []
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise RejectedRecord(f"{key} is not a list of paths", where)
+        tags = len(media_roles(messages, tag))
+        if tags != len(names):
+            raise RejectedRecord(f"{key} do not match the tags", f"{where}: {tags} {tag} tags, {len(names)} {key}")
+        paths = []
+        for name in names:
+            try:
+                paths.append(str(safe_join(self._root, name)))
+            except (UserError, OSError, RuntimeError) as error:
+                raise RejectedRecord("path leads out of the media folder", f"{where}: {error}") from error
+        return tuple(paths)
+
+
+def _messages(content: Any, where: str) -> tuple[Message, ...]:
+    turns = content.get("messages") if isinstance(content, dict) else None
+    if not isinstance(turns, list) or not turns:
+        raise RejectedRecord("no list of messages", where)
+    messages = []
+    for turn in turns:
+        if not isinstance(turn, dict) or not all(isinstance(turn.get(key), str) for key in ("role", "content")):
+            raise RejectedRecord("a message is not {role, content} of strings", where)
+        if turn["role"] not in ROLES:
+            raise RejectedRecord("unknown role", f"{where}: {turn['role']!r} is not one of {', '.join(ROLES)}")
+        messages.append(Message(turn["role"], turn["content"]))
+    if not any(message.role == "assistant" and message.content for message in messages):
+        raise RejectedRecord("no assistant message", where)
+    return tuple(messages)
+
+
+def infer_task(messages: tuple[Message, ...]) -> str:
+    """The task that a conversation's modalities amount to, as the released prompts use them."""
+    heard, spoken = (_holds(messages, AUDIO_TAG, answer) for answer in (False, True))
+    seen, drawn = (_holds(messages, IMAGE_TAG, answer) for answer in (False, True))
+    if drawn:
+        return "s2i" if heard else "t2i"
+    if heard and seen:
+        return "spoken_vqa"
+    if heard:
+        return "spoken_qa" if spoken or any(message.role == "system" for message in messages) else "asr"
+    if spoken:
+        return "tts"
+    return "vqa" if seen else "text_qa"
+
+
+def _holds(messages: tuple[Message, ...], tag: str, answer: bool) -> bool:
+    return any(tag in message.content for message in messages if (message.role == "assistant") == answer)
+
+
+class TfdsRecords:
+    """A split of a TFDS data set in ArrayRecord form, read without TensorFlow."""
+
+    def __init__(self, directory: str | os.PathLike[str], split: str, parse: Callable[[dict[str, Any]], Any]):
+        """Opens a prepared data set.
+
+        Args:
+            directory: the version folder that holds `dataset_info.json`.
+            split: name of the split, or a TFDS slice such as "train[:10%]".
+            parse: features of one example -> `Record` or `EncodedExample`; may raise `RejectedRecord`.
+
+        Raises:
+            UserError: no prepared data set there, or no such split.
+        """
+        # Importing TFDS takes seconds, and only runs on such data need it.
+        import tensorflow_datasets as tfds
+
+        try:
+            builder = tfds.builder_from_directory(str(directory))
+            self._source = builder.as_data_source(split)
+        except Exception as error:  # TFDS raises many kinds
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UserError(
+                f"cannot open split {split!r} of {directory} ({reason}); build the data set first"
+            ) from error
+        self._parse = parse
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._parse(self._source[index])

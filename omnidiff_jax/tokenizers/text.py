@@ -205,7 +205,10 @@ class ByteLevelBPETokenizer:
     def _from_merges(cls, folder: Path) -> "ByteLevelBPETokenizer":
         pieces = json.loads((folder / "vocab.json").read_text("utf-8"))
         lines = (folder / "merges.txt").read_text("utf-8").splitlines()
-        merges = [(left, right) for left, _, right in (line.partition(" ") for line in lines if line[:8] != "#version")]
+        merges = [
+            (left, right)
+            for left, _, right in (line.partition(" ") for line in lines if line and line[:8] != "#version")
+        ]
         extra = folder / "added_tokens.json"
         added = {name: int(i) for name, i in json.loads(extra.read_text("utf-8")).items()} if extra.exists() else {}
         tokenizer = tokenizers.Tokenizer(models.BPE(vocab=pieces, merges=merges))

@@ -1,0 +1,293 @@
+"""Records to examples to bytes to disk and back; JSONL and TFDS sources; bad media counted, never fatal."""
+
+import collections
+import json
+
+import numpy as np
+import pytest
+from data_world import VOCABULARY, example
+from hypothesis import given
+from hypothesis import strategies as st
+
+from omnidiff_jax.data import codec, encode, sources, storage
+from omnidiff_jax.data.check import check_jsonl
+from omnidiff_jax.errors import UserError
+from omnidiff_jax.media.audio import write_wav
+from omnidiff_jax.media.image import write_png
+from omnidiff_jax.records import Message, Record, Waveform
+from omnidiff_jax.tasks.chat import ChatLayout
+from omnidiff_jax.vocabulary import Vocabulary
+
+
+class Letters:
+    size = 300
+
+    def encode(self, text):
+        return [byte for byte in text.encode()]
+
+    def decode(self, ids):
+        return bytes(ids).decode()
+
+
+def tone(seconds, rate=16000):
+    return Waveform(np.sin(np.arange(int(seconds * rate)) / 9).astype(np.float32) / 2, rate)
+
+
+def picture(value, height=8, width=8):
+    return np.full((height, width, 3), value, np.uint8)
+
+
+class FakeTokenizers:
+    """Codes that name what was encoded, and a record of the calls."""
+
+    def __init__(self):
+        self.image_calls = []
+
+    def images(self, pixels):
+        self.image_calls.append(pixels.shape)
+        assert pixels.dtype == np.uint8
+        cells = (pixels.shape[1] // 4) ** 2
+        return np.repeat(pixels[:, :1, 0, 0] % 16, cells, axis=1)
+
+    def speech(self, waves):
+        if any(len(wave.samples) < 100 for wave in waves):
+            raise UserError("audio is too short")
+        return [np.full(max(1, int(wave.seconds * 12.5)), len(waves) % 2) for wave in waves]
+
+    def features(self, wave):
+        if not np.isfinite(wave.samples).all():
+            raise UserError("audio holds NaN")
+        return np.full((int(wave.seconds / 0.06), 560), wave.samples[1], np.float32)
+
+    def codecs(self):
+        layout = ChatLayout(VOCABULARY, Letters())
+        return encode.Codecs(layout, self.images, self.speech, self.features, 16, 8, image_batch=4)
+
+
+def turn(user, assistant):
+    return (Message("user", user), Message("assistant", assistant))
+
+
+RECORDS = [
+    Record(1, "text_qa", turn("hi", "ho")),
+    Record(2, "vqa", turn("what?\n<|image|>", "red"), images=(picture(5),)),
+    Record(3, "t2i", turn("draw", "<|image|>"), images=(picture(7),)),
+    Record(4, "asr", turn("hear\n<|audio|>", "one"), audios=(tone(0.5),)),
+    Record(5, "spoken_vqa", turn("<|audio|>\n<|image|>", "two\n<|audio|>"), (picture(9),), (tone(0.3), tone(0.4))),
+]
+
+
+def test_records_become_examples():
+    fakes, rejected = FakeTokenizers(), collections.Counter()
+    examples = list(encode.encode(RECORDS, fakes.codecs(), rejected))
+    assert not rejected and [e.sample_id for e in examples] == [1, 2, 3, 4, 5]
+    vocabulary = VOCABULARY
+    counted = [
+        (vocabulary.image.contains(e.tokens).sum(), vocabulary.speech.contains(e.tokens).sum()) for e in examples
+    ]
+    assert counted == [(0, 0), (16, 0), (4, 0), (0, 0), (16, 5)]
+    assert [e.frame_counts.tolist() for e in examples] == [[], [], [], [8], [5]]
+    assert examples[3].frames.shape == (8, 560) and examples[3].frames.dtype == np.float16
+    assert (examples[3].tokens == vocabulary.context_audio).sum() == 12
+    seen = vocabulary.image.decode(examples[4].tokens[vocabulary.image.contains(examples[4].tokens)])
+    assert set(seen.tolist()) == {9}
+    # One call for both looked-at images and one for the drawn one, each filled up to one shape.
+    assert sorted(fakes.image_calls) == [(4, 8, 8, 3), (4, 16, 16, 3)]
+
+
+def test_one_bad_record_loses_only_itself():
+    nan = Waveform(np.full(8000, np.nan, np.float32), 16000)
+    bad = {
+        "unusable audio": [
+            Record(11, "asr", turn("<|audio|>", "x"), audios=(nan,)),
+            Record(12, "asr", turn("<|audio|>", "x"), audios=(tone(0.01),)),
+            Record(13, "tts", turn("say", "<|audio|>"), audios=(Waveform(np.zeros(3, np.float32), 16000),)),
+        ],
+        "images do not match the tags": [Record(14, "t2i", turn("draw", "<|image|>"))],
+        "missing image": [Record(15, "vqa", turn("<|image|>", "x"), images=("nowhere.png",))],
+        "messages cannot be laid out": [Record(16, "text_qa", (Message("user", "only a question"),))],
+    }
+    mixed = [record for group in bad.values() for record in group] + RECORDS
+    rejected = collections.Counter()
+    examples = list(encode.encode(mixed, FakeTokenizers().codecs(), rejected, chunk=6))
+    assert [e.sample_id for e in examples] == [1, 2, 3, 4, 5]
+    assert rejected == {reason: len(group) for reason, group in bad.items()}
+    source = encode.EncodedRecords(mixed, FakeTokenizers().codecs())
+    assert len(source) == len(mixed)
+    with pytest.raises(sources.RejectedRecord, match="NaN"):
+        source[0]
+    np.testing.assert_array_equal(source[6].tokens, examples[0].tokens)
+
+
+def test_prompts_are_the_heads_of_training_samples():
+    fakes = FakeTokenizers()
+    whole = list(encode.encode(RECORDS[3:4], fakes.codecs(), collections.Counter()))[0]
+    question = Record(4, "asr", RECORDS[3].messages[:1], audios=RECORDS[3].audios)
+    (prompt,) = encode.encode_prompts([question], fakes.codecs())
+    np.testing.assert_array_equal(prompt.tokens, whole.tokens[~whole.targets])
+    np.testing.assert_array_equal(prompt.frames, whole.frames)
+    assert not prompt.targets.any()
+    with pytest.raises(sources.RejectedRecord, match="do not match"):
+        encode.encode_prompts([Record(1, "vqa", (Message("user", "<|image|>"),))], fakes.codecs())
+
+
+def test_images_are_resized_and_cropped_in_the_centre():
+    wide = np.zeros((20, 60, 3), np.uint8)
+    wide[:, 20:40] = 200
+    assert (encode.fit_image(wide, 10)[:, 1:-1] > 150).all()
+    assert encode.fit_image(np.zeros((1, 100_000, 3), np.uint8), 16).shape == (16, 16, 3)
+    assert encode.fit_image(np.zeros((3, 2, 3), np.uint8), 64).shape == (64, 64, 3)
+    exact = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
+    np.testing.assert_array_equal(encode.fit_image(exact, 8), exact)
+
+
+@given(
+    sample_id=st.integers(0, 2**32 - 1),
+    task=st.text(max_size=9),
+    text=st.integers(1, 40),
+    heard=st.lists(st.integers(0, 5), max_size=3),
+)
+def test_bytes_give_the_example_back(sample_id, task, text, heard):
+    made = example(sample_id, task, text, tuple(heard), width=4)
+    back = codec.from_bytes(codec.to_bytes(made))
+    assert (back.sample_id, back.task) == (made.sample_id, made.task)
+    for field in ("tokens", "targets", "frame_counts"):
+        np.testing.assert_array_equal(getattr(back, field), getattr(made, field))
+        assert getattr(back, field).dtype == getattr(made, field).dtype
+    np.testing.assert_array_equal(back.frames, made.frames.astype(np.float16))
+
+
+def test_bytes_that_are_no_example_are_refused():
+    data = codec.to_bytes(example(1, heard=(2,)))
+    for broken in (b"", data[:-1], b"XXXX" + data[4:], data[:4] + b"\x09\x00" + data[6:], data + b"0"):
+        with pytest.raises(UserError, match="build the data set again"):
+            codec.from_bytes(broken)
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_sets_survive_the_disk(tmp_path, shards):
+    made = [example(i, "hear" if i % 2 else "read", 5 + i, (i,) if i % 2 else ()) for i in range(10)]
+    rejected = collections.Counter({"too long": 2})
+    manifest = storage.write_set(tmp_path / "set", iter(made), VOCABULARY, shards, rejected, {"seed": 1})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["set"]
+    source = storage.EncodedSet(tmp_path / "set", VOCABULARY)
+    assert source.manifest == manifest and len(source) == 10
+    assert manifest.tasks == {"hear": 5, "read": 5} and manifest.rejected == {"too long": 2}
+    for index in (0, 9, 3, 4, 4):
+        np.testing.assert_array_equal(source[index].tokens, made[index].tokens)
+        assert source[index].sample_id == index
+    np.testing.assert_array_equal(source.lengths(), [len(e.tokens) for e in made])
+    with pytest.raises(IndexError):
+        source[10]
+    with pytest.raises(UserError, match="exists already"):
+        storage.write_set(tmp_path / "set", iter(made), VOCABULARY)
+    with pytest.raises(UserError, match="another vocabulary"):
+        storage.EncodedSet(tmp_path / "set", Vocabulary.compact(301, 32, 16))
+
+
+def test_broken_sets_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"manifest\.json"):
+        storage.EncodedSet(tmp_path / "none", VOCABULARY)
+
+    def failing():
+        yield example(1)
+        raise OSError("disk full")
+
+    with pytest.raises(UserError, match="disk full"):
+        storage.write_set(tmp_path / "half", failing(), VOCABULARY)
+    assert not list(tmp_path.iterdir())
+    storage.write_set(tmp_path / "set", [example(1), example(2)], VOCABULARY)
+    (shard,) = (tmp_path / "set").glob("*.array_record")
+    shard.write_bytes(b"nonsense")
+    with pytest.raises(UserError, match="array_record"):
+        storage.EncodedSet(tmp_path / "set", VOCABULARY)
+    (tmp_path / "set" / "manifest.json").write_text("[]")
+    with pytest.raises(UserError, match="not a data set's manifest"):
+        storage.EncodedSet(tmp_path / "set", VOCABULARY)
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    """A JSONL set with one good record of each kind and one of every fault."""
+    root = tmp_path / "media"
+    root.mkdir()
+    write_png(root / "red.png", picture(9, 12, 20))
+    (root / "torn.png").write_bytes((root / "red.png").read_bytes()[:60])
+    write_wav(root / "ask.wav", tone(0.5, 44100))
+    (root / "empty.wav").write_bytes(b"")
+    (tmp_path / "secret.png").write_bytes((root / "red.png").read_bytes())
+    (root / "link.png").symlink_to(tmp_path / "secret.png")
+
+    def line(user, assistant, **media):
+        messages = [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
+        return json.dumps({"messages": messages, **media})
+
+    good = [
+        line("hi", "ho", images=None),
+        line("what?\n<|image|>", "red", images=["red.png"]),
+        line("Convert the speech to text.\n<|audio|>", "one", audios=["ask.wav"]),
+        line("name it\n<|image|>", "a wall", images=["red.png"], task="captioning"),
+    ]
+    bad = {
+        "line is not JSON": ["{", "[" * 100_000],
+        "no list of messages": ["3", "{}", '{"messages": {}}'],
+        "a message is not {role, content} of strings": ['{"messages": [{"role": "user", "content": 3}]}'],
+        "unknown role": ['{"messages": [{"role": "bot", "content": "x"}]}'],
+        "no assistant message": ['{"messages": [{"role": "user", "content": "x"}]}'],
+        "images do not match the tags": [line("a", "b", images=["red.png"]), line("<|image|>", "b")],
+        "images is not a list of paths": [line("<|image|>", "b", images=[3]), line("<|image|>", "b", images="red.png")],
+        "path leads out of the media folder": [
+            line("<|image|>", "b", images=[name])
+            for name in ("../secret.png", str(tmp_path / "secret.png"), "link.png")
+        ],
+        "missing image": [line("<|image|>", "b", images=["none.png"])],
+        "unusable image": [line("<|image|>", "b", images=["torn.png"])],
+        "missing audio": [line("<|audio|>", "b", audios=["none.wav"])],
+        "unusable audio": [line("<|audio|>", "b", audios=["empty.wav"])],
+        "task is not a string": [line("a", "b", task=3)],
+    }
+    lines = [*good[:2], "", *(entry for group in bad.values() for entry in group), *good[2:]]
+    (tmp_path / "set.jsonl").write_text("\n".join(lines) + "\n")
+    return tmp_path / "set.jsonl", root, {reason: len(group) for reason, group in bad.items()}
+
+
+def test_check_counts_every_fault(manifest):
+    path, root, faults = manifest
+    report = json.loads(json.dumps(check_jsonl(path, root)))
+    assert report["accepted"] == 4 and report["rejected"] == faults
+    assert report["tasks"] == {"asr": 1, "captioning": 1, "text_qa": 1, "vqa": 1}
+    assert report["sizes"]["images"] == 2 and report["sizes"]["pixels"] == 480
+    assert report["sizes"]["seconds_heard"] == 0.5 and report["sizes"]["seconds_spoken"] == 0
+    assert all(detail.startswith(reason) for reason, detail in report["examples_of_rejects"].items())
+    with pytest.raises(UserError, match="cannot read"):
+        check_jsonl(path.parent / "none.jsonl")
+
+
+def test_jsonl_trains_past_its_faults(manifest):
+    path, root, faults = manifest
+    records = sources.JsonlRecords(path, root)
+    assert len(records) == 4 + sum(faults.values())
+    source = encode.EncodedRecords(records, FakeTokenizers().codecs())
+    kept, rejected = [], collections.Counter()
+    for index in range(len(source)):
+        try:
+            kept.append(source[index])
+        except sources.RejectedRecord as error:
+            rejected[error.reason] += 1
+    assert [e.task for e in kept] == ["text_qa", "vqa", "asr", "captioning"] and rejected == faults
+    assert len({e.sample_id for e in kept}) == 4
+
+
+@pytest.mark.parametrize(
+    ("user", "assistant", "task"),
+    [
+        ("draw", "<|image|>", "t2i"),
+        ("<|audio|>", "<|image|>", "s2i"),
+        ("<|audio|>\n<|image|>", "x\n<|audio|>", "spoken_vqa"),
+        ("<|audio|>", "x\n<|audio|>", "spoken_qa"),
+        ("say", "<|audio|>", "tts"),
+        ("<|audio|>", "x", "asr"),
+    ],
+)
+def test_tasks_follow_from_the_modalities(user, assistant, task):
+    assert sources.infer_task(turn(user, assistant)) == task
