@@ -1,0 +1,280 @@
+"""What every command shares: flags, `--config=FILE --config.key=value`, one-line errors, the compilation cache.
+
+A command is one module:
+
+    COMMAND = Command("count", __doc__, arguments="FILE")
+    CONFIG = COMMAND.config("experiments/configs/nano.py")
+    WORKDIR = COMMAND.string("workdir", "folder of the run", required=True)
+
+    def run(file: str) -> None:
+        print(WORKDIR.value, CONFIG.value.seed, file)
+
+    if __name__ == "__main__":
+        COMMAND.main(run)
+
+Each command holds its flags in its own table, so that a process may import several.
+"""
+
+import importlib.util
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Never
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from omnidiff_jax.cli import guard
+from omnidiff_jax.config import suggest
+from omnidiff_jax.errors import UserError
+
+PROJECT = Path(__file__).parents[1]
+
+
+class ConfigHolder:
+    """The config of a command; `value` is filled when the command line is parsed."""
+
+    value: ConfigDict
+
+    def __init__(self, default: str | None):
+        self.default = default
+
+
+class Command:
+    """A command's name, documentation, flags and positional arguments.
+
+    Args:
+        name: as in `omnidiff NAME`.
+        doc: the script's docstring: its first line is the summary in `omnidiff --help`.
+        arguments: positional arguments as the usage line shows them: `SRC DST`, `[FILE]` optional, `FILE...` many.
+    """
+
+    def __init__(self, name: str, doc: str, arguments: str = ""):
+        self.program = f"omnidiff {name}"
+        self._doc = doc.strip()
+        self._arguments = arguments.split()
+        self._flags = flags.FlagValues()
+        self._flags.set_gnu_getopt(True)
+        self._required: list[str] = []
+        self._config: ConfigHolder | None = None
+
+    def string(
+        self, name: str, help: str, default: str | None = None, required: bool = False
+    ) -> flags.FlagHolder[str | None]:
+        return flags.DEFINE_string(name, default, self._note(name, help, required), flag_values=self._flags)
+
+    def strings(self, name: str, help: str) -> flags.FlagHolder[list[str]]:
+        """A flag that may be given several times."""
+        return flags.DEFINE_multi_string(name, [], help, flag_values=self._flags)
+
+    def integer(
+        self, name: str, help: str, default: int | None = None, required: bool = False, minimum: int | None = None
+    ) -> flags.FlagHolder[int | None]:
+        note = self._note(name, help, required)
+        return flags.DEFINE_integer(name, default, note, lower_bound=minimum, flag_values=self._flags)
+
+    def number(self, name: str, help: str, default: float | None = None) -> flags.FlagHolder[float | None]:
+        return flags.DEFINE_float(name, default, help, flag_values=self._flags)
+
+    def switch(self, name: str, help: str) -> flags.FlagHolder[bool]:
+        """A flag that is off unless given."""
+        return flags.DEFINE_boolean(name, False, help, flag_values=self._flags)
+
+    def choice(
+        self, name: str, help: str, choices: Sequence[str], default: str | None = None, required: bool = False
+    ) -> flags.FlagHolder[str | None]:
+        """A flag with listed values; another value is refused with the nearest one."""
+        holder = self.string(name, f"{help}: {', '.join(choices)}", default, required)
+
+        def check(value: str | None) -> bool:
+            if value is not None and value not in choices:
+                raise flags.ValidationError(suggest(value, choices))
+            return True
+
+        flags.register_validator(name, check, flag_values=self._flags)
+        return holder
+
+    def config(self, default: str | None = None) -> ConfigHolder:
+        """Adds `--config=FILE` and `--config.key=value`; without a default file, `--config` is required."""
+        self._config = ConfigHolder(default)
+        return self._config
+
+    def main(self, run: Callable[..., None]) -> Never:
+        """Parses `sys.argv`, calls `run(*positional arguments)` and exits with its status."""
+        sys.exit(guard(self.program, lambda: self.call(run, sys.argv[1:])))
+
+    def call(self, run: Callable[..., None], argv: list[str]) -> None:
+        """`main` without the exit: errors are raised.
+
+        Raises:
+            UserError: a flag, config key or positional argument is unknown, missing or malformed.
+        """
+        if {"-h", "--help"} & set(argv):
+            print(self.usage())
+            return
+        arguments = self.parse(argv)
+        use_compilation_cache()
+        run(*arguments)
+
+    def parse(self, argv: list[str]) -> list[str]:
+        """Fills the flags from `argv` (without the program's name); returns the positional arguments."""
+        rest = self._parse_config(argv) if self._config else argv
+        try:
+            arguments = self._flags([self.program, *rest])[1:]
+        except flags.Error as error:
+            raise UserError(f"{_reword(error)}; `{self.program} --help` lists the flags") from error
+        for name in self._required:
+            if self._flags[name].value is None:
+                raise UserError(f"--{name} is missing: {self._flags[name].help}")
+        fewest = sum(not word.startswith("[") for word in self._arguments)
+        most = len(argv) if any("..." in word for word in self._arguments) else len(self._arguments)
+        if not fewest <= len(arguments) <= most:
+            expected = " ".join(self._arguments) or "no arguments beside flags"
+            raise UserError(f"got {' '.join(arguments) or 'no arguments'}; expected {expected}")
+        return arguments
+
+    def usage(self) -> str:
+        """The text of `--help`."""
+        rows = []
+        if self._config:
+            note = f" (default: {self._config.default})" if self._config.default else ""
+            rows += [("--config=FILE", f"the config, a python file with get_config(){note}")]
+            rows += [("--config.KEY=VALUE", "replaces one value of the config")]
+        for name in self._flags:
+            flag = self._flags[name]
+            note = f" (default: {flag.default})" if flag.default not in (None, False, []) else ""
+            rows.append((f"--{name}" if flag.boolean else f"--{name}=…", f"{flag.help}{note}"))
+        width = max((len(left) for left, _ in rows), default=0)
+        table = [f"  {left:<{width}}  {right}" for left, right in rows]
+        return "\n".join([f"usage: {' '.join([self.program, *self._arguments])} [flags]", "", self._doc, "", *table])
+
+    def _note(self, name: str, help: str, required: bool) -> str:
+        if required:
+            self._required.append(name)
+        return help
+
+    def _parse_config(self, argv: list[str]) -> list[str]:
+        assert self._config is not None
+        file, overrides, rest = self._config.default, [], []
+        words = iter(argv)
+        for word in words:
+            if word == "--":
+                rest += [word, *words]
+            elif match := re.fullmatch(r"--?config(?:=(.*))?", word, re.DOTALL):
+                file = match[1] if match[1] is not None else next(words, "")
+            elif re.match(r"--?(no)?config\.", word):
+                # `--config.key value` is `--config.key=value`; a switch stands alone.
+                following = "" if "=" in word else next(words, "")
+                if following.startswith("--"):
+                    words = iter([following, *words])
+                    following = ""
+                overrides.append(f"{word}={following}" if following else word)
+            else:
+                rest.append(word)
+        if not file:
+            raise UserError("--config is missing: --config=experiments/configs/nano.py, or a file of your own")
+        self._config.value = load_config(file, overrides)
+        return rest
+
+
+def load_config(file: str, overrides: Iterable[str] = ()) -> ConfigDict:
+    """Runs a config file's `get_config()`; `FILE:WORD` passes it WORD.
+
+    Args:
+        file: a path; one that starts with `experiments/` is also found from other working folders.
+        overrides: `--config.key=value` words, in ml_collections' syntax.
+
+    Returns:
+        The config, locked: its keys are fixed.
+
+    Raises:
+        UserError: no such file, a file that fails, an unknown key, or a value of another type.
+    """
+    words = list(overrides)
+    config = _run_config_file(file)
+    known = _keys(config)
+    for word in words:
+        key = re.sub(r"^--?(no)?config\.", "", word.partition("=")[0])
+        if key not in known:
+            raise UserError(f"unknown config key {key!r} for {file}; {suggest(key, known)}")
+    table = flags.FlagValues()
+    try:
+        # ml_collections defines one typed flag for each override it finds in `sys_argv`.
+        holder = config_flags.DEFINE_config_dict("config", config, flag_values=table, sys_argv=words)
+        table(["omnidiff", *words])
+        return holder.value
+    except flags.IllegalFlagValueError as error:
+        raise UserError(_reword_config(str(error), config, file)) from error
+    except (flags.Error, TypeError, ValueError) as error:
+        raise UserError(_reword(error)) from error
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs between runs, in JAX_COMPILATION_CACHE_DIR or the user's cache folder."""
+    import jax
+
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(home / "omnidiff_jax" / "xla"))
+
+
+def _run_config_file(file: str) -> ConfigDict:
+    name, _, argument = file.partition(":")
+    path = Path(name)
+    if not path.exists() and name.startswith("experiments/"):
+        path = PROJECT / name
+    if not path.is_file():
+        folder = path.parent if path.parent.is_dir() else PROJECT / "experiments" / "configs"
+        others = [str(folder / other.name) for other in folder.glob("*.py") if other.name != "__init__.py"]
+        remedy = suggest(str(folder / path.name), others) if others else "give the path of a python file"
+        raise UserError(f"config file {name} does not exist; {remedy}")
+    spec = importlib.util.spec_from_file_location("omnidiff_config", path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"config file {name} is not a python file; give one that defines get_config()")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config(*([argument] if argument else []))
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"config file {name} fails: {type(error).__name__}: {error}") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f"config file {name}: get_config() returns {type(config).__name__}; it must return a ConfigDict"
+        )
+    return config
+
+
+def _keys(config: ConfigDict, prefix: str = "") -> list[str]:
+    keys = []
+    for key, value in config.items(preserve_field_references=True):
+        keys.append(prefix + key)
+        if isinstance(value, ConfigDict):
+            keys += _keys(value, f"{prefix}{key}.")
+    return keys
+
+
+def _reword(error: Exception) -> str:
+    """absl's messages in this project's words."""
+    text = " ".join(str(error).split()).rstrip(".")
+    text = re.sub(
+        r"^Type (.*?) of field config\.(\S+) is not supported .*", r"config key '\2' (\1) is set in its file", text
+    )
+    text = re.sub(r"^flag (--[^=]+=.*?): (invalid literal|could not convert).*", r"\1 is not a number", text)
+    text = re.sub(r"^flag (--[^=]+=.*?): ", r"\1: ", text)
+    if match := re.fullmatch(r"Unknown command line flag '([^']*)'(?:. Did you mean: (.*?) \?)?", text):
+        return f"unknown flag --{match[1]}" + (f"; did you mean --{match[2]}?" if match[2] else "")
+    return text
+
+
+def _reword_config(text: str, config: ConfigDict, file: str) -> str:
+    match = re.match(r"flag --config\.([^=]+)=(.*?): ", text, re.DOTALL)
+    if not match:
+        return text
+    value = config
+    for part in match[1].split("."):
+        value = value[part]
+    return f"config key {match[1]!r} = {match[2]!r} must be {type(value).__name__}, like {value!r} in {file}"
