@@ -18,12 +18,14 @@ from omnidiff_jax.records import Message, Record, Waveform
 from omnidiff_jax.tasks.chat import ChatLayout
 from omnidiff_jax.vocabulary import Vocabulary
 
+TFDS_FILES = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+
 
 class Letters:
     size = 300
 
     def encode(self, text):
-        return [byte for byte in text.encode()]
+        return list(text.encode())
 
     def decode(self, ids):
         return bytes(ids).decode()
@@ -61,7 +63,7 @@ class FakeTokenizers:
 
     def codecs(self):
         layout = ChatLayout(VOCABULARY, Letters())
-        return encode.Codecs(layout, self.images, self.speech, self.features, 16, 8, image_batch=4)
+        return encode.Codecs(layout, self.images, self.speech, self.features, 16, 8)
 
 
 def turn(user, assistant):
@@ -91,8 +93,8 @@ def test_records_become_examples():
     assert (examples[3].tokens == vocabulary.context_audio).sum() == 12
     seen = vocabulary.image.decode(examples[4].tokens[vocabulary.image.contains(examples[4].tokens)])
     assert set(seen.tolist()) == {9}
-    # One call for both looked-at images and one for the drawn one, each filled up to one shape.
-    assert sorted(fakes.image_calls) == [(4, 8, 8, 3), (4, 16, 16, 3)]
+    # One call for both looked-at images and one for the drawn one.
+    assert sorted(fakes.image_calls) == [(1, 8, 8, 3), (2, 16, 16, 3)]
 
 
 def test_one_bad_record_loses_only_itself():
@@ -276,6 +278,36 @@ def test_jsonl_trains_past_its_faults(manifest):
             rejected[error.reason] += 1
     assert [e.task for e in kept] == ["text_qa", "vqa", "asr", "captioning"] and rejected == faults
     assert len({e.sample_id for e in kept}) == 4
+
+
+def test_tfds_sets_are_read_without_tensorflow(tmp_path):
+    import tensorflow_datasets as tfds
+    from array_record.python.array_record_module import ArrayRecordWriter
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    features = tfds.features.FeaturesDict({"sample_id": np.int64, "question": tfds.features.Text()})
+    features.save_config(str(tmp_path))
+    split = {"name": "train", "shardLengths": ["3"], "numBytes": "9", "filepathTemplate": TFDS_FILES}
+    info = {"name": "toy", "version": "1.0.0", "fileFormat": "array_record", "splits": [split]}
+    (tmp_path / "dataset_info.json").write_text(json.dumps(info))
+    writer = ArrayRecordWriter(str(tmp_path / "toy-train.array_record-00000-of-00001"), "group_size:1")
+    for number in range(3):
+        made = tf_example_pb2.Example()
+        made.features.feature["sample_id"].int64_list.value.append(number)
+        made.features.feature["question"].bytes_list.value.append(f"how many {number}".encode())
+        writer.write(made.SerializeToString())
+    writer.close()
+
+    def parse(found):
+        return Record(int(found["sample_id"]), "text_qa", turn(found["question"].decode(), "ho"))
+
+    records = sources.TfdsRecords(tmp_path, "train", parse)
+    assert len(records) == 3 and records[2] == Record(2, "text_qa", turn("how many 2", "ho"))
+    assert len(encode.EncodedRecords(records, FakeTokenizers().codecs())[0].tokens) > 10
+    assert len(sources.TfdsRecords(tmp_path, "train[1:]", parse)) == 2
+    for folder, name in ((tmp_path, "test"), (tmp_path / "none", "train")):
+        with pytest.raises(UserError, match=f"cannot open split '{name}'"):
+            sources.TfdsRecords(folder, name, parse)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image
 
 from omnidiff_jax.data.sources import RandomAccess, RejectedRecord
 from omnidiff_jax.errors import UserError
@@ -19,6 +18,7 @@ from omnidiff_jax.media.audio import read_audio
 from omnidiff_jax.media.image import read_image
 from omnidiff_jax.records import AUDIO_TAG, IMAGE_TAG, EncodedExample, Record, Waveform
 from omnidiff_jax.tasks.chat import ChatLayout, media_roles
+from omnidiff_jax.tokenizers.image import fit
 
 T = TypeVar("T")
 FRAME_WIDTH = 560
@@ -31,12 +31,11 @@ class Codecs:
 
     Attributes:
         layout: messages to ids.
-        images: uint8 [B, H, W, 3] -> int [B, k] codes.
+        images: uint8 [B, H, W, 3] of any B -> int [B, k] codes.
         speech: waveforms -> speech codes int [k] of each.
         features: waveform -> float32 [n, 560] frames that the speech encoder hears.
         user_image_size: side in pixels of an image that is looked at.
         assistant_image_size: side in pixels of an image that is drawn.
-        image_batch: images per call of `images`; the last call is filled up, so that one shape is compiled.
     """
 
     layout: ChatLayout
@@ -45,11 +44,10 @@ class Codecs:
     features: Callable[[Waveform], np.ndarray]
     user_image_size: int = 512
     assistant_image_size: int = 256
-    image_batch: int = 32
 
 
 def encode(
-    records: Iterable[Record], codecs: Codecs, rejected: "collections.Counter[str]", chunk: int = 256
+    records: Iterable[Record], codecs: Codecs, rejected: "collections.Counter[str]", chunk: int = 128
 ) -> Iterator[EncodedExample]:
     """Training samples, in the order of `records`.
 
@@ -117,19 +115,14 @@ def load_media(record: Record) -> Record:
 
 
 def fit_image(image: np.ndarray, size: int) -> np.ndarray:
-    """uint8 [H, W, 3] -> uint8 [size, size, 3]: short side resized (bicubic, antialiased), centre cropped."""
-    short = min(image.shape[:2])
-    # What a long strip shows far from its centre is cropped anyway; resizing all of it could take any amount of memory.
-    for axis in (0, 1):
-        spare = max(image.shape[axis] - _LONGEST_STRIP * short, 0) // 2
-        image = image[spare : image.shape[0] - spare] if axis == 0 else image[:, spare : image.shape[1] - spare]
-    height, width = image.shape[:2]
-    if (height, width) == (size, size):
-        return image
-    wide, high = int(size * width / short), int(size * height / short)
-    resized = np.asarray(Image.fromarray(image).resize((wide, high), Image.Resampling.BICUBIC))
-    top, left = round((high - size) / 2), round((wide - size) / 2)
-    return resized[top : top + size, left : left + size]
+    """uint8 [H, W, 3] -> uint8 [size, size, 3], as `tokenizers.image.fit` does.
+
+    A strip longer than 8 times its width loses its ends first: they would be cropped anyway, and resizing all of it
+    could take any amount of memory.
+    """
+    longest = _LONGEST_STRIP * min(image.shape[:2])
+    top, left = (max(side - longest, 0) // 2 for side in image.shape[:2])
+    return fit(image[top : image.shape[0] - top, left : image.shape[1] - left], size)
 
 
 def _load(kind: str, medium: Any, read: Callable[..., Any]) -> Any:
@@ -185,12 +178,7 @@ def _images(records: Sequence[Record], codecs: Codecs) -> list[np.ndarray]:
             fitted = pixels.setdefault(size, [])
             places.append((size, len(fitted)))
             fitted.append(fit_image(image, size))
-    codes: dict[int, list[np.ndarray]] = {}
-    for size, fitted in pixels.items():
-        codes[size] = []
-        for group in _chunks(fitted, codecs.image_batch):
-            filled = np.stack(group + [group[-1]] * (codecs.image_batch - len(group)))
-            codes[size].extend(np.asarray(codecs.images(filled))[: len(group)])
+    codes = {size: np.asarray(codecs.images(np.stack(fitted))) for size, fitted in pixels.items()}
     return [codes[size][number] for size, number in places]
 
 

@@ -106,6 +106,7 @@ class Loader:
         self._state, self._rejected = self._host.get_state(), self._host.rejected
         self._used = np.zeros(4, np.int64)
         self._batches = 0
+        self._ahead = False
         self._thread: threading.Thread | None = None
 
     def __iter__(self) -> Iterator[Batch]:
@@ -116,7 +117,7 @@ class Loader:
             self._start()
         prepared = self._queue.get()
         if isinstance(prepared, BaseException):
-            self._thread = None
+            self.close()
             raise prepared
         self._state, self._rejected = prepared.state, prepared.rejected
         self._used += prepared.used
@@ -146,6 +147,7 @@ class Loader:
             )
         self.close()
         self._host.set_state(state)
+        self._ahead = False
         self._state, self._rejected = self._host.get_state(), self._host.rejected
 
     def stats(self) -> LoaderStats:
@@ -163,9 +165,12 @@ class Loader:
                 self._drain()
                 self._thread.join(timeout=0.01)
             self._thread = None
-            self._host.set_state(self._state)
+            self._ahead = True
 
     def _start(self) -> None:
+        if self._ahead:
+            self._host.set_state(self._state)
+            self._ahead = False
         self._queue: queue.Queue[_Prepared | BaseException] = queue.Queue(self._config.prefetch)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, args=(self._queue, self._stop), daemon=True, name="loader")
