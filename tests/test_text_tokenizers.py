@@ -161,3 +161,17 @@ def test_bpe_broken_files_are_named(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match="byte-level BPE"):
         texts.load(tmp_path)
+
+
+def test_the_shipped_tokenizer_is_what_its_config_trains(tmp_path):
+    from experiments.configs.tokenizers.text import get_config
+    from experiments.text_tokenizer import scenes_sentences, train_text_tokenizer
+    from omnidiff_jax.tokenizers.assets import nano_dir
+
+    shipped = texts.load(nano_dir("text"))
+    trained = train_text_tokenizer(get_config(), tmp_path)
+    assert trained.size == shipped.size
+    sentences = list(scenes_sentences(20))
+    assert all(trained.encode(text) == shipped.encode(text) for text in sentences)
+    words = {word.strip(".,?!") for text in sentences for word in text.split()}
+    assert [word for word in words if len(shipped.encode(word)) > 1] == []

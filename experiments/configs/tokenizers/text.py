@@ -1,0 +1,16 @@
+"""The nano text tokenizer: SentencePiece over the sentences of Scenes; every word of that world is one piece.
+
+    omnidiff train --config=experiments/configs/tokenizers/text.py --workdir=DIR
+
+Takes a second. Byte pairs rather than unigram: over so few words unigram stops short of whole words.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.program = "text_tokenizer"
+    config.records = 400  # Scenes records of each task that the sentences are taken from
+    config.tokenizer = ConfigDict({"kind": "bpe", "size": 640})
+    return config

@@ -1,0 +1,41 @@
+"""The text tokenizer's corpus and training; it has no gradient steps, so it is no `TrainProgram`."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from data_pipelines.scenes.language import KNOWLEDGE, answer_phrases
+from data_pipelines.scenes.tasks import SPEAK, SPOKEN_QA_SYSTEM, TRANSCRIBE, make_record
+from data_pipelines.sdvi.build import SPEECH_TO_IMAGE_SYSTEM, SPOKEN_VQA_SYSTEM
+from omnidiff_jax.config import build
+from omnidiff_jax.records import AUDIO_TAG, IMAGE_TAG
+from omnidiff_jax.tasks.chat import ROLES
+from omnidiff_jax.tokenizers.text import SentencePieceConfig, SentencePieceTokenizer
+
+# What is spoken is said in the words of these tasks, and of the phrases below; no speech needs to be made.
+WRITTEN_TASKS = ("text_qa", "captioning", "vqa", "t2i")
+
+
+def scenes_sentences(records: int) -> Iterator[str]:
+    """Every fixed sentence of the Scenes world, then the text of `records` training records of each written task."""
+    fixed = (*ROLES, TRANSCRIBE, SPEAK, SPOKEN_QA_SYSTEM, SPEECH_TO_IMAGE_SYSTEM, SPOKEN_VQA_SYSTEM)
+    for _ in range(records // 10):
+        yield from fixed
+        yield from answer_phrases()
+        for question in KNOWLEDGE:
+            yield from (question.text, question.answer, question.phrase)
+    for task in WRITTEN_TASKS:
+        for index in range(records):
+            for message in make_record(task, index, "train").messages:
+                yield message.content.replace(IMAGE_TAG, "").replace(AUDIO_TAG, "")
+
+
+def train_text_tokenizer(config: ConfigDict, folder: str | os.PathLike[str]) -> SentencePieceTokenizer:
+    """Trains what `experiments/configs/tokenizers/text.py` describes and leaves `text.model` in `folder`."""
+    settings = build(SentencePieceConfig, config.tokenizer, "config.tokenizer")
+    tokenizer = SentencePieceTokenizer.train(scenes_sentences(config.records), settings)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    tokenizer.save(folder)
+    return tokenizer
