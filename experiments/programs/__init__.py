@@ -1,4 +1,33 @@
-"""What `omnidiff train` can train: the value of `config.program` and the builder behind it.
+"""What `omnidiff train` can train: the values of `config.program` and the builders behind them."""
 
-A builder takes the config and the workdir and returns the arguments of `training.loop.train`.
-"""
+from collections.abc import Callable
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from experiments.programs.data import build_sets
+from experiments.programs.omni import omni_run, open_sets, task_names
+from experiments.programs.run import Run
+from experiments.programs.tokenizers import load_tokenizers
+from omnidiff_jax.config import suggest
+from omnidiff_jax.errors import UserError
+
+# (config, workdir) -> the arguments of `training.loop.train`.
+Builder = Callable[[ConfigDict, Path], Run]
+
+
+def omni(config: ConfigDict, workdir: Path) -> Run:
+    """The any-to-any model: on the Scenes sets under `workdir/data`, built first where they are missing, or on the encoded
+    sets of `config.data.folder`, one folder a task (`omnidiff data build`)."""
+    if config.data.set == "scenes":
+        folder = workdir / "data"
+        build_sets(config, folder)
+    elif config.data.set == "encoded":
+        folder = Path(config.data.folder)
+    else:
+        raise UserError(f"config.data.set = {config.data.set!r}; {suggest(config.data.set, ('scenes', 'encoded'))}")
+    tokenizers = load_tokenizers(config)
+    return omni_run(config, open_sets(folder, task_names(config), tokenizers), tokenizers)
+
+
+PROGRAMS: dict[str, Builder] = {"omni": omni}

@@ -1,17 +1,17 @@
-"""From a training config to the objects that run it; the only place where ConfigDicts turn into dataclasses."""
+"""The backbone's config as the objects that train it and sample from it."""
 
-import dataclasses
+import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from experiments.programs.run import Run, batch_axes, config_mesh, loop_config, optimizer_config, stage_plans
 from experiments.programs.tokenizers import Tokenizers, load_tokenizers
-from omnidiff_jax.config import build, suggest
+from omnidiff_jax.config import build, choose, suggest
 from omnidiff_jax.data.loader import Loader
 from omnidiff_jax.data.mixture import Stage
 from omnidiff_jax.data.packing import PackingConfig
@@ -21,52 +21,23 @@ from omnidiff_jax.data.streams import Corpus, DataConfig
 from omnidiff_jax.diffusion.loss import LossConfig
 from omnidiff_jax.diffusion.masking import MaskingConfig
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.evaluation.generate import Generator
 from omnidiff_jax.models.adapter import AdapterConfig
 from omnidiff_jax.models.backbone import BackboneConfig
 from omnidiff_jax.models.omni import OmniConfig, OmniModel
 from omnidiff_jax.records import EncodedExample
 from omnidiff_jax.sampling.denoiser import Denoiser, module_denoiser
-from omnidiff_jax.sharding.mesh import MeshConfig, make_mesh
 from omnidiff_jax.sharding.rules import param_specs
 from omnidiff_jax.tasks.registry import TASKS, Decoding
-from omnidiff_jax.training.checkpoint import CheckpointConfig, Checkpointer, check_same_config
-from omnidiff_jax.training.loop import LoopConfig, abstract_state
+from omnidiff_jax.training.checkpoint import CheckpointConfig, Checkpointer
+from omnidiff_jax.training.loop import abstract_state
 from omnidiff_jax.training.omni import OmniProgram
-from omnidiff_jax.training.optimizer import OptimizerConfig
-from omnidiff_jax.training.program import StagePlan, scale_stages
 from omnidiff_jax.training.step import eval_params
 
 # What a checkpoint must agree on with the config that goes on from it.
-SAME_CONFIG = ("program", "seed", "batch_size", "model", "tokenizers", "masking", "tail_pad_gamma", "data", "stages", "total_steps")
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """Arguments of `training.loop.train` that follow from a config."""
-
-    program: OmniProgram
-    loop: LoopConfig
-    optimizer: OptimizerConfig
-    stages: tuple[StagePlan, ...]
-    mesh: Mesh
-    tokenizers: Tokenizers
-
-
-def plain(config: ConfigDict) -> dict[str, Any]:
-    """The config as nested dicts and lists, as checkpoints store it."""
-    return _plain(config.to_dict())
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {k: _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
-
-
-def stage_plans(config: ConfigDict) -> tuple[StagePlan, ...]:
-    """The curriculum's stages in the order of their names, scaled to `total_steps`."""
-    plans = tuple(StagePlan(name, s.steps, float(s.learning_rate)) for name, s in config.stages.items())
-    return scale_stages(plans, config.total_steps)
+SAME_CONFIG = (
+    "program", "seed", "batch_size", "model", "tokenizers", "masking", "tail_pad_gamma", "data", "stages", "total_steps"
+)  # fmt: skip
 
 
 def task_names(config: ConfigDict) -> tuple[str, ...]:
@@ -115,6 +86,24 @@ def open_sets(folder: str | os.PathLike[str], names: Sequence[str], tokenizers: 
     return {name: EncodedSet(Path(folder) / name, tokenizers.vocabulary) for name in names}
 
 
+def omni_program(
+    config: ConfigDict, tokenizers: Tokenizers, mesh: Mesh, open_loader: Callable[[int], Loader]
+) -> OmniProgram:
+    """The backbone's training program."""
+    groups = math.prod(mesh.shape[axis] for axis in batch_axes(mesh))
+    return OmniProgram(
+        model=model_config(config, tokenizers),
+        vocabulary=tokenizers.vocabulary,
+        masking=MaskingConfig(mode=config.masking, tail_pad_gamma=float(config.tail_pad_gamma)),
+        loss_config=build(LossConfig, dict(config.loss) | {"groups": groups}, "config.loss"),
+        tasks=task_names(config),
+        open_loader=open_loader,
+        seed=config.seed,
+        pretrained={"speech_encoder": tokenizers.speech_encoder_params},
+        specs=lambda boxed: param_specs(boxed, config.sharding, mesh),
+    )
+
+
 def omni_run(config: ConfigDict, sources: Mapping[str, RandomAccess[EncodedExample]], tokenizers: Tokenizers) -> Run:
     """Everything `train` needs for a backbone config.
 
@@ -123,61 +112,86 @@ def omni_run(config: ConfigDict, sources: Mapping[str, RandomAccess[EncodedExamp
         sources: encoded samples of each task.
         tokenizers: from `load_tokenizers`.
     """
-    mesh = make_mesh(build(MeshConfig, config.mesh, "config.mesh"))
-    stages, tasks = stage_plans(config), task_names(config)
-    model = model_config(config, tokenizers)
-    curriculum = [Stage(p.name, p.steps, dict(config.stages[p.name].weights)) for p in stages]
+    mesh, stages, tasks = config_mesh(config), stage_plans(config), task_names(config)
+    curriculum = [Stage(plan.name, plan.steps, dict(config.stages[plan.name].weights)) for plan in stages]
     corpus = Corpus({name: sources[name] for name in tasks}, curriculum, tokenizers.vocabulary)
-    axes = tuple(a for a in ("data", "fsdp") if a in mesh.shape)
-    sharding = NamedSharding(mesh, PartitionSpec(axes))
+    sharding = NamedSharding(mesh, PartitionSpec(batch_axes(mesh)))
 
     def open_loader(seed: int) -> Loader:
         return Loader(corpus, data_config(config, tokenizers), tasks, sharding)
 
-    groups = 1
-    for axis in axes:
-        groups *= mesh.shape[axis]
-    program = OmniProgram(
-        model=model,
-        vocabulary=tokenizers.vocabulary,
-        masking=MaskingConfig(mode=config.masking, tail_pad_gamma=float(config.tail_pad_gamma)),
-        loss_config=build(LossConfig, dict(config.loss) | {"groups": groups}, "config.loss"),
-        tasks=tasks,
-        open_loader=open_loader,
-        seed=config.seed,
-        pretrained={"speech_encoder": tokenizers.speech_encoder_params} if tokenizers.speech_encoder else {},
-        specs=lambda boxed: param_specs(boxed, config.sharding, mesh),
-    )
-    loop = LoopConfig(
-        seed=config.seed,
-        accumulate=config.accumulate,
-        checkpoint=CheckpointConfig(every=config.checkpoint_every, keep=config.keep_checkpoints),
-    )
-    return Run(program, loop, build(OptimizerConfig, config.optimizer, "config.optimizer"), stages, mesh, tokenizers)
+    program = omni_program(config, tokenizers, mesh, open_loader)
+    return Run(program, loop_config(config), optimizer_config(config), stages, mesh, SAME_CONFIG)
+
+
+def stored_config(workdir: str | os.PathLike[str]) -> ConfigDict:
+    """The config that the newest checkpoint of `workdir` was trained with.
+
+    Raises:
+        UserError: no checkpoint there.
+    """
+    saver = Checkpointer(workdir, CheckpointConfig(), read_only=True)
+    config = ConfigDict(saver.config())
+    saver.close()
+    return config
 
 
 def decoding_settings(config: ConfigDict) -> dict[str, Decoding]:
-    """Decoding by task: the config's `decoding` group over the registry's defaults."""
-    return {name: build(Decoding, group, f"config.decoding.{name}") for name, group in config.get("decoding", {}).items()}
+    """Decoding of every task: the config's `decoding` groups over the registry's defaults."""
+    given = config.get("decoding", {})
+    for name in given:
+        choose(TASKS, name, "task in config.decoding")
+    return {
+        name: build(Decoding, given[name], f"config.decoding.{name}") if name in given else task.decoding
+        for name, task in TASKS.items()
+    }
 
 
-def load_denoiser(config: ConfigDict, workdir: str | os.PathLike[str], tokenizers: Tokenizers) -> Denoiser:
-    """The newest checkpoint of `workdir`, ready to sample from.
+def load_generator(
+    config: ConfigDict,
+    workdir: str | os.PathLike[str],
+    *,
+    rows: int,
+    seed: int = 0,
+    adjust: Callable[[Decoding], Decoding] = lambda decoding: decoding,
+) -> Generator:
+    """The newest checkpoint of `workdir`, ready to answer.
+
+    Args:
+        config: the checkpoint's.
+        rows: requests decoded together.
+        seed: of the sampling noise.
+        adjust: changes each task's decoding settings.
 
     Raises:
         UserError: no checkpoint, or one of another config.
     """
+    tokenizers = load_tokenizers(config)
+    decoding = {name: adjust(settings) for name, settings in decoding_settings(config).items()}
+    return Generator(
+        load_denoiser(config, workdir, tokenizers),
+        tokenizers.codecs,
+        tokenizers.voices,
+        decoding,
+        image_grid=tokenizers.image_grid,
+        rows=rows,
+        limit=config.data.length,
+        queries=tokenizers.speech_encoder.queries,
+        seed=seed,
+    )
+
+
+def load_denoiser(config: ConfigDict, workdir: str | os.PathLike[str], tokenizers: Tokenizers) -> Denoiser:
+    """The model of the newest checkpoint as the sampler sees it."""
+
+    def no_data(seed: int) -> Loader:
+        raise AssertionError("sampling reads no training data")
+
+    mesh = config_mesh(config)
+    program = omni_program(config, tokenizers, mesh, no_data)
+    target = abstract_state(program, loop_config(config), optimizer_config(config), stage_plans(config), mesh)
     saver = Checkpointer(workdir, CheckpointConfig(), read_only=True)
-    check_same_config(saver.config(), plain(config), ("program", "model", "tokenizers"), f"checkpoint of {workdir}")
-    mesh = make_mesh(build(MeshConfig, config.mesh, "config.mesh"))
-    model = model_config(config, tokenizers)
-    program = OmniProgram(
-        model, tokenizers.vocabulary, MaskingConfig(), LossConfig(), task_names(config), open_loader=None,  # type: ignore[arg-type]
-        pretrained={"speech_encoder": tokenizers.speech_encoder_params} if tokenizers.speech_encoder else {},
-        specs=lambda boxed: param_specs(boxed, config.sharding, mesh),
-    )  # fmt: skip
-    optimizer = build(OptimizerConfig, config.optimizer, "config.optimizer")
     with jax.set_mesh(mesh):
-        state, _, _ = saver.restore(abstract_state(program, LoopConfig(), optimizer, stage_plans(config), mesh))
+        state, _, _ = saver.restore(target)
     saver.close()
-    return module_denoiser(OmniModel(model), eval_params(state))
+    return module_denoiser(OmniModel(program.model), eval_params(state))

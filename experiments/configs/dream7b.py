@@ -1,0 +1,68 @@
+"""Omni-Diffusion at its released size: the Dream-7B backbone, 3072-token rows, 128 rows a step (SPEC §3 and §4).
+
+Tokenizers are folders converted from the released weights (`omnidiff convert`); `data.set` names encoded sets.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import stages
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.program = "omni"
+    config.seed = 0
+    config.batch_size = 128
+    config.accumulate = 1
+    config.total_steps = 0
+    config.checkpoint_every = 500
+    config.keep_checkpoints = 3
+    config.dtype = "bfloat16"
+    config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1, "sequence": 1})
+    config.sharding = "fsdp"
+
+    config.masking = "paper"
+    config.tail_pad_gamma = 0.6
+    config.loss = ConfigDict({"weighting": "none", "chunk": 1024, "capacity": 1.0, "noise_buckets": 10})
+
+    config.tokenizers = ConfigDict(
+        {
+            "text": "weights/dream7b",
+            "image": "weights/magvitv2",
+            "speech_encoder": "weights/sensevoice_small",
+            "speech_tokenizer": "weights/glm4voice_tokenizer",
+            "speech_decoder": "weights/glm4voice_decoder",
+            "user_image_size": 512,
+            "assistant_image_size": 256,
+        }
+    )
+    config.model = ConfigDict(
+        {
+            "width": 3584,
+            "layers": 28,
+            "heads": 28,
+            "kv_heads": 4,
+            "head_dim": 128,
+            "hidden": 18944,
+            "rope_theta": 1e6,
+            "init_stddev": 0.02,
+            "attention": "chunked",
+            "remat": "full",
+            "scan_layers": True,
+        }
+    )
+    config.optimizer = ConfigDict({"b2": 0.95, "clip_norm": 1.0, "final_fraction": 0.0, "frozen": ("speech_encoder/*",)})
+    config.data = ConfigDict(
+        {
+            "set": "encoded",
+            "folder": "data",
+            "length": 3072,
+            "frames": 1536,
+            "samples": 96,
+            "open_rows": 24,
+            "streams": 64,
+            "max_tail_pads": 16,
+        }
+    )
+    config.stages = stages.get_config()
+    return config

@@ -1,0 +1,11 @@
+"""A 70B-class backbone: the dimensions of Qwen2.5-72B under Omni-Diffusion's vocabulary; the rest as `dream7b.py`."""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import dream7b
+
+
+def get_config() -> ConfigDict:
+    config = dream7b.get_config()
+    config.model.update({"width": 8192, "layers": 80, "heads": 64, "kv_heads": 8, "hidden": 29568})
+    return config

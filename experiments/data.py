@@ -1,0 +1,63 @@
+"""Builds and validates data sets.
+
+    omnidiff data build OUT --config=experiments/configs/nano.py             the config's Scenes sets, one folder a task
+    omnidiff data build OUT --config=… --task=vqa --jsonl=vqa.jsonl          one task's set from a JSONL manifest
+    omnidiff data check SET.jsonl                                            what training would accept and reject
+
+A manifest holds a line {"messages": [{"role", "content"}], "images": [paths], "audios": [paths]} a sample.
+"""
+
+import json
+from pathlib import Path
+
+from experiments.common import Command
+from experiments.programs.data import build_sets, encode_set
+from omnidiff_jax.config import suggest
+from omnidiff_jax.data.check import check_jsonl
+from omnidiff_jax.data.sources import JsonlRecords
+from omnidiff_jax.errors import UserError
+from omnidiff_jax.tasks.registry import TASKS
+
+COMMAND = Command("data", __doc__, "build|check PATH")
+CONFIG = COMMAND.config("experiments/configs/nano.py")
+JSONL = COMMAND.string("jsonl", "manifest to build from")
+TASK = COMMAND.choice("task", "task that the manifest's samples train", tuple(TASKS))
+ROOT = COMMAND.string("root", "folder of the manifest's media (default: its own)")
+PROCESSES = COMMAND.integer("processes", "worker processes (default: one a core)", minimum=1)
+AS_JSON = COMMAND.switch("json", "end with one line of JSON")
+
+
+def run(action: str, path: str) -> None:
+    if action == "check":
+        report = check_jsonl(path, ROOT.value)
+        if not AS_JSON.value:
+            print(f"{report['accepted']} accepted, {sum(report['rejected'].values())} rejected")
+            for reason, count in report["rejected"].items():
+                print(f"  {count} × {reason}, such as {report['examples_of_rejects'][reason]}")
+    elif action == "build":
+        report = _build(Path(path))
+        if not AS_JSON.value:
+            for name, part in report.items():
+                print(f"{name}: {part['examples']} examples, {part['tokens']} tokens, rejected {part['rejected'] or 'none'}")
+    else:
+        raise UserError(f"unknown action {action!r}; {suggest(action, ('build', 'check'))}")
+    if AS_JSON.value:
+        print(json.dumps(report))
+
+
+def _build(out: Path) -> dict[str, dict[str, object]]:
+    if JSONL.value is None:
+        manifests = build_sets(CONFIG.value, out, PROCESSES.value)
+    elif TASK.value is None:
+        raise UserError("--jsonl needs --task: the task that its samples train")
+    else:
+        records = JsonlRecords(JSONL.value, ROOT.value)
+        manifests = {TASK.value: encode_set(CONFIG.value, records, out / TASK.value, {"jsonl": JSONL.value})}
+    return {
+        name: {"examples": m.examples, "tokens": m.tokens, "frames": m.frames, "rejected": dict(m.rejected)}
+        for name, m in manifests.items()
+    }
+
+
+if __name__ == "__main__":
+    COMMAND.main(run)

@@ -1,0 +1,81 @@
+"""Encoded data sets of a training config: one folder per task, built once, in parallel."""
+
+import concurrent.futures
+import multiprocessing
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from data_pipelines.scenes.tasks import SceneRecords
+from experiments.programs.omni import task_names
+from experiments.programs.run import plain
+from experiments.programs.tokenizers import load_tokenizers
+from omnidiff_jax.data.encode import encode
+from omnidiff_jax.data.sources import RandomAccess, RejectedRecord
+from omnidiff_jax.data.storage import EncodedSet, Manifest, write_set
+from omnidiff_jax.records import Record
+
+def build_sets(config: ConfigDict, folder: str | os.PathLike[str], processes: int | None = None) -> dict[str, Manifest]:
+    """Builds the Scenes set of every task that the config trains on, where it is not there yet.
+
+    Args:
+        config: names the tokenizers and the number of examples.
+        folder: holds one folder a task.
+        processes: worker processes; None = one a core.
+
+    Returns:
+        the manifest of each set.
+
+    Raises:
+        UserError: a folder that cannot be written.
+    """
+    root, names = Path(folder), task_names(config)
+    missing = [name for name in names if not (root / name).is_dir()]
+    # What is heard costs most; starting with it keeps the last worker from finishing alone.
+    missing.sort(key=lambda name: name not in ("s2i", "asr", "spoken_qa", "spoken_vqa"))
+    began = time.perf_counter()
+    if missing:
+        workers = min(processes or os.cpu_count() or 1, len(missing))
+        context = multiprocessing.get_context("spawn")
+        with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
+            jobs = {pool.submit(build_set, plain(config), name, str(root / name)): name for name in missing}
+            for number, job in enumerate(concurrent.futures.as_completed(jobs), start=1):
+                manifest = job.result()
+                print(
+                    f"data {number}/{len(missing)}: {jobs[job]}, {manifest.examples} examples, {manifest.tokens} tokens, "
+                    f"{time.perf_counter() - began:.0f} s",
+                    file=sys.stderr,
+                    flush=True,
+                )
+    vocabulary = load_tokenizers(config).vocabulary
+    return {name: EncodedSet(root / name, vocabulary).manifest for name in names}
+
+
+def build_set(config: dict[str, Any], task: str, folder: str) -> Manifest:
+    """One task's training set of the Scenes world; run in a worker process."""
+    records = SceneRecords(task, "train", config["data"]["examples"][task])
+    return encode_set(ConfigDict(config), records, folder, {"world": "scenes", "task": task, "split": "train"})
+
+
+def encode_set(
+    config: ConfigDict, records: RandomAccess[Record], folder: str | os.PathLike[str], origin: Mapping[str, Any]
+) -> Manifest:
+    """Encodes raw records with the config's tokenizers into the set `folder`; unusable ones are counted in its manifest."""
+    tokenizers = load_tokenizers(config)
+    rejected: Counter[str] = Counter()
+
+    def usable() -> Iterator[Record]:
+        for index in range(len(records)):
+            try:
+                yield records[index]
+            except RejectedRecord as error:
+                rejected[error.reason] += 1
+
+    examples = encode(usable(), tokenizers.codecs, rejected)
+    return write_set(folder, examples, tokenizers.vocabulary, 1, rejected, origin)

@@ -1,0 +1,151 @@
+"""Scorecard and report of a trained run."""
+
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from data_pipelines.scenes.exams import exam
+from experiments.programs.omni import load_generator
+from experiments.programs.tokenizers import load_tokenizers
+from omnidiff_jax.evaluation.generate import Voices
+from omnidiff_jax.evaluation.report import View, write_report
+from omnidiff_jax.evaluation.scorecard import Case, Exam, Result, sit, table, write_scorecard
+from omnidiff_jax.media.audio import write_wav
+from omnidiff_jax.media.image import write_png
+from omnidiff_jax.tasks.registry import TASKS
+from omnidiff_jax.training.metrics import read_metrics
+from omnidiff_jax.vocabulary import Vocabulary
+
+SHOWN = 6  # answers of each task in the report
+STRIPS = 2  # of those with their decoding steps
+COMPOSITIONAL = ("captioning", "t2i", "inpainting")
+
+
+def evaluate_run(
+    config: ConfigDict,
+    workdir: str | os.PathLike[str],
+    cases: int,
+    tasks: Sequence[str] = tuple(TASKS),
+    seconds: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
+    """Sits every task's exam with the newest checkpoint; leaves `scorecard.json`, `report.html` and `samples/`.
+
+    Args:
+        config: the checkpoint's.
+        workdir: of the run.
+        cases: held-out cases of each task.
+        tasks: names of the tasks.
+        seconds: times spent before, for the scorecard.
+
+    Returns:
+        the scorecard.
+    """
+    folder = Path(workdir)
+    generator = load_generator(config, folder, rows=min(cases, 64))
+    tokenizers = load_tokenizers(config)
+    entries: dict[str, Any] = {}
+    views: dict[str, list[View]] = {}
+    began = time.perf_counter()
+    for name in tasks:
+        sat = exam(name, cases)
+        result = sit(sat, generator, strips=min(STRIPS, cases))
+        if name in COMPOSITIONAL:
+            result.entry["compositional"] = sit(exam(name, cases, "compositional"), generator).entry["value"]
+        entries[name] = result.entry
+        views[name] = _views(sat, result, tokenizers.vocabulary, tokenizers.voices, tokenizers.image_grid, config)
+        _leave_samples(folder / "samples", name, sat, result)
+        print(
+            f"{name}: {result.entry['metric']} {result.entry['value']:.3f} "
+            f"(ceiling {result.entry['ceiling']:.3f}, floor {result.entry['floor']:.3f}), "
+            f"{time.perf_counter() - began:.0f} s",
+            file=sys.stderr,
+            flush=True,
+        )
+    spent = dict(seconds or {}) | {"evaluate": time.perf_counter() - began}
+    scorecard = write_scorecard(folder, entries, spent)
+    metrics = folder / "metrics.jsonl"
+    lines = read_metrics(metrics) if metrics.exists() else []
+    write_report(folder / "report.html", "omnidiff_jax: every task of one model", scorecard, lines, views)
+    print(table(entries))
+    return scorecard
+
+
+def _views(
+    sat: Exam, result: Result, vocabulary: Vocabulary, voices: Voices, grid: tuple[int, int], config: ConfigDict
+) -> list[View]:
+    views = []
+    higher = result.entry["higher_is_better"]
+    for i, (case, response) in enumerate(zip(sat.cases[:SHOWN], result.responses[:SHOWN], strict=True)):
+        verdict = float(result.verdicts[i])
+        strip: tuple[Any, ...] = ()
+        if response.strip is not None:
+            strip = _strip(response.strip, sat, vocabulary, voices, grid, config)
+        heard = case.meta.get("heard")
+        asked = case.request.text or (f"(speech) {heard}" if heard else sat.task.default_text)
+        expected = str(case.meta.get("answer") or case.meta.get("spoken") or case.meta.get("caption", ""))
+        views.append(
+            View(
+                asked=asked,
+                answered=response.text,
+                expected=expected,
+                good=verdict >= 1 if higher else verdict == 0,
+                prompt_image=case.request.image,
+                image=response.image,
+                prompt_audio=case.request.audio,
+                audio=response.audio,
+                strip=strip,
+            )
+        )
+    return views
+
+
+def _strip(
+    steps: np.ndarray,
+    sat: Exam,
+    vocabulary: Vocabulary,
+    voices: Voices,
+    grid: tuple[int, int],
+    config: ConfigDict,
+    frames: int = 9,
+) -> tuple[Any, ...]:
+    """Some of the decoding steps: pictures with their masked codes gray, or text with its masked tokens as dots."""
+    chosen = steps[np.unique(np.linspace(0, len(steps) - 1, frames).round().astype(int))]
+    if sat.task.answer in ("image", "hole"):
+        start = int(np.argmax(chosen[0] == vocabulary.begin_image)) + 1
+        tokens = chosen[:, start : start + grid[0] * grid[1]]
+        known = vocabulary.image.contains(tokens)
+        pictures = voices.draw(np.where(known, vocabulary.image.decode(tokens), 0))
+        cell = config.tokenizers.assistant_image_size // grid[0]
+        shown = np.kron(known.reshape(-1, *grid), np.ones((1, cell, cell), bool))[..., None]
+        return tuple(np.where(shown, pictures, np.uint8(150)))
+    if sat.task.answer == "text":
+        text = load_tokenizers(config).codecs.layout.text
+        lines = []
+        for step in chosen:
+            words = ["·" if t == vocabulary.mask else text.decode([int(t)]) if t < vocabulary.text_size else "" for t in step]
+            lines.append(" ".join(word.strip() for word in words if word.strip()))
+        return tuple(f"{line} /" for line in lines)
+    share = (chosen == vocabulary.mask).mean(axis=1)
+    return tuple(f"{100 * (1 - float(s)):.0f} %" for s in share)
+
+
+def _leave_samples(folder: Path, name: str, sat: Exam, result: Result) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for i, (case, response) in enumerate(zip(sat.cases[:SHOWN], result.responses[:SHOWN], strict=True)):
+        if response.image is not None:
+            write_png(folder / f"{name}_{i}.png", response.image)
+        if response.audio is not None:
+            write_wav(folder / f"{name}_{i}.wav", response.audio)
+        lines.append(f"{i}\t{_asked(case)}\t{response.text}\n")
+    (folder / f"{name}.tsv").write_text("".join(lines))
+
+
+def _asked(case: Case) -> str:
+    return case.request.text or str(case.meta.get("heard", ""))

@@ -1,0 +1,73 @@
+"""What every training config has in common: seed, stages, optimizer, mesh, checkpoints."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from omnidiff_jax.config import build
+from omnidiff_jax.sharding.mesh import MeshConfig, make_mesh
+from omnidiff_jax.training.checkpoint import CheckpointConfig
+from omnidiff_jax.training.loop import LoopConfig
+from omnidiff_jax.training.optimizer import OptimizerConfig
+from omnidiff_jax.training.program import StagePlan, TrainProgram, scale_stages
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Arguments of `training.loop.train` that follow from a config.
+
+    Attributes:
+        same_config: keys that a checkpoint must agree on to be resumed.
+    """
+
+    program: TrainProgram
+    loop: LoopConfig
+    optimizer: OptimizerConfig
+    stages: tuple[StagePlan, ...]
+    mesh: Mesh
+    same_config: tuple[str, ...]
+
+
+def plain(config: ConfigDict) -> dict[str, Any]:
+    """The config as nested dicts and lists, as checkpoints store it."""
+    return _plain(config.to_dict())
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def stage_plans(config: ConfigDict) -> tuple[StagePlan, ...]:
+    """The stages in the order of their names, scaled in proportion to add up to `total_steps` (0 = as planned)."""
+    plans = tuple(StagePlan(name, stage.steps, float(stage.learning_rate)) for name, stage in config.stages.items())
+    return scale_stages(plans, config.total_steps)
+
+
+def config_mesh(config: ConfigDict) -> Mesh:
+    """The device mesh of `config.mesh`."""
+    return make_mesh(build(MeshConfig, config.mesh, "config.mesh"))
+
+
+def batch_axes(mesh: Mesh) -> tuple[str, ...]:
+    """Mesh axes that batch rows are split over."""
+    return tuple(axis for axis in ("data", "fsdp") if axis in mesh.shape)
+
+
+def loop_config(config: ConfigDict) -> LoopConfig:
+    checkpoint = CheckpointConfig(every=config.checkpoint_every, keep=config.keep_checkpoints)
+    return LoopConfig(seed=config.seed, accumulate=config.accumulate, checkpoint=checkpoint)
+
+
+def optimizer_config(config: ConfigDict) -> OptimizerConfig:
+    return build(OptimizerConfig, config.optimizer, "config.optimizer")
+
+
+def tokenizer_run(config: ConfigDict, program: TrainProgram) -> Run:
+    """A run of one of the tokenizers' programs, which differ in nothing else."""
+    same = ("program", "seed", "batch_size", "stages", "total_steps", "training")
+    return Run(program, loop_config(config), optimizer_config(config), stage_plans(config), config_mesh(config), same)

@@ -1,0 +1,52 @@
+"""The main job in one command: data, three training stages, every task scored, and a report to open.
+
+    omnidiff quickstart --workdir=DIR
+
+Goes on where it was interrupted. Leaves scorecard.json, report.html, samples/, metrics.jsonl and checkpoints/ in the workdir.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+from experiments.common import Command
+from experiments.programs import PROGRAMS
+from experiments.programs.evaluation import evaluate_run
+from experiments.programs.run import plain
+from omnidiff_jax.training.loop import train
+
+COMMAND = Command("quickstart", __doc__)
+CONFIG = COMMAND.config("experiments/configs/nano.py")
+WORKDIR = COMMAND.string("workdir", "folder of the run", "workdirs/quickstart")
+CASES = COMMAND.integer("cases", "held-out cases of each task", 100, minimum=1)
+
+
+def run() -> None:
+    config, workdir = CONFIG.value, Path(str(WORKDIR.value))
+    seconds, last = {}, time.perf_counter()
+
+    def lap(name: str) -> None:
+        nonlocal last
+        now = time.perf_counter()
+        seconds[name], last = now - last, now
+        print(f"{name}: {seconds[name]:.0f} s", file=sys.stderr, flush=True)
+
+    built = PROGRAMS["omni"](config, workdir)
+    lap("data")
+    train(
+        built.program,
+        built.loop,
+        built.optimizer,
+        built.stages,
+        workdir,
+        built.mesh,
+        run_config=plain(config),
+        same_config=built.same_config,
+    )
+    lap("train")
+    evaluate_run(config, workdir, CASES.value or 1, seconds=seconds)
+    print(f"open {workdir / 'report.html'}")
+
+
+if __name__ == "__main__":
+    COMMAND.main(run)

@@ -1,0 +1,105 @@
+"""Answers one request with a trained model: any task, text on stdout, pictures and speech as files.
+
+    omnidiff sample --workdir=DIR --task=t2i --text="small red circle top left, on white" --out=picture.png
+    omnidiff sample --workdir=DIR --task=asr --audio=speech.wav
+    omnidiff sample --workdir=DIR --task=inpainting --image=in.png --text="..." --hole=0,0,32,32 --out=filled.png
+"""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from experiments.common import Command
+from experiments.programs.omni import load_generator, stored_config
+from omnidiff_jax.errors import UserError
+from omnidiff_jax.evaluation.generate import Request, Response
+from omnidiff_jax.media.audio import read_audio, write_wav
+from omnidiff_jax.media.image import read_image, write_png
+from omnidiff_jax.tasks.registry import TASKS, Decoding, Task, task
+
+COMMAND = Command("sample", __doc__)
+WORKDIR = COMMAND.string("workdir", "folder of a trained run", required=True)
+TASK = COMMAND.choice("task", "what to do", tuple(TASKS), required=True)
+TEXT = COMMAND.string("text", "the request, question or caption", "")
+IMAGE = COMMAND.string("image", "picture to look at or to paint in")
+AUDIO = COMMAND.string("audio", "speech to listen to")
+HOLE = COMMAND.string("hole", "part of the picture to paint: left,top,right,bottom in pixels of the model's picture")
+OUT = COMMAND.string("out", "file for the picture (.png) or speech (.wav) of the answer", "answer")
+STEPS = COMMAND.integer("steps", "denoising steps (default: the task's)", minimum=1)
+LENGTH = COMMAND.integer("length", "positions of the answer (default: the task's)", minimum=1)
+TEMPERATURE = COMMAND.number("temperature", "0 takes the likeliest tokens")
+SEED = COMMAND.integer("seed", "of the sampling noise", 0)
+
+
+def run() -> None:
+    config = stored_config(str(WORKDIR.value))
+    chosen = task(str(TASK.value))
+    size = config.tokenizers.assistant_image_size
+    request = Request(
+        text=TEXT.value or "",
+        image=read_image(IMAGE.value) if IMAGE.value else None,
+        audio=read_audio(AUDIO.value) if AUDIO.value else None,
+        hole=parse_hole(HOLE.value, size) if HOLE.value else None,
+    )
+    given = {name for name in ("image", "audio", "hole") if getattr(request, name) is not None}
+    chosen.check_inputs(given | ({"text"} if request.text else set()))
+    generator = load_generator(config, str(WORKDIR.value), rows=1, seed=SEED.value or 0, adjust=_adjusted)
+    (response,) = generator(chosen, [request])
+    _leave(chosen, response, Path(str(OUT.value)))
+
+
+def _adjusted(decoding: Decoding) -> Decoding:
+    sampler = decoding.sampler
+    if STEPS.value is not None:
+        sampler = dataclasses.replace(sampler, steps=STEPS.value)
+    if TEMPERATURE.value is not None:
+        try:
+            filters = dataclasses.replace(sampler.filters, temperature=TEMPERATURE.value)
+        except ValueError as error:
+            raise UserError(f"--temperature = {TEMPERATURE.value}: {error}") from error
+        sampler = dataclasses.replace(sampler, filters=filters)
+    decoding = dataclasses.replace(decoding, sampler=sampler)
+    return dataclasses.replace(decoding, length=LENGTH.value, adaptive=None) if LENGTH.value else decoding
+
+
+def parse_hole(text: str, size: int) -> np.ndarray:
+    """bool [size, size] from "left,top,right,bottom".
+
+    Raises:
+        UserError: not four numbers, or not a box inside the picture.
+    """
+    try:
+        left, top, right, bottom = (int(part) for part in text.split(","))
+    except ValueError as error:
+        raise UserError(f"--hole={text} must be four whole numbers: left,top,right,bottom") from error
+    if not (0 <= left < right <= size and 0 <= top < bottom <= size):
+        raise UserError(f"--hole={text} must be a box inside the model's picture of {size} x {size} pixels")
+    hole = np.zeros((size, size), bool)
+    hole[top:bottom, left:right] = True
+    return hole
+
+
+def _leave(chosen: Task, response: Response, out: Path) -> None:
+    if response.text:
+        print(response.text)
+    if response.image is not None:
+        path = _path(out, ".png")
+        write_png(path, response.image)
+        print(path)
+    if response.audio is not None:
+        path = _path(out, ".wav")
+        write_wav(path, response.audio)
+        print(path)
+    if not response.text and response.image is None and response.audio is None:
+        raise UserError(f"the model gave an empty answer to this {chosen.name} request; train it longer or ask another way")
+
+
+def _path(out: Path, suffix: str) -> Path:
+    if out.suffix and out.suffix != suffix:
+        raise UserError(f"--out={out} must end with {suffix} for this answer")
+    return out.with_suffix(suffix)
+
+
+if __name__ == "__main__":
+    COMMAND.main(run)
