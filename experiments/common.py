@@ -15,6 +15,7 @@ A command is one module:
 Each command holds its flags in its own table, so that a process may import several.
 """
 
+import collections
 import importlib.util
 import os
 import re
@@ -158,19 +159,18 @@ class Command:
     def _parse_config(self, argv: list[str]) -> list[str]:
         assert self._config is not None
         file, overrides, rest = self._config.default, [], []
-        words = iter(argv)
-        for word in words:
+        words = collections.deque(argv)
+        while words:
+            word = words.popleft()
             if word == "--":
                 rest += [word, *words]
-            elif match := re.fullmatch(r"--?config(?:=(.*))?", word, re.DOTALL):
-                file = match[1] if match[1] is not None else next(words, "")
+                break
+            if match := re.fullmatch(r"--?config(?:=(.*))?", word, re.DOTALL):
+                file = match[1] if match[1] is not None or not words else words.popleft()
             elif re.match(r"--?(no)?config\.", word):
                 # `--config.key value` is `--config.key=value`; a switch stands alone.
-                following = "" if "=" in word else next(words, "")
-                if following.startswith("--"):
-                    words = iter([following, *words])
-                    following = ""
-                overrides.append(f"{word}={following}" if following else word)
+                takes_next = "=" not in word and words and not words[0].startswith("--")
+                overrides.append(f"{word}={words.popleft()}" if takes_next else word)
             else:
                 rest.append(word)
         if not file:
