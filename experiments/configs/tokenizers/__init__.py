@@ -1,0 +1,1 @@
+"""Configs that train the tokenizers and the speech encoder."""
