@@ -1,0 +1,204 @@
+"""A plain twin of the sampler: one example, Python loops, sorts, float64, no chunks and no batch. Only tests use it.
+
+Written from the rules, not from the library; random numbers are the library's streams, drawn one position at a time.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from omnidiff_jax import rng
+from omnidiff_jax.sampling import SamplerConfig
+
+# tokens int [L] -> logits [L, V] of the hidden state at each index (before alignment).
+Logits = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclasses.dataclass
+class Example:
+    """One row of a canvas; `allowed` is bool [L, V]."""
+
+    tokens: np.ndarray
+    generate: np.ndarray
+    start: int
+    length: int
+    allowed: np.ndarray
+    number: int = 0
+
+
+@dataclasses.dataclass
+class Trace:
+    tokens: np.ndarray
+    commit_step: np.ndarray
+    confidence: np.ndarray
+    committed: list[int]
+
+
+def linspace(schedule, steps):
+    """float32 steps of torch.linspace: a rounded step, counted from the nearer end, fused multiply-add."""
+    if schedule.kind == "cosine":
+        angles = [math.pi / 2 * i / steps for i in range(steps + 1)]
+        return [np.float32(schedule.eps + (1 - schedule.eps) * math.cos(a)) for a in angles]
+    step = float((np.float32(schedule.eps) - np.float32(1)) / np.float32(steps))
+    points = []
+    for i in range(steps + 1):
+        from_end = i >= (steps + 1) // 2
+        exact = float(np.float32(schedule.eps)) - step * (steps - i) if from_end else 1.0 + step * i
+        points.append(np.float32(exact))
+    return points
+
+
+def blocks_of(config, example):
+    """[(first, last, steps)] in answer coordinates."""
+    flags = [bool(example.generate[example.start + j]) for j in range(example.length)]
+    masks, size = sum(flags), config.blocks.size or example.length
+    released = config.blocks.form == "released"
+    cap = example.length if released else masks
+    if config.steps is None:
+        total = min(max(round(config.steps_per_token * cap), 1), cap)
+    else:
+        total = min(config.steps, cap)
+    if released:
+        found = []
+        for b in range(math.ceil(masks / size)):
+            last = min((b + 1) * size, example.length)
+            share = np.float32(last - b * size) / np.float32(example.length) * np.float32(total)
+            found.append((b * size, last, int(share)))
+        return found
+    found, before = [], 0
+    for first in range(0, example.length, size):
+        last = min(first + size, example.length)
+        inside = sum(flags[first:last])
+        if inside:
+            share = total * (before + inside) // masks - total * before // masks
+            found.append((first, last, max(share, 1)))
+        before += inside
+    return found
+
+
+def filtered(logits, filters):
+    """{id: logit} of one row; ids keep their order of likelihood."""
+    order = sorted(range(len(logits)), key=lambda v: (-logits[v], v))
+    scaled = {v: logits[v] / filters.temperature if filters.temperature else logits[v] for v in order}
+    top = max(scaled.values())
+    weight = {v: math.exp(x - top) for v, x in scaled.items()}
+    whole, kept, mass = sum(weight.values()), [], 0.0
+    for v in order:
+        if filters.top_p < 1 and mass / whole > filters.top_p:
+            break
+        kept.append(v)
+        mass += weight[v]
+    if filters.top_k:
+        kept = kept[: filters.top_k]
+    return {v: scaled[v] for v in kept}
+
+
+def repelled(x, factor):
+    return x * factor if x < 0 else x / factor
+
+
+def confidence_of(row, token, kind):
+    top = max(row.values())
+    weights = {v: math.exp(x - top) for v, x in row.items()}
+    total = sum(weights.values())
+    probabilities = sorted((w / total for w in weights.values()), reverse=True)
+    if kind == "entropy":
+        return sum(p * math.log(p) for p in probabilities if p > 0)
+    if kind == "topk_margin":
+        return probabilities[0] - (probabilities[1] if len(probabilities) > 1 else 0.0)
+    return weights[token] / total
+
+
+def reference_sample(
+    logits: Logits,
+    example: Example,
+    config: SamplerConfig,
+    seed: int,
+    mask_id: int,
+    offset: int,
+    unconditional: tuple[Logits, Example] | None = None,
+) -> Trace:
+    """Fills one canvas row; `offset` is 1 for shifted logits, 0 for same-position ones."""
+    key = rng.stream(seed, "sampling")
+    tokens = example.tokens.copy()
+    trace = Trace(tokens, np.full(len(tokens), -1), np.zeros(len(tokens), np.float32), [])
+    plan = []
+    for first, last, steps in blocks_of(config, example):
+        t = linspace(config.schedule, steps) if steps else []
+        for i in range(steps):
+            share = np.float32(1) if i == steps - 1 else np.float32(1) - t[i + 1] / t[i]
+            plan.append((share, example.start + first, example.start + last))
+    for step, (share, first, last) in enumerate(plan):
+        masked = [p for p in range(len(tokens)) if example.generate[p] and tokens[p] == mask_id]
+        if not masked:
+            break
+        rows = logits(tokens)
+        if unconditional is not None:
+            other_logits, other = unconditional
+            copy = other.tokens.copy()
+            for j in range(example.length):
+                if other.generate[other.start + j]:
+                    copy[other.start + j] = tokens[example.start + j]
+            other_rows = other_logits(copy)
+        before = {int(v) for v in tokens[example.start : example.start + example.length]} - {0, mask_id}
+        made = {int(tokens[p]) for p in range(len(tokens)) if example.generate[p]} - {mask_id}
+        seen = made if config.repetition.scope == "generated" else before if step else set()
+        decided = {}
+        for p in masked:
+            if not first <= p < last:
+                continue
+            row = rows[max(p - offset, 0)].astype(np.float64)
+            if unconditional is not None:
+                moved = p - example.start + other.start if config.guidance.form == "aligned" else p
+                base = other_rows[max(moved - offset, 0)].astype(np.float64)
+                row = base + (1 + config.guidance.scale) * (row - base)
+            ids = [
+                v
+                for v in range(len(row))
+                if example.allowed[p, v] and (v != mask_id or config.candidates == "released")
+            ]
+            kept = filtered(np.array([row[v] for v in ids]), config.filters)
+            kept = {ids[i]: x for i, x in kept.items()}
+            kept = {v: repelled(x, config.repetition.penalty) if v in seen else x for v, x in kept.items()}
+            if config.position.form == "released":
+                i, n, free = masked.index(p), len(masked), config.position.free
+                if i >= free and n > free:
+                    factor = 1 + (i - free) / (n - free) * (config.position.maximum - 1)
+                    kept = {v: repelled(x, factor) for v, x in kept.items()}
+            elif config.position.form == "paper" and step / len(plan) < config.position.early:
+                j, free = p - example.start, config.position.free
+                if j >= free:
+                    factor = 1 - (1 - config.position.gamma) * (j - free + 1) / (example.length - free)
+                    kept = {v: x * factor for v, x in kept.items()}
+            token = max(kept, key=lambda v: kept[v])
+            if config.filters.temperature:
+                row_key = _fold(rng.named(key, "tokens"), example.number, step, p)
+                by_rank = 0 < config.filters.top_k < len(row)
+                noise = np.asarray(jax.random.gumbel(row_key, (config.filters.top_k if by_rank else len(row),)))
+                columns = {v: i if by_rank else v for i, v in enumerate(kept)}
+                token = max(kept, key=lambda v: kept[v] + noise[columns[v]])
+            sure = confidence_of(kept, token, config.confidence.kind)
+            order = sure
+            if config.confidence.kind == "origin" or config.confidence.temperature:
+                u = float(jax.random.uniform(_fold(rng.named(key, "order"), example.number, step, p)))
+                fade = 1 - step / len(plan) if config.confidence.anneal == "linear" else 1.0
+                order = u
+                if config.confidence.kind != "origin":
+                    order = sure - config.confidence.temperature * fade * math.log(-math.log(max(u, 1e-38)))
+            decided[p] = (token, sure, order)
+        count = len(decided)
+        quota = min(max(int(np.float32(count) * share), 1), count)
+        trace.committed.append(quota)
+        for p in sorted(decided, key=lambda p: (-decided[p][2], p))[:quota]:
+            if decided[p][0] != mask_id:
+                tokens[p], trace.commit_step[p], trace.confidence[p] = decided[p][0], step, decided[p][1]
+    return trace
+
+
+def _fold(key, *numbers):
+    for number in numbers:
+        key = jax.random.fold_in(key, np.uint32(number))
+    return key

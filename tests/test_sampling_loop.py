@@ -1,0 +1,148 @@
+"""The jitted loop against its plain twin, and what must hold whatever the settings."""
+
+import dataclasses
+
+import jax
+import numpy as np
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from reference_sampler import Example, reference_sample
+from sampling_toys import VOCABULARY, make_toy, toy_denoiser, toy_logits
+
+from omnidiff_jax.sampling import (
+    AllowedSets,
+    Blocks,
+    Confidence,
+    Filters,
+    Guidance,
+    Position,
+    Prefill,
+    Prompt,
+    Repetition,
+    SamplerConfig,
+    Schedule,
+    blank,
+    build_canvas,
+    film,
+    infill,
+    known,
+    sample,
+    unconditional_canvas,
+)
+
+MASK = VOCABULARY.mask
+ALLOWED = AllowedSets(VOCABULARY, image=[VOCABULARY.image], text=[VOCABULARY.text, VOCABULARY.im_end])
+ROWS = 3
+
+configs = st.builds(
+    SamplerConfig,
+    steps=st.sampled_from([None, 1, 4, 9]),
+    steps_per_token=st.sampled_from([1.0, 0.5]),
+    schedule=st.builds(Schedule, kind=st.sampled_from(["linear", "cosine"])),
+    confidence=st.builds(
+        Confidence,
+        kind=st.sampled_from(["entropy", "maskgit_plus", "topk_margin", "origin"]),
+        temperature=st.sampled_from([0.0, 0.3]),
+        anneal=st.sampled_from(["constant", "linear"]),
+    ),
+    filters=st.builds(
+        Filters,
+        temperature=st.sampled_from([0.0, 0.8]),
+        top_p=st.sampled_from([1.0, 0.9, 0.5]),
+        top_k=st.sampled_from([0, 3, 50]),
+    ),
+    repetition=st.builds(
+        Repetition, penalty=st.sampled_from([1.0, 1.5]), scope=st.sampled_from(["generated", "released"])
+    ),
+    position=st.builds(Position, form=st.sampled_from(["off", "paper", "released"]), free=st.sampled_from([0, 4])),
+    guidance=st.builds(Guidance, scale=st.sampled_from([0.0, 1.5]), form=st.sampled_from(["aligned", "released"])),
+    blocks=st.builds(Blocks, size=st.sampled_from([0, 5]), form=st.sampled_from(["even", "released"])),
+    candidates=st.sampled_from(["real", "released"]),
+    rows_per_chunk=st.sampled_from([7, 256]),
+)
+
+
+def answers_of(rng: np.random.Generator) -> list:
+    """A blank image between known tokens, a pre-filled text, an infilled row."""
+    image = known([VOCABULARY.begin_image]) + blank(9, MASK, ALLOWED["image"]) + known([VOCABULARY.end_image])
+    spoken = Prefill(VOCABULARY.begin_audio).apply(blank(14, MASK), before=ALLOWED["text"])
+    hole = infill(rng.integers(0, 6, 8), rng.random(8) < 0.5, MASK)
+    return [image, spoken, hole]
+
+
+def canvases(seed: int) -> tuple:
+    rng = np.random.default_rng(seed)
+    prompts = [Prompt(rng.integers(0, 6, n).astype(np.int32)) for n in (1, 6, 3)]
+    shorter = [Prompt(rng.integers(0, 6, n).astype(np.int32)) for n in (1, 2, 3)]
+    ids = [11, 4000000000, 7]
+    canvas = build_canvas(prompts, answers_of(rng), VOCABULARY, ALLOWED, example_ids=ids, multiple=8)
+    return canvas, unconditional_canvas(canvas, shorter, VOCABULARY, multiple=8)
+
+
+def row_of(canvas, b: int) -> Example:
+    n = int(np.asarray(canvas.inputs.segment_ids)[b].sum())
+    return Example(
+        tokens=np.array(canvas.inputs.tokens[b, :n]),
+        generate=np.array(canvas.generate[b, :n]),
+        start=int(canvas.answer_start[b]),
+        length=int(canvas.answer_length[b]),
+        allowed=np.asarray(canvas.allowed)[np.asarray(canvas.groups[b, :n])],
+        number=int(canvas.example_ids[b]),
+    )
+
+
+def one_row(canvas, b: int):
+    """Row `b` alone, as a canvas."""
+    return jax.tree.map(lambda x: x[b : b + 1], canvas.replace(allowed=None)).replace(allowed=canvas.allowed)
+
+
+DRAW = (Phase.explicit, Phase.generate)  # every drawn setting compiles: shrinking would take minutes
+
+
+@settings(max_examples=12, phases=DRAW)
+@given(configs, st.integers(0, 2**16), st.sampled_from(["shifted", "same_position"]))
+def test_equals_plain_twin(config, seed, alignment):
+    toy = make_toy(seed)
+    canvas, other = canvases(seed)
+    result = sample(toy_denoiser(toy, alignment), canvas, config, seed, unconditional=other)
+    history = film(canvas, result)
+    for b in range(ROWS):
+        example, base = row_of(canvas, b), row_of(other, b)
+        pair = (lambda tokens: toy_logits(toy, tokens), base) if config.guidance.scale else None
+        if pair and config.guidance.form == "released" and len(base.tokens) < len(example.tokens):
+            continue  # the absolute row lies in the padding; the golden fixture covers this form
+        trace = reference_sample(
+            lambda tokens: toy_logits(toy, tokens), example, config, seed, MASK, int(alignment == "shifted"), pair
+        )
+        n = len(trace.tokens)
+        np.testing.assert_array_equal(result.tokens[b, :n], trace.tokens)
+        np.testing.assert_array_equal(result.commit_step[b, :n], trace.commit_step)
+        np.testing.assert_allclose(result.confidence[b, :n], trace.confidence, atol=1e-4)
+        committed = np.asarray(result.committed[b])
+        np.testing.assert_array_equal(committed[committed > 0], [k for k in trace.committed if k])
+        if len(history):
+            np.testing.assert_array_equal(history[-1, b], result.tokens[b])
+
+
+@settings(max_examples=5, phases=DRAW)
+@given(configs, st.integers(0, 2**16))
+def test_invariants(config, seed):
+    config = dataclasses.replace(
+        config, candidates="real", blocks=Blocks(config.blocks.size), guidance=Guidance(config.guidance.scale)
+    )
+    canvas, other = canvases(seed)
+    denoiser = toy_denoiser(make_toy(seed))
+    result = sample(denoiser, canvas, config, seed, unconditional=other)
+    before, after, generate = np.asarray(canvas.inputs.tokens), np.asarray(result.tokens), np.asarray(canvas.generate)
+    assert not (after == MASK).any()
+    np.testing.assert_array_equal(after[~generate], before[~generate])
+    allowed = np.asarray(canvas.allowed)[np.asarray(canvas.groups)]
+    assert np.take_along_axis(allowed, after[..., None], axis=2).all()
+    np.testing.assert_array_equal(result.committed.sum(axis=1), generate.sum(axis=1))
+    np.testing.assert_array_equal(np.asarray(result.commit_step) >= 0, generate)
+    if config.steps:
+        assert (np.asarray(result.steps) <= max(config.steps, 4)).all()
+    for b in range(ROWS):
+        alone = sample(denoiser, one_row(canvas, b), config, seed, unconditional=one_row(other, b))
+        np.testing.assert_array_equal(alone.tokens[0], result.tokens[b])
+        assert alone.steps[0] == result.steps[b]
