@@ -43,8 +43,9 @@ def predictors(alignment: str, segment_ids: jax.Array) -> tuple[jax.Array, jax.A
     chosen = choose(ALIGNMENTS, alignment, "logit alignment")
     length = segment_ids.shape[1]
     source = jnp.arange(length) - chosen.offset
-    index = jnp.broadcast_to(jnp.maximum(source, 0), segment_ids.shape)
+    first = jnp.maximum(source, 0)
+    index = jnp.broadcast_to(first, segment_ids.shape)
     valid = (source >= 0)[None, :] & (segment_ids > 0)
     if chosen.within_segment:
-        valid &= segment_ids == jnp.take(segment_ids, jnp.maximum(source, 0), axis=1)
+        valid &= segment_ids == jnp.take(segment_ids, first, axis=1)
     return index, valid

@@ -117,7 +117,7 @@ def masked_cross_entropy(
     rows = jnp.pad(rank, ((0, 0), (0, max(0, capacity - group_size))))[:, :capacity]
     found = grouped(scored).sum(1)
     kept = jnp.minimum(found, capacity)
-    live = jnp.arange(capacity) < kept[:, None]
+    live = jnp.arange(capacity)[None, :] < kept[:, None]
 
     def at_rows(x: jax.Array) -> jax.Array:
         return jnp.take_along_axis(grouped(x), rows, axis=1)
@@ -209,7 +209,7 @@ def _head_loss_fwd(hidden, head, labels, weights, chunks, chunk):
         nll, correct, d_hidden, d_head = state
         h, y, logits, lse, loss, hit = _score_chunk(hidden, kernel, labels, i, chunk)
         w = jax.lax.dynamic_slice_in_dim(weights, i * chunk, chunk, axis=1)[..., None]
-        is_label = jnp.arange(logits.shape[-1]) == y[..., None]
+        is_label = jnp.arange(logits.shape[-1])[None, None, :] == y[..., None]
         d_logits = (w * (jnp.exp(logits - lse[..., None]) - is_label)).astype(h.dtype)
         d_h = jnp.einsum("gcv,dv->gcd", d_logits, kernel)
         d_head += jnp.einsum("gcd,gcv->dv", h, d_logits, preferred_element_type=jnp.float32)

@@ -16,7 +16,7 @@ def rope_tables(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.
         float32 (cos, sin), each [B, L, 1, head_dim / 2].
     """
     exponents = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
-    angles = positions[..., None, None].astype(jnp.float32) / theta**exponents
+    angles = positions[:, :, None, None].astype(jnp.float32) / (theta**exponents)[None, None, None, :]
     return jnp.cos(angles), jnp.sin(angles)
 
 

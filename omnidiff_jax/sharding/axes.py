@@ -67,3 +67,14 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """
     check_names(names, ACTIVATION_AXES, f"an activation of shape {x.shape}")
     return nn.with_logical_constraint(x, names)
+
+
+def is_split(name: str) -> bool:
+    """Whether the rules in force put the activation axis `name` on a mesh axis of more than one device."""
+    check_names((name,), ACTIVATION_AXES, "an activation")
+    sizes = dict(jax.sharding.get_abstract_mesh().shape)
+    for rule_name, mesh_axes in nn.get_logical_axis_rules():
+        if rule_name == name and mesh_axes is not None:
+            names = (mesh_axes,) if isinstance(mesh_axes, str) else mesh_axes
+            return any(sizes.get(axis, 1) > 1 for axis in names)
+    return False

@@ -1,0 +1,100 @@
+"""The device mesh: axes `data`, `fsdp`, `tensor`, `sequence`, within a slice (ICI) and between slices (DCN)."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh
+
+from omnidiff_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class DcnConfig:
+    """Sizes of the mesh axes between slices (or between hosts of GPUs), over the slow network; product = slices."""
+
+    data: int = 1
+    fsdp: int = 1
+    tensor: int = 1
+    sequence: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the mesh axes within a slice; one of them may be -1, the rest of the devices.
+
+    Attributes:
+        data: batch rows, parameters replicated.
+        fsdp: batch rows and parameters.
+        tensor: heads, hidden widths, vocabulary.
+        sequence: token positions.
+        dcn: how often each axis is repeated across slices.
+    """
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+    sequence: int = 1
+    dcn: DcnConfig = DcnConfig()
+
+
+def mesh_shape(config: MeshConfig, devices: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Sizes of the axes within and between slices for a number of devices.
+
+    Raises:
+        UserError: sizes that do not multiply to `devices`, or more than one -1.
+    """
+    inner = [config.data, config.fsdp, config.tensor, config.sequence]
+    outer = (config.dcn.data, config.dcn.fsdp, config.dcn.tensor, config.dcn.sequence)
+    if min(outer) < 1 or any(size < 1 and size != -1 for size in inner):
+        raise UserError(f"mesh sizes must be positive (one may be -1, the rest): {_describe(inner, outer)}")
+    if inner.count(-1) > 1:
+        raise UserError(f"only one mesh axis may be -1: {_describe(inner, outer)}")
+    known = math.prod(size for size in inner if size != -1) * math.prod(outer)
+    if -1 in inner:
+        inner[inner.index(-1)] = max(devices // known, 1)
+    if math.prod(inner) * math.prod(outer) != devices:
+        raise UserError(f"a mesh of {_describe(inner, outer)} does not use exactly the {devices} devices there are")
+    return tuple(inner), outer
+
+
+def _describe(inner: Sequence[int], outer: Sequence[int]) -> str:
+    names = [f.name for f in dataclasses.fields(DcnConfig)]
+    text = " ".join(f"{name}={size}" for name, size in zip(names, inner, strict=True))
+    between = " ".join(f"dcn.{name}={size}" for name, size in zip(names, outer, strict=True) if size != 1)
+    return f"{text} {between}".strip()
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of a config; enter it with `jax.set_mesh` (`with mesh:` drops linen's constraints).
+
+    Args:
+        config: sizes.
+        devices: all of jax's by default; also devices of a topology that is not there, for ahead-of-time compilation.
+
+    Raises:
+        UserError: sizes that do not fit the devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    inner, outer = mesh_shape(config, len(devices))
+    names = tuple(f.name for f in dataclasses.fields(DcnConfig))
+    auto = (AxisType.Auto,) * len(names)  # linen's constraints need it
+    if math.prod(outer) == 1:
+        return jax.make_mesh(inner, names, axis_types=auto, devices=devices)
+    return Mesh(_hybrid(inner, outer, devices), names, axis_types=auto)
+
+
+def _hybrid(inner: tuple[int, ...], outer: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
+    """Devices [data, fsdp, tensor, sequence], slices outermost within each axis."""
+    slices = {getattr(device, "slice_index", None) for device in devices}
+    if None not in slices and len(slices) == math.prod(outer):
+        return mesh_utils.create_hybrid_device_mesh(inner, outer, devices)
+    if len({device.process_index for device in devices}) == math.prod(outer):
+        return mesh_utils.create_hybrid_device_mesh(inner, outer, devices, process_is_granule=True)
+    raise UserError(
+        f"mesh.dcn asks for {math.prod(outer)} slices; the devices form {len(slices)} slices in "
+        f"{len({device.process_index for device in devices})} processes"
+    )
