@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.program = "omni"
     config.seed = 0
-    config.batch_size = 32  # packed rows
+    config.batch_size = 16  # packed rows
     config.accumulate = 1  # microbatches a step
     config.total_steps = 0  # caps the curriculum, stages shrink in proportion; 0 = as planned below
     config.checkpoint_every = 400
@@ -41,13 +41,13 @@ def get_config() -> ConfigDict:
         {
             "width": 192,
             "layers": 6,
-            "heads": 3,
-            "kv_heads": 3,
-            "head_dim": 64,
+            "heads": 6,
+            "kv_heads": 6,
+            "head_dim": 32,
             "hidden": 512,
-            "rope_theta": 1e4,
-            "init_stddev": 0.02,
-            "attention": "xla",
+            "rope_theta": 1e3,
+            "init_stddev": 0.06,
+            "attention": "rows",
             "remat": "none",
             "scan_layers": False,
         }

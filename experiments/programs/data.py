@@ -21,6 +21,7 @@ from omnidiff_jax.data.sources import RandomAccess, RejectedRecord
 from omnidiff_jax.data.storage import EncodedSet, Manifest, write_set
 from omnidiff_jax.records import Record
 
+
 def build_sets(config: ConfigDict, folder: str | os.PathLike[str], processes: int | None = None) -> dict[str, Manifest]:
     """Builds the Scenes set of every task that the config trains on, where it is not there yet.
 

@@ -27,7 +27,6 @@ from omnidiff_jax.models.backbone import BackboneConfig
 from omnidiff_jax.models.omni import OmniConfig, OmniModel
 from omnidiff_jax.records import EncodedExample
 from omnidiff_jax.sampling.denoiser import Denoiser, module_denoiser
-from omnidiff_jax.sharding.rules import param_specs
 from omnidiff_jax.tasks.registry import TASKS, Decoding
 from omnidiff_jax.training.checkpoint import CheckpointConfig, Checkpointer
 from omnidiff_jax.training.loop import abstract_state
@@ -100,7 +99,7 @@ def omni_program(
         open_loader=open_loader,
         seed=config.seed,
         pretrained={"speech_encoder": tokenizers.speech_encoder_params},
-        specs=lambda boxed: param_specs(boxed, config.sharding, mesh),
+        sharding=config.sharding,
     )
 
 

@@ -83,7 +83,7 @@ def abstract_state(program: TrainProgram, config: LoopConfig, optimizer: Optimiz
     """The train state as shapes with shardings, without computing anything."""
     tx = make_optimizer(optimizer, _schedule(stages, optimizer))
     shapes = jax.eval_shape(lambda key: init_state(program.init(key), tx, optimizer), rng.stream(config.seed, "init"))
-    shardings = state_shardings(shapes, program.param_specs(shapes.params), mesh)
+    shardings = state_shardings(shapes, program.param_specs(shapes.params, mesh), mesh)
     return jax.tree.map(lambda s, h: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=h), shapes, shardings)
 
 

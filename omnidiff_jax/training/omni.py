@@ -14,6 +14,7 @@ from omnidiff_jax.data.loader import Loader
 from omnidiff_jax.diffusion.loss import LossConfig, masked_cross_entropy
 from omnidiff_jax.diffusion.masking import MaskingConfig, corrupt
 from omnidiff_jax.models.omni import OmniConfig, OmniModel, init_params
+from omnidiff_jax.sharding.rules import logical_rules, param_specs
 from omnidiff_jax.training.program import TrainProgram
 from omnidiff_jax.vocabulary import Vocabulary
 
@@ -31,7 +32,7 @@ class OmniProgram(TrainProgram):
         open_loader: seed -> batches; a `data.loader.Loader`.
         seed: of the masks.
         pretrained: parameter subtrees to start from, by top-level name, such as a frozen `speech_encoder`.
-        specs: abstract boxed parameters -> tree of `PartitionSpec`; None replicates.
+        sharding: a strategy of `sharding.rules`.
     """
 
     model: OmniConfig
@@ -42,7 +43,7 @@ class OmniProgram(TrainProgram):
     open_loader: Callable[[int], Loader]
     seed: int = 0
     pretrained: dict[str, Any] = dataclasses.field(default_factory=dict)
-    specs: Callable[[Any], Any] | None = None
+    sharding: str = "fsdp"
 
     def init(self, key: jax.Array) -> Any:
         params = meta.unbox(init_params(self.model, key))
@@ -51,10 +52,11 @@ class OmniProgram(TrainProgram):
     def loss(self, params: Any, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         corrupted = corrupt(batch, self.seed, self.masking, self.vocabulary)
         inputs = batch.inputs.replace(tokens=corrupted.tokens)
-        hidden = OmniModel(self.model).apply({"params": params}, inputs)
-        result = masked_cross_entropy(
-            hidden, params["backbone"]["head"], batch, corrupted, self.loss_config, len(self.tasks)
-        )
+        with logical_rules(self.sharding):
+            hidden = OmniModel(self.model).apply({"params": params}, inputs)
+            result = masked_cross_entropy(
+                hidden, params["backbone"]["head"], batch, corrupted, self.loss_config, len(self.tasks)
+            )
         sums = {
             f"sum/{name}": getattr(result, name)
             for name in (
@@ -68,10 +70,9 @@ class OmniProgram(TrainProgram):
     def batches(self, seed: int) -> Loader:
         return self.open_loader(seed)
 
-    def param_specs(self, params: Any) -> Any:
-        if self.specs is None:
-            return super().param_specs(params)
-        return self.specs(jax.eval_shape(lambda key: init_params(self.model, key), jax.random.key(0)))
+    def param_specs(self, params: Any, mesh: Mesh) -> Any:
+        boxed = jax.eval_shape(lambda key: init_params(self.model, key), jax.random.key(0))
+        return param_specs(boxed, self.sharding, mesh)
 
     def place(self, batch: Batch, mesh: Mesh) -> Batch:
         return batch  # the loader has put it on the mesh

@@ -95,7 +95,7 @@ class TrainProgram:
     def export(self, params: Any, directory: str | os.PathLike[str]) -> None:
         """Writes the form that samplers load; nothing by default."""
 
-    def param_specs(self, params: Any) -> Any:
+    def param_specs(self, params: Any, mesh: Mesh) -> Any:
         """Tree of `PartitionSpec` like `params`; replicated by default."""
         return jax.tree.map(lambda _: PartitionSpec(), params)
 
