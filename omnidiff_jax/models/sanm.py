@@ -14,10 +14,12 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 
 from omnidiff_jax.batch import SpeechFrames
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.models.attention import attention
+from omnidiff_jax.models.linear import Linear
 from omnidiff_jax.sharding import axes
 from omnidiff_jax.sharding.axes import constrain
 
@@ -77,7 +79,7 @@ def position_table(rows: int, depth: int, dtype: str) -> np.ndarray:
     in numpy because a compiler may keep more precision than asked for.
     """
 
-    def rounded(x: np.ndarray) -> np.ndarray:
+    def rounded(x: npt.ArrayLike) -> np.ndarray:
         return (
             np.asarray(x, np.float32)
             .astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float32)
@@ -88,20 +90,6 @@ def position_table(rows: int, depth: int, dtype: str) -> np.ndarray:
     inverse_timescales = rounded(np.exp(rounded(rounded(np.arange(depth // 2)) * -step)))
     angles = rounded(rounded(np.arange(1, rows + 1))[:, None] * inverse_timescales)
     return np.concatenate([rounded(np.sin(angles)), rounded(np.cos(angles))], axis=1)
-
-
-def _linear(
-    inputs: int, outputs: tuple[int, ...], names: tuple[str | None, ...], dtype: str, name: str
-) -> nn.DenseGeneral:
-    """Linear map with bias from the last `inputs` axes to `outputs`; `names`: the kernel's logical axes."""
-    return nn.DenseGeneral(
-        outputs,
-        axis=tuple(range(-inputs, 0)),
-        dtype=dtype,
-        kernel_init=nn.with_logical_partitioning(nn.initializers.lecun_normal(), names),
-        bias_init=nn.with_logical_partitioning(nn.initializers.zeros, names[inputs:]),
-        name=name,
-    )
 
 
 def _norm(dtype: str, name: str | None = None) -> nn.LayerNorm:
@@ -134,7 +122,7 @@ class Fsmn(nn.Module):
         """[B, T, D], [kernel, B, T] -> [B, T, D], zero on padding."""
         size, length = self.config.kernel, v.shape[1]
         init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), (axes.KERNEL, axes.CONV_IN, axes.CONV_OUT))
-        kernel = self.param("kernel", init, (size, 1, v.shape[-1]), jnp.float32).astype(v.dtype)
+        kernel = jnp.asarray(self.param("kernel", init, (size, 1, v.shape[-1]), jnp.float32), v.dtype)
         left = (size - 1) // 2
         padded = jnp.pad(v, ((0, 0), (left, size - 1 - left), (0, 0)))
         weight = neighbours[..., None].astype(v.dtype)
@@ -155,16 +143,16 @@ class SanmBlock(nn.Module):
         head_dim = c.width // c.heads
         y = _norm(c.dtype, "attention_norm")(x)
         inward = (axes.EMBED, None, axes.HEADS, axes.HEAD_DIM)
-        qkv = _linear(1, (3, c.heads, head_dim), inward, c.dtype, "qkv")(y)
+        qkv = Linear((3, c.heads, head_dim), inward, dtype=c.dtype, name="qkv")(y)
         query, key, value = (qkv[:, :, i] for i in range(3))
         y = attention(query, key, value, segment_ids, segment_ids, backend=c.attention)
-        y = _linear(2, (c.width,), (axes.HEADS, axes.HEAD_DIM, axes.EMBED), c.dtype, "out")(y)
+        y = Linear((c.width,), (axes.HEADS, axes.HEAD_DIM, axes.EMBED), contract=2, dtype=c.dtype, name="out")(y)
         y += Fsmn(c, name="fsmn")(value.reshape(*value.shape[:2], c.width), neighbours)
         x = x + y if self.residual else y
         y = _norm(c.dtype, "ffn_norm")(x)
-        y = nn.relu(_linear(1, (c.ffn,), (axes.EMBED, axes.MLP), c.dtype, "ffn_in")(y))
+        y = nn.relu(Linear((c.ffn,), (axes.EMBED, axes.MLP), dtype=c.dtype, name="ffn_in")(y))
         y = constrain(y, axes.BATCH, axes.FRAMES, axes.ACT_MLP)
-        x += _linear(1, (c.width,), (axes.MLP, axes.EMBED), c.dtype, "ffn_out")(y)
+        x += Linear((c.width,), (axes.MLP, axes.EMBED), dtype=c.dtype, name="ffn_out")(y)
         return constrain(x, axes.BATCH, axes.FRAMES, axes.ACT_EMBED), None
 
 
@@ -209,7 +197,7 @@ class SpeechEncoder(nn.Module):
         """
         c = self.config
         present = frames.segment_ids > 0
-        queries = jnp.take(self.query_table, jnp.maximum(frames.queries, 0), axis=0).astype(c.dtype)
+        queries = jnp.take(jnp.asarray(self.query_table, c.dtype), jnp.maximum(frames.queries, 0), axis=0)
         x = jnp.where((frames.queries >= 0)[..., None], queries, frames.features.astype(c.dtype))
         positions = jnp.asarray(position_table(c.max_positions, c.features, c.position_table), c.dtype)
         encoding = jnp.take(positions, jnp.maximum(frames.positions, 1) - 1, axis=0, mode="fill")
@@ -227,10 +215,12 @@ class SpeechEncoder(nn.Module):
         """Output vectors [B, T, D] -> CTC class logits [B, T, vocab_size] float32."""
         kernel = jnp.asarray(self.ctc_kernel, self.config.dtype)
         logits = jnp.einsum("btd,dv->btv", hidden, kernel, preferred_element_type=jnp.float32)
-        return logits + jnp.reshape(self.ctc_bias, (1, 1, -1))
+        return logits + jnp.asarray(self.ctc_bias).reshape(1, 1, -1)
 
 
-def padded_frames(features: jax.Array, lengths: jax.Array, queries: Sequence[int]) -> SpeechFrames:
+def padded_frames(
+    features: jax.Array | np.ndarray, lengths: jax.Array | np.ndarray, queries: Sequence[int]
+) -> SpeechFrames:
     """One utterance a row, each after its queries.
 
     Args:
@@ -271,24 +261,24 @@ def packed_frames(
         UserError: a row's utterances do not fit.
     """
     shape, count = (len(rows), capacity), len(queries)
-    out = SpeechFrames(
-        features=np.zeros((*shape, features), np.float32),
-        segment_ids=np.zeros(shape, np.int32),
-        positions=np.zeros(shape, np.int32),
-        queries=np.full(shape, -1, np.int32),
-        slots=np.full(shape, -1, np.int32),
-    )
+    out = {
+        "features": np.zeros((*shape, features), np.float32),
+        "segment_ids": np.zeros(shape, np.int32),
+        "positions": np.zeros(shape, np.int32),
+        "queries": np.full(shape, -1, np.int32),
+        "slots": np.full(shape, -1, np.int32),
+    }
     for b, utterances in enumerate(rows):
         start = 0
         for u, (frames, slot) in enumerate(utterances):
-            span = slice(start, start + count + len(frames))
-            if span.stop > capacity:
-                raise UserError(f"the speech of row {b} needs {span.stop} frames or more, its buffer holds {capacity}")
-            steps = np.arange(span.stop - span.start, dtype=np.int32)
-            out.features[b, span.start + count : span.stop] = frames
-            out.segment_ids[b, span] = u + 1
-            out.positions[b, span] = steps + 1
-            out.queries[b, span.start : span.start + count] = queries
-            out.slots[b, span] = slot + steps
-            start = span.stop
-    return out
+            end = start + count + len(frames)
+            if end > capacity:
+                raise UserError(f"the speech of row {b} needs {end} frames or more, its buffer holds {capacity}")
+            steps = np.arange(end - start, dtype=np.int32)
+            out["features"][b, start + count : end] = frames
+            out["segment_ids"][b, start:end] = u + 1
+            out["positions"][b, start:end] = steps + 1
+            out["queries"][b, start : start + count] = queries
+            out["slots"][b, start:end] = slot + steps
+            start = end
+    return SpeechFrames(**out)  # type: ignore[arg-type]  # numpy on purpose: the loader ships it

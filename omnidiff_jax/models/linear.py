@@ -1,0 +1,43 @@
+"""Linear maps over several axes whose kernels keep their logical axis names.
+
+`nn.DenseGeneral` initialises a flat kernel and reshapes it inside its box, which sharding rules in force refuse.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+
+class Linear(nn.Module):
+    """Contracts the last `contract` axes of the input with a kernel of shape inputs + outputs.
+
+    Attributes:
+        outputs: sizes of the new axes.
+        names: logical names of the kernel's axes; the bias has those of the outputs.
+        contract: number of contracted axes.
+        use_bias: add a bias of shape `outputs`.
+        dtype: of the computation; parameters are float32.
+    """
+
+    outputs: tuple[int, ...]
+    names: tuple[str | None, ...]
+    contract: int = 1
+    use_bias: bool = True
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        inputs = x.shape[-self.contract :]
+        flat = (math.prod(inputs), math.prod(self.outputs))
+
+        def init(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+            return nn.initializers.lecun_normal()(key, flat).reshape(shape)
+
+        kernel = self.param("kernel", nn.with_logical_partitioning(init, self.names), (*inputs, *self.outputs))
+        y = jnp.tensordot(x.astype(self.dtype), kernel.astype(self.dtype), axes=self.contract)
+        if self.use_bias:
+            zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.names[self.contract :])
+            y += self.param("bias", zeros, self.outputs).astype(self.dtype)
+        return y
