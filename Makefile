@@ -14,7 +14,7 @@ STAMP := .venv/.complete
 PACKAGES := omnidiff_jax experiments data_pipelines
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lock quickstart test test-slow test-gpu lint typecheck
+.PHONY: help venv lock quickstart fullsize test test-slow test-gpu lint typecheck
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*##/  make \1 — /'
@@ -39,6 +39,9 @@ lock: $(STAMP)  ## re-pin requirements.lock from setup.py's ranges; one set for 
 
 quickstart: $(STAMP)  ## train the three stages, run every task, write scorecard.json and report.html into DIR
 	$(BIN)/omnidiff quickstart --workdir=$(DIR)
+
+fullsize: $(STAMP)  ## MEDIA="FILE…" through the full-size modules with random weights (about 20 GiB of memory)
+	$(BIN)/omnidiff fullsize $(MEDIA)
 
 test: $(STAMP)  ## lint, type check and the test suite
 	@status=0; \

@@ -145,8 +145,10 @@ class Command:
             rows += [("--config.KEY=VALUE", "replaces one value of the config")]
         for name in self._flags:
             flag = self._flags[name]
-            note = f" (default: {flag.default})" if flag.default not in (None, False, []) else ""
-            rows.append((f"--{name}" if flag.boolean else f"--{name}=…", f"{flag.help}{note}"))
+            note = f" (default: {flag.default})" if flag.default not in (None, False, [], "") else ""
+            # absl appends its own sentence to flags that repeat, after a line break.
+            text = flag.help.partition(";\n")[0]
+            rows.append((f"--{name}" if flag.boolean else f"--{name}=…", f"{text}{note}"))
         width = max((len(left) for left, _ in rows), default=0)
         table = [f"  {left:<{width}}  {right}" for left, right in rows]
         return "\n".join([f"usage: {' '.join([self.program, *self._arguments])} [flags]", "", self._doc, "", *table])

@@ -151,6 +151,7 @@ def test_help_shows_every_flag_and_runs_nothing(capsys: pytest.CaptureFixture[st
     text = capsys.readouterr().out
     for piece in ("usage: omnidiff count FILE [MORE...] [flags]", "At length.", "--config.KEY=VALUE", "nano.py"):
         assert piece in text
+    assert "list of values" not in text
     for piece in ("--workdir=…", "--steps=…", "(default: 8)", "--task=…", "t2i, asr, tts", "  --json "):
         assert piece in text
 
