@@ -39,5 +39,6 @@ class Linear(nn.Module):
         y = jnp.tensordot(x.astype(self.dtype), kernel.astype(self.dtype), axes=self.contract)
         if self.use_bias:
             zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.names[self.contract :])
-            y += self.param("bias", zeros, self.outputs).astype(self.dtype)
+            bias = self.param("bias", zeros, self.outputs).astype(self.dtype)
+            y += jnp.expand_dims(bias, tuple(range(y.ndim - bias.ndim)))
         return y
