@@ -16,22 +16,26 @@ FLOORS = (LIBRARY, "data_pipelines", "experiments")
 
 
 class Room(NamedTuple):
-    """A folder of the library, or the single files of one layer, which share their folder."""
+    """A folder of the library, or the single files of one layer, which share their folder.
 
-    layer: int
+    `layer` is the row of the table and how many arrows stand left of the room in it.
+    """
+
+    layer: tuple[int, int]
     name: str
 
 
 def layer_table(document: str) -> dict[str, Room]:
-    """First name under `omnidiff_jax` -> its room, from the rows `| 1 | `models/` `diffusion/` | … |`; base is -1."""
+    """First name under `omnidiff_jax` -> its room, from the rows `| 1 | `media/` → `models/` | … |`; base is row -1."""
     rooms: dict[str, Room] = {}
-    for row, names in re.findall(r"^\| (base|\d+) \| ([^|]*) \|", document, flags=re.MULTILINE):
-        layer = -1 if row == "base" else int(row)
-        for name in re.findall(r"`([^`]+)`", names):
-            if name.endswith(".py"):
-                rooms[name.removesuffix(".py")] = Room(layer, "files")
-            else:
-                rooms[name.removesuffix("/")] = Room(layer, name)
+    for row, cell in re.findall(r"^\| (base|\d+) \| ([^|]*) \|", document, flags=re.MULTILINE):
+        for step, names in enumerate(cell.split("→")):
+            layer = (-1 if row == "base" else int(row), step)
+            for name in re.findall(r"`([^`]+)`", names):
+                if name.endswith(".py"):
+                    rooms[name.removesuffix(".py")] = Room(layer, "files")
+                else:
+                    rooms[name.removesuffix("/")] = Room(layer, name)
     return rooms
 
 
@@ -88,7 +92,7 @@ def breaches(root: Path) -> list[str]:
             if room is None or source_of is None or source_of == room or source_of.layer < room.layer:
                 continue
             kind = "sideways" if source_of.layer == room.layer else "up"
-            lines.append(f"{where}: layer {room.layer} imports {kind}: {target} (layer {source_of.layer})")
+            lines.append(f"{where}: layer {room.layer[0]} imports {kind}: {target} (layer {source_of.layer[0]})")
     return lines + [f"cycle: {' -> '.join(cycle)}" for cycle in cycles(graph)]
 
 
@@ -120,7 +124,8 @@ def test_the_house_is_in_order() -> None:
 
 def test_the_table_is_read() -> None:
     rooms = layer_table((ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"))
-    assert rooms["errors"].layer == -1 and rooms["models"] == Room(1, "models/") and rooms["cli"].layer == 6
+    assert rooms["errors"].layer == (-1, 0) and rooms["models"] == Room((1, 1), "models/")
+    assert rooms["media"].layer < rooms["models"].layer < rooms["tokenizers"].layer < rooms["cli"].layer
     assert rooms["records"] == rooms["batch"] != rooms["sharding"]
 
 
@@ -129,6 +134,7 @@ def test_the_table_is_read() -> None:
     [
         ("omnidiff_jax/models/backbone.py", "from omnidiff_jax.tasks import chat", "imports up: omnidiff_jax.tasks"),
         ("omnidiff_jax/models/backbone.py", "from ..diffusion.loss import mean", "imports sideways"),
+        ("omnidiff_jax/media/audio.py", "from omnidiff_jax.models import rope", "imports up: omnidiff_jax.models"),
         ("omnidiff_jax/rng.py", "import omnidiff_jax.models", "imports up"),
         ("omnidiff_jax/models/backbone.py", "def f():\n    import experiments.train", "from a floor above"),
         ("data_pipelines/scenes.py", "from experiments import train", "from a floor above"),
@@ -143,7 +149,8 @@ def test_a_planted_breach_is_found(tmp_path: Path, file: str, line: str, expecte
         "omnidiff_jax/errors.py": "",
         "omnidiff_jax/models/__init__.py": "",
         "omnidiff_jax/models/backbone.py": "from omnidiff_jax.models import rope\nfrom omnidiff_jax.rng import key",
-        "omnidiff_jax/models/rope.py": "import numpy",
+        "omnidiff_jax/media/audio.py": "import numpy",
+        "omnidiff_jax/models/rope.py": "from omnidiff_jax.media import audio",
         "omnidiff_jax/diffusion/loss.py": "import omnidiff_jax.errors",
         "omnidiff_jax/tasks/chat.py": "from omnidiff_jax.models.backbone import Backbone",
         "data_pipelines/scenes.py": "from omnidiff_jax.tasks import chat",
