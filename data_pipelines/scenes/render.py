@@ -38,15 +38,15 @@ def _signed_distance(shape: str, x: np.ndarray, y: np.ndarray, radius: float) ->
 
 
 @functools.lru_cache(maxsize=1024)
-def _coverage(shape: str, size: str, dx: int, dy: int, half: int) -> np.ndarray:
+def coverage(shape: str, size: str, dx: int, dy: int, half: int) -> np.ndarray:
     """Share of each pixel of a half x half quadrant that the object covers, float32 [half, half, 1]."""
     scale = 2 * half / IMAGE_SIZE
     axis = np.arange(half) + 0.5 - half / 2
     x, y = axis[None, :] - dx * scale, axis[:, None] - dy * scale
     distance = _signed_distance(shape, x, y, RADIUS[size] * scale)
-    coverage = np.clip(0.5 - distance, 0.0, 1.0).astype(np.float32)[..., None]
-    coverage.setflags(write=False)
-    return coverage
+    covered = np.clip(0.5 - distance, 0.0, 1.0).astype(np.float32)[..., None]
+    covered.setflags(write=False)
+    return covered
 
 
 def place_box(place: str, size: int = IMAGE_SIZE) -> tuple[slice, slice]:
@@ -59,9 +59,9 @@ def place_box(place: str, size: int = IMAGE_SIZE) -> tuple[slice, slice]:
 def _paint(image: np.ndarray, thing: Thing) -> None:
     rows, columns = place_box(thing.place, len(image))
     patch = image[rows, columns]
-    coverage = _coverage(thing.shape, thing.size, thing.dx, thing.dy, len(image) // 2)
+    covered = coverage(thing.shape, thing.size, thing.dx, thing.dy, len(image) // 2)
     color = np.array(RGB[thing.color], np.float32)
-    patch[...] = np.rint(patch + coverage * (color - patch)).astype(np.uint8)
+    patch[...] = np.rint(patch + covered * (color - patch)).astype(np.uint8)
 
 
 def render(scene: Scene, size: int = IMAGE_SIZE) -> np.ndarray:

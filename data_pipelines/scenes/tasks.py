@@ -3,7 +3,7 @@
 A record is a function of (task, index, split). Its prompts are the released model's (SPEC §2). `meta` holds plain
 values for the judges: "task", "split", "index"; "caption" of the scene, if there is one; "answer", the text of a right
 answer; "spoken", the text of its speech; "heard", the text of the user's speech, and its "voice"; "kind" of question;
-"hidden", the place to be painted in.
+"hidden", the place to be painted in, and its "hole", pixels [top, bottom, left, right].
 """
 
 from collections.abc import Callable, Sequence
@@ -21,21 +21,15 @@ from data_pipelines.scenes.language import (
     draw_question,
     held_out_phrases,
 )
-from data_pipelines.scenes.render import render
+from data_pipelines.scenes.render import place_box, render
 from data_pipelines.scenes.scene import COUNT_WEIGHTS, MAX_INDEX, Scene, generator, sample_scene
 from data_pipelines.scenes.speech import ANSWER_VOICE, heard_voice, say
 from data_pipelines.sdvi.build import VOICES, speech_to_image, spoken_vqa
 from data_pipelines.sdvi.rules import SpeakablePair, speakable
-from omnidiff_jax.config import suggest
+from omnidiff_jax.config import choose
 from omnidiff_jax.data.sources import RejectedRecord
-from omnidiff_jax.errors import UserError
-from omnidiff_jax.records import AUDIO_TAG, IMAGE_TAG, Message, Record, Waveform, stable_id
-
-TRANSCRIBE = "Convert the speech to text."
-SPEAK = "Convert the text to speech."
-DRAW = "Generate an image based on the provided text description."
-DESCRIBE = "Describe the image."
-SPOKEN_QA_SYSTEM = "Please response the input audio."
+from omnidiff_jax.records import Record, Waveform, stable_id
+from omnidiff_jax.tasks.registry import task
 
 # Relative frequency of one, two and three objects where every object costs a second of speech.
 SPOKEN_COUNTS = (0.45, 0.45, 0.10)
@@ -56,16 +50,11 @@ def _voice(rng: np.random.Generator) -> int:
     return int(rng.integers(VOICES))
 
 
-def _turns(user: str, assistant: str, system: str | None = None) -> tuple[Message, ...]:
-    turns = (Message("user", user), Message("assistant", assistant))
-    return turns if system is None else (Message("system", system), *turns)
-
-
 def _described(
-    rng: np.random.Generator, split: str, task: str, weights: Sequence[float], background: bool
+    rng: np.random.Generator, split: str, name: str, weights: Sequence[float], background: bool
 ) -> tuple[str, Question, dict[str, Any]]:
     """A question that words alone answer, what is said (description and question, or general knowledge), and meta."""
-    if split != "compositional" and rng.random() < KNOWLEDGE_SHARE[task]:
+    if split != "compositional" and rng.random() < KNOWLEDGE_SHARE[name]:
         question = KNOWLEDGE[rng.integers(len(KNOWLEDGE))]
         return question.text, question, {"kind": question.kind}
     scene = _scene(rng, split, weights)
@@ -77,27 +66,28 @@ def _described(
 
 def _text_qa(rng: np.random.Generator, split: str, identity: int) -> Record:
     text, question, meta = _described(rng, split, "text_qa", COUNT_WEIGHTS, background=True)
-    return Record(identity, "text_qa", _turns(text, question.answer), meta=meta | {"answer": question.answer})
+    messages = task("text_qa").conversation(text, question.answer)
+    return Record(identity, "text_qa", messages, meta=meta | {"answer": question.answer})
 
 
 def _captioning(rng: np.random.Generator, split: str, identity: int) -> Record:
     scene = _scene(rng, split)
     text = caption(scene)
-    messages = _turns(f"{DESCRIBE}\n{IMAGE_TAG}", text)
+    messages = task("captioning").conversation(answer=text)
     return Record(identity, "captioning", messages, (render(scene),), meta={"caption": text, "answer": text})
 
 
 def _vqa(rng: np.random.Generator, split: str, identity: int) -> Record:
     scene = _scene(rng, split)
     question = draw_question(scene, rng)
-    messages = _turns(f"{question.text}\n{IMAGE_TAG}", question.answer)
+    messages = task("vqa").conversation(question.text, question.answer)
     meta = {"caption": caption(scene), "kind": question.kind, "answer": question.answer}
     return Record(identity, "vqa", messages, (render(scene),), meta=meta)
 
 
 def _t2i(rng: np.random.Generator, split: str, identity: int) -> Record:
     scene = _scene(rng, split)
-    messages = _turns(f"{DRAW}\n{caption(scene)}", IMAGE_TAG)
+    messages = task("t2i").conversation(caption(scene))
     return Record(identity, "t2i", messages, (render(scene),), meta={"caption": caption(scene)})
 
 
@@ -105,8 +95,10 @@ def _inpainting(rng: np.random.Generator, split: str, identity: int) -> Record:
     """Text to image, where one object's quadrant is to be painted and the rest is given."""
     scene = _scene(rng, split)
     hidden = scene.objects[rng.integers(len(scene.objects))].place
-    messages = _turns(f"{DRAW}\n{caption(scene)}", IMAGE_TAG)
-    meta = {"caption": caption(scene), "hidden": hidden}
+    messages = task("inpainting").conversation(caption(scene))
+    rows, columns = place_box(hidden)
+    hole = [rows.start, rows.stop, columns.start, columns.stop]
+    meta = {"caption": caption(scene), "hidden": hidden, "hole": hole}
     return Record(identity, "inpainting", messages, (render(scene),), meta=meta)
 
 
@@ -117,7 +109,7 @@ def _asr(rng: np.random.Generator, split: str, identity: int) -> Record:
     else:
         text = draw_question(scene, rng).text
     voice = _voice(rng)
-    messages = _turns(f"{TRANSCRIBE}\n{AUDIO_TAG}", text)
+    messages = task("asr").conversation(answer=text)
     meta = {"answer": text, "heard": text, "voice": voice}
     return Record(identity, "asr", messages, audios=(speaker(text, voice),), meta=meta)
 
@@ -128,14 +120,14 @@ def _tts(rng: np.random.Generator, split: str, identity: int) -> Record:
     else:
         phrases = held_out_phrases() if split == "compositional" else answer_phrases()
         text = phrases[rng.integers(len(phrases))]
-    messages = _turns(f"{SPEAK}\n{text}", AUDIO_TAG)
+    messages = task("tts").conversation(text)
     return Record(identity, "tts", messages, audios=(speaker(text, None),), meta={"spoken": text})
 
 
 def _spoken_qa(rng: np.random.Generator, split: str, identity: int) -> Record:
     text, question, meta = _described(rng, split, "spoken_qa", SHORT_COUNTS, background=False)
     voice = _voice(rng)
-    messages = _turns(f"\n{AUDIO_TAG}", f"{question.phrase}\n{AUDIO_TAG}", SPOKEN_QA_SYSTEM)
+    messages = task("spoken_qa").conversation(answer=question.phrase)
     meta |= {"answer": question.phrase, "spoken": question.phrase, "heard": text, "voice": voice}
     return Record(
         identity, "spoken_qa", messages, audios=(speaker(text, voice), speaker(question.phrase, None)), meta=meta
@@ -178,13 +170,13 @@ _MAKERS: dict[str, Callable[[np.random.Generator, str, int], Record]] = {
 TASKS = tuple(_MAKERS)
 
 
-def make_record(task: str, index: int, split: str) -> Record:
+def make_record(name: str, index: int, split: str) -> Record:
     """Record number `index` of a task and split.
 
     Images are uint8 [64, 64, 3], audios 16 kHz; "inpainting" shares its prompt with "t2i" and is for evaluation only.
 
     Args:
-      task: one of TASKS.
+      name: of the task, one of TASKS.
       index: 0 <= index < 2**32.
       split: "train", "test" or "compositional".
 
@@ -192,26 +184,25 @@ def make_record(task: str, index: int, split: str) -> Record:
       UserError: no such task.
       ValueError: index or split out of range.
     """
-    if task not in _MAKERS:
-        raise UserError(f"Scenes has no task {task!r}; {suggest(task, TASKS)}")
+    make = choose(_MAKERS, name, "Scenes task")
     if not 0 <= index < MAX_INDEX:
         raise ValueError(f"index {index} is not in 0..{MAX_INDEX - 1}")
-    record = _MAKERS[task](generator("record", task, split, index), split, stable_id("scenes", task, split, index))
-    record.meta.update(task=task, split=split, index=index)
+    record = make(generator("record", name, split, index), split, stable_id("scenes", name, split, index))
+    record.meta.update(task=name, split=split, index=index)
     return record
 
 
 class SceneRecords:
     """A random-access source: `size` records of one task and split from `start` on."""
 
-    def __init__(self, task: str, split: str, size: int, start: int = 0):
+    def __init__(self, name: str, split: str, size: int, start: int = 0):
         """Args as `make_record`'s; start + size must stay within its range of indices."""
-        self.task, self.split, self.size, self.start = task, split, size, start
+        self.name, self.split, self.size, self.start = name, split, size, start
 
     def __len__(self) -> int:
         return self.size
 
     def __getitem__(self, index: int) -> Record:
         if not 0 <= index < self.size:
-            raise IndexError(f"record {index} of {self.size} {self.split} records of {self.task}")
-        return make_record(self.task, self.start + index, self.split)
+            raise IndexError(f"record {index} of {self.size} {self.split} records of {self.name}")
+        return make_record(self.name, self.start + index, self.split)

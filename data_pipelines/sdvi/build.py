@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from data_pipelines.sdvi.rules import NOTHING_TO_SAY, speakable
-from omnidiff_jax.config import suggest
+from omnidiff_jax.config import choose
 from omnidiff_jax.data.sources import JsonlRecords, RandomAccess, RejectedRecord
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.media.audio import write_wav
-from omnidiff_jax.records import AUDIO_TAG, IMAGE_TAG, Message, Record, Waveform, stable_id
+from omnidiff_jax.records import Record, Waveform, stable_id
+from omnidiff_jax.tasks.registry import task
 
-SPOKEN_VQA_SYSTEM = "Please response the input audio based on the given image."
-SPEECH_TO_IMAGE_SYSTEM = "Please generate an image based on the input audio."
 VOICES = 1000
 
 
@@ -55,11 +54,7 @@ def spoken_vqa(sample_id: int, question: str, answer: str, image: Any, voice: in
       voice: that asks, 0 .. VOICES - 1.
       speaker: makes the speech.
     """
-    messages = (
-        Message("system", SPOKEN_VQA_SYSTEM),
-        Message("user", f"{AUDIO_TAG}\n{IMAGE_TAG}"),
-        Message("assistant", f"{answer}\n{AUDIO_TAG}"),
-    )
+    messages = task("spoken_vqa").conversation(answer=answer)
     audios = (speaker(question, voice), speaker(answer, None))
     meta = {"heard": question, "answer": answer, "spoken": answer, "voice": voice}
     return Record(sample_id, "spoken_vqa", messages, (image,), audios, meta)
@@ -67,11 +62,7 @@ def spoken_vqa(sample_id: int, question: str, answer: str, image: Any, voice: in
 
 def speech_to_image(sample_id: int, prompt: str, image: Any, voice: int, speaker: Speaker) -> Record:
     """One spoken prompt and its image. Arguments as `spoken_vqa`'s."""
-    messages = (
-        Message("system", SPEECH_TO_IMAGE_SYSTEM),
-        Message("user", f"\n{AUDIO_TAG}"),
-        Message("assistant", IMAGE_TAG),
-    )
+    messages = task("s2i").conversation()
     return Record(sample_id, "s2i", messages, (image,), (speaker(prompt, voice),), {"heard": prompt, "voice": voice})
 
 
@@ -131,21 +122,20 @@ def _usable(source: RandomAccess[Record], counts: Counts) -> Iterator[tuple[int,
 BUILDERS = {"spoken_vqa": build_spoken_vqa, "s2i": build_speech_to_image}
 
 
-def build(source: Path, target: Path, task: str, speaker: Speaker, seed: int = 0) -> Counts:
+def build(source: Path, target: Path, name: str, speaker: Speaker, seed: int = 0) -> Counts:
     """Builds an SDVI set on disk, whole or not at all: `data.jsonl` in the released format, `audios/`, `images/`.
 
     Args:
-      source: JSONL of visual question answering (`task` "spoken_vqa") or text-to-image pairs ("s2i").
+      source: JSONL of visual question answering (for "spoken_vqa") or text-to-image pairs (for "s2i").
       target: folder to make; must not exist. Images are hard links where the file system allows.
-      task: "spoken_vqa" or "s2i".
+      name: of the task, "spoken_vqa" or "s2i".
       speaker: makes the speech.
       seed: of the choice of voices.
 
     Raises:
       UserError: source missing, target there already, unknown task.
     """
-    if task not in BUILDERS:
-        raise UserError(f"SDVI has no task {task!r}; {suggest(task, BUILDERS)}")
+    builder = choose(BUILDERS, name, "SDVI task")
     records = JsonlRecords(source)
     if target.exists():
         raise UserError(f"{target} exists; remove it or name another folder")
@@ -156,7 +146,7 @@ def build(source: Path, target: Path, task: str, speaker: Speaker, seed: int = 0
         (unfinished / "audios").mkdir()
         (unfinished / "images").mkdir()
         with (unfinished / "data.jsonl").open("w", encoding="utf-8") as lines:
-            for record in BUILDERS[task](records, speaker, counts, seed):
+            for record in builder(records, speaker, counts, seed):
                 lines.write(json.dumps(_stored(record, unfinished)) + "\n")
         os.rename(unfinished, target)
     except BaseException:
