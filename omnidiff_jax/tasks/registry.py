@@ -78,7 +78,13 @@ class Task:
         Args:
             text: the request, for tasks that take text.
             style: "released" adds the newline of the released inference code before a lone audio tag.
+
+        Raises:
+            UserError: the request holds a media tag, which would stand for a medium that is not there.
         """
+        for tag in (IMAGE_TAG, AUDIO_TAG):
+            if tag in text:
+                raise UserError(f"the text holds {tag}, the place of a medium; leave it out (media are inputs of their own)")
         user = self.user.format(text=text or self.default_text)
         if style == "released" and user == AUDIO_TAG:
             user = "\n" + user
