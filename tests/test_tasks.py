@@ -163,7 +163,9 @@ def test_a_training_answer_reads_back(name, text, codes):
     """parse is the inverse of what the chat layout makes of a task's answer."""
     chosen = task(name)
     spoken = chosen.answer in ("speech", "text_and_speech")
-    images = [np.arange(6)] * (("image" in chosen.inputs and chosen.answer != "hole") + (chosen.answer in ("image", "hole")))
+    images = [np.arange(6)] * (
+        ("image" in chosen.inputs and chosen.answer != "hole") + (chosen.answer in ("image", "hole"))
+    )
     audios = [3] * ("audio" in chosen.inputs) + [codes] * spoken
     rendered = LAYOUT.render(chosen.conversation("ask", text), images, audios)
     parsed = FORMS.parse(rendered.tokens[rendered.targets])

@@ -46,7 +46,12 @@ class AnswerForms:
         )
 
     def build(
-        self, task: Task, decoding: Decoding, units: int, codes: np.ndarray | None = None, hole: np.ndarray | None = None
+        self,
+        task: Task,
+        decoding: Decoding,
+        units: int,
+        codes: np.ndarray | None = None,
+        hole: np.ndarray | None = None,
     ) -> Answer:
         """The answer to be filled.
 

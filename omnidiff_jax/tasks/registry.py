@@ -1,7 +1,7 @@
 r"""The tasks: how each is asked, what its answer is made of, how it is decoded and scored.
 
-Prompts are the released model's (SPEC §2). Its demo puts a newline before a lone `<|audio|>` that its training data does not
-have (NOTES on prompt layouts); `Task.prompt(..., style="released")` does so too, the default asks as trained.
+Prompts are the released model's (SPEC §2). Its demo puts a newline before a lone `<|audio|>` that its training data
+does not have (NOTES on prompt layouts); `Task.prompt(..., style="released")` does so too, the default asks as trained.
 """
 
 import dataclasses
@@ -84,7 +84,9 @@ class Task:
         """
         for tag in (IMAGE_TAG, AUDIO_TAG):
             if tag in text:
-                raise UserError(f"the text holds {tag}, the place of a medium; leave it out (media are inputs of their own)")
+                raise UserError(
+                    f"the text holds {tag}, the place of a medium; leave it out: media are inputs of their own"
+                )
         user = self.user.format(text=text or self.default_text)
         if style == "released" and user == AUDIO_TAG:
             user = "\n" + user
@@ -92,7 +94,7 @@ class Task:
         return (*turns, Message("user", user))
 
     def conversation(self, text: str = "", answer: str = "") -> tuple[Message, ...]:
-        """A training sample: the prompt and the assistant's turn; `answer` is its text, media tags are put by the task."""
+        """A training sample: the prompt, then the assistant's turn; `answer` is its text, its media are the task's."""
         content = {
             "text": answer,
             "image": IMAGE_TAG,
@@ -105,10 +107,11 @@ class Task:
     def check_inputs(self, given: set[str]) -> None:
         """Raises UserError if an input is missing, or given and not used."""
         optional = {"text"} if self.default_text else set()
+        takes = f"it takes {', '.join('--' + name for name in self.inputs)}"
         for name in sorted(set(self.inputs) - optional - given):
-            raise UserError(f"task {self.name} needs --{name}; it takes {', '.join('--' + n for n in self.inputs)}")
+            raise UserError(f"task {self.name} needs --{name}; {takes}")
         for name in sorted(given - set(self.inputs)):
-            raise UserError(f"task {self.name} does not take --{name}; it takes {', '.join('--' + n for n in self.inputs)}")
+            raise UserError(f"task {self.name} does not take --{name}; {takes}")
 
 
 def _image_sampler(repetition: float, guidance: float) -> SamplerConfig:
