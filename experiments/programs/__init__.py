@@ -6,8 +6,10 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from experiments.programs.data import build_sets
+from experiments.programs.image_tokenizer import image_tokenizer_run
 from experiments.programs.omni import omni_run, open_sets, task_names
 from experiments.programs.run import Run
+from experiments.programs.speech_encoder import speech_encoder_run
 from experiments.programs.tokenizers import load_tokenizers
 from omnidiff_jax.config import suggest
 from omnidiff_jax.errors import UserError
@@ -30,4 +32,8 @@ def omni(config: ConfigDict, workdir: Path) -> Run:
     return omni_run(config, open_sets(folder, task_names(config), tokenizers), tokenizers)
 
 
-PROGRAMS: dict[str, Builder] = {"omni": omni}
+PROGRAMS: dict[str, Builder] = {
+    "omni": omni,
+    "image_tokenizer": image_tokenizer_run,
+    "speech_encoder": speech_encoder_run,
+}

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -11,6 +12,7 @@ from data_pipelines.scenes.scene import MAX_INDEX, generator, sample_scene
 from data_pipelines.scenes.speech import heard_voice, say
 from data_pipelines.scenes.tasks import SHORT_COUNTS, SPOKEN_COUNTS
 from data_pipelines.sdvi.build import VOICES
+from experiments.programs.run import Run, tokenizer_run
 from omnidiff_jax.config import build
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.evaluation.wer import normalize, word_error_rate
@@ -71,8 +73,8 @@ def scenes_utterances(split: str, voices: Sequence[int]) -> Utterances:
     return utterance
 
 
-def speech_encoder_program(config: ConfigDict) -> CtcProgram:
-    """The program of `experiments/configs/tokenizers/speech_encoder.py`."""
+def speech_encoder_run(config: ConfigDict, workdir: Path) -> Run:
+    """The run of `experiments/configs/tokenizers/speech_encoder.py`."""
     if config.accumulate != 1:
         raise UserError(f"config.accumulate = {config.accumulate}; a packed batch of speech cannot be divided, use 1")
     units = WordUnits(heard_words())
@@ -80,4 +82,4 @@ def speech_encoder_program(config: ConfigDict) -> CtcProgram:
     given["encoder"] = given["encoder"] | {"vocab_size": units.size + 1}
     training = build(CtcTraining, given, "config.training")
     spoken = (scenes_utterances("train", TRAINING_VOICES), scenes_utterances("test", HELD_OUT_VOICES))
-    return CtcProgram(training, *spoken, units, word_error_rate)
+    return tokenizer_run(config, CtcProgram(training, *spoken, units, word_error_rate))
