@@ -7,11 +7,11 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from data_pipelines.scenes.language import KNOWLEDGE, answer_phrases
-from data_pipelines.scenes.tasks import SPEAK, SPOKEN_QA_SYSTEM, TRANSCRIBE, make_record
-from data_pipelines.sdvi.build import SPEECH_TO_IMAGE_SYSTEM, SPOKEN_VQA_SYSTEM
+from data_pipelines.scenes.tasks import make_record
 from omnidiff_jax.config import build
 from omnidiff_jax.records import AUDIO_TAG, IMAGE_TAG
 from omnidiff_jax.tasks.chat import ROLES
+from omnidiff_jax.tasks.registry import task
 from omnidiff_jax.tokenizers.text import SentencePieceConfig, SentencePieceTokenizer
 
 # What is spoken is said in the words of these tasks, and of the phrases below; no speech needs to be made.
@@ -20,15 +20,17 @@ WRITTEN_TASKS = ("text_qa", "captioning", "vqa", "t2i")
 
 def scenes_sentences(records: int) -> Iterator[str]:
     """Every fixed sentence of the Scenes world, then the text of `records` training records of each written task."""
-    fixed = (*ROLES, TRANSCRIBE, SPEAK, SPOKEN_QA_SYSTEM, SPEECH_TO_IMAGE_SYSTEM, SPOKEN_VQA_SYSTEM)
+    prompts = [task(name).user.partition("\n")[0] for name in ("asr", "tts")]
+    systems = [task(name).system for name in ("spoken_qa", "s2i", "spoken_vqa")]
+    fixed = (*ROLES, *prompts, *systems)
     for _ in range(records // 10):
         yield from fixed
         yield from answer_phrases()
         for question in KNOWLEDGE:
             yield from (question.text, question.answer, question.phrase)
-    for task in WRITTEN_TASKS:
+    for name in WRITTEN_TASKS:
         for index in range(records):
-            for message in make_record(task, index, "train").messages:
+            for message in make_record(name, index, "train").messages:
                 yield message.content.replace(IMAGE_TAG, "").replace(AUDIO_TAG, "")
 
 

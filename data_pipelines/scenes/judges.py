@@ -1,173 +1,133 @@
 """How good an answer is, by judges that are not the model: scene parser, caption grammar, pocketsphinx, exact match.
 
-Every judge also reports its own ceiling (the right answers) and floor (the right answers of other records), so that a
-judge that cannot fail, or cannot pass, is seen.
+A score takes responses and the cases they answer, and gives two arrays [n]: hits and ones, or word errors and words.
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
 
 import numpy as np
 
 from data_pipelines.scenes.language import parse_caption
 from data_pipelines.scenes.listener import listen
-from data_pipelines.scenes.render import place_box
 from data_pipelines.scenes.scene import Scene
 from data_pipelines.scenes.scene_parser import parse_scene
-from omnidiff_jax.evaluation.wer import normalize, word_error_rate
-from omnidiff_jax.records import AUDIO_TAG, IMAGE_TAG, Record, Waveform
+from omnidiff_jax.evaluation.generate import Response
+from omnidiff_jax.evaluation.scorecard import Case, Measure
+from omnidiff_jax.evaluation.wer import normalize, word_errors
 
-Scores = dict[str, float]
-
-
-class Answered(Protocol):
-    """What a model answered; parts that the task does not ask for are not looked at."""
-
-    @property
-    def text(self) -> str: ...
-
-    @property
-    def image(self) -> np.ndarray | None: ...
-
-    @property
-    def audio(self) -> Waveform | None: ...
+Counts = tuple[np.ndarray, np.ndarray]
 
 
-@dataclasses.dataclass(frozen=True)
-class Answer:
-    """A plain `Answered`."""
-
-    text: str = ""
-    image: np.ndarray | None = None
-    audio: Waveform | None = None
+def _share(right: Callable[[Response, Case], bool], responses: Sequence[Response], cases: Sequence[Case]) -> Counts:
+    hits = [right(response, case) for response, case in zip(responses, cases, strict=True)]
+    return np.array(hits, float), np.ones(len(hits))
 
 
-def truth(record: Record) -> Answer:
-    """The answer that the record itself holds."""
-    content = record.messages[-1].content
-    return Answer(
-        content.replace(IMAGE_TAG, "").replace(AUDIO_TAG, "").strip(),
-        record.images[-1] if IMAGE_TAG in content else None,
-        record.audios[-1] if AUDIO_TAG in content else None,
-    )
+def exact(responses: Sequence[Response], cases: Sequence[Case]) -> Counts:
+    """Answers whose words are the right ones."""
+    return _share(lambda r, case: normalize(r.text) == normalize(case.meta["answer"]), responses, cases)
 
 
-def _mean(values: Sequence[bool]) -> float:
-    return float(np.mean(values))
-
-
-def _expected(record: Record) -> Scene:
-    scene = parse_caption(record.meta["caption"])
-    assert scene is not None, record.meta["caption"]
+def _true_scene(case: Case) -> Scene:
+    scene = parse_caption(case.meta["caption"])
+    if scene is None:
+        raise ValueError(f"{case.meta['caption']!r} is not a caption of a scene")
     return scene
 
 
-def exact(records: Sequence[Record], answers: Sequence[Answered]) -> Scores:
-    """Share of answers whose words are the right ones."""
-    pairs = zip(records, answers, strict=True)
-    return {"value": _mean([normalize(answer.text) == normalize(record.meta["answer"]) for record, answer in pairs])}
+def _described(response: Response) -> Scene:
+    return parse_caption(response.text) or Scene((), "")
 
 
-def described(records: Sequence[Record], answers: Sequence[Answered]) -> Scores:
-    """Share of captions that name exactly the scene's objects; beside it, those with the right background too."""
-    pairs = [(_expected(r), parse_caption(a.text)) for r, a in zip(records, answers, strict=True)]
-    objects = [found is not None and found.content() == scene.content() for scene, found in pairs]
-    both = [
-        o and found is not None and found.background == s.background
-        for o, (s, found) in zip(objects, pairs, strict=True)
-    ]
-    return {"value": _mean(objects), "with_background": _mean(both)}
+def _drawn(response: Response) -> Scene:
+    return parse_scene(response.image) if response.image is not None else Scene((), "")
 
 
-def drawn(records: Sequence[Record], answers: Sequence[Answered]) -> Scores:
-    """Share of pictures that show exactly the scene's objects; beside it, those with the right background too."""
-    pairs = [(_expected(r), _seen(a)) for r, a in zip(records, answers, strict=True)]
-    objects = [found.content() == scene.content() for scene, found in pairs]
-    both = [o and found.background == scene.background for o, (scene, found) in zip(objects, pairs, strict=True)]
-    return {"value": _mean(objects), "with_background": _mean(both)}
+def _same_objects(found: Scene, case: Case) -> bool:
+    return found.content() == _true_scene(case).content()
 
 
-def _seen(answer: Answered) -> Scene:
-    return parse_scene(answer.image) if answer.image is not None else Scene((), "")
+def _same_scene(found: Scene, case: Case) -> bool:
+    return _same_objects(found, case) and found.background == _true_scene(case).background
 
 
-def inpainted(records: Sequence[Record], answers: Sequence[Answered]) -> Scores:
-    """Share of pictures with the hidden object right and every known pixel as given; beside it, either alone."""
-    right, untouched = [], []
-    for record, answer in zip(records, answers, strict=True):
-        place = record.meta["hidden"]
-        right.append(str(_seen(answer).at(place)) == str(_expected(record).at(place)))
-        untouched.append(answer.image is not None and _same_outside(record.images[-1], answer.image, place))
-    both = [a and b for a, b in zip(right, untouched, strict=True)]
-    return {"value": _mean(both), "hidden_object": _mean(right), "known_pixels": _mean(untouched)}
+def objects_described(responses: Sequence[Response], cases: Sequence[Case]) -> Counts:
+    """Captions that name exactly the scene's objects."""
+    return _share(lambda r, case: _same_objects(_described(r), case), responses, cases)
 
 
-def _same_outside(given: np.ndarray, found: np.ndarray, place: str) -> bool:
-    if given.shape != found.shape:
+def scene_described(responses: Sequence[Response], cases: Sequence[Case]) -> Counts:
+    """Captions with the objects and the background right."""
+    return _share(lambda r, case: _same_scene(_described(r), case), responses, cases)
+
+
+def objects_drawn(responses: Sequence[Response], cases: Sequence[Case]) -> Counts:
+    """Pictures that show exactly the scene's objects."""
+    return _share(lambda r, case: _same_objects(_drawn(r), case), responses, cases)
+
+
+def scene_drawn(responses: Sequence[Response], cases: Sequence[Case]) -> Counts:
+    """Pictures with the objects and the background right."""
+    return _share(lambda r, case: _same_scene(_drawn(r), case), responses, cases)
+
+
+def _hidden_right(response: Response, case: Case) -> bool:
+    place = case.meta["hidden"]
+    return str(_drawn(response).at(place)) == str(_true_scene(case).at(place))
+
+
+def _known_untouched(response: Response, case: Case) -> bool:
+    given, hole = case.request.image, case.request.hole
+    if given is None or hole is None or response.image is None or response.image.shape != given.shape:
         return False
-    known = np.ones(given.shape[:2], bool)
-    known[place_box(place, len(given))] = False
-    return bool((given[known] == found[known]).all())
+    return bool((given[~hole] == response.image[~hole]).all())
 
 
-def transcribed(records: Sequence[Record], answers: Sequence[Answered]) -> Scores:
-    """Word error rate of the text."""
-    return {"value": word_error_rate([r.meta["answer"] for r in records], [answer.text for answer in answers])}
+def inpainted(responses: Sequence[Response], cases: Sequence[Case]) -> Counts:
+    """Pictures with the hidden object right and every known pixel as given."""
+    return _share(lambda r, case: _hidden_right(r, case) and _known_untouched(r, case), responses, cases)
 
 
-def spoken(records: Sequence[Record], answers: Sequence[Answered]) -> Scores:
-    """Word error rate of the speech, as pocketsphinx hears it; no speech is as wrong as silence."""
-    heard = [listen(answer.audio) if answer.audio is not None else "" for answer in answers]
-    return {"value": word_error_rate([record.meta["spoken"] for record in records], heard)}
+def known_pixels(responses: Sequence[Response], cases: Sequence[Case]) -> Counts:
+    """Pictures with every known pixel as given."""
+    return _share(_known_untouched, responses, cases)
 
 
-def said(records: Sequence[Record], answers: Sequence[Answered]) -> Scores:
-    """Share of right texts; beside it, the word error rate of the speech."""
-    return exact(records, answers) | {"speech_wer": spoken(records, answers)["value"]}
+def transcribed(responses: Sequence[Response], cases: Sequence[Case]) -> Counts:
+    """Word errors of the text."""
+    return word_errors([case.meta["answer"] for case in cases], [response.text for response in responses])
 
 
-@dataclasses.dataclass(frozen=True)
-class Judge:
-    """Attributes:
-    name: for the scorecard.
-    score: records and answers to "value", the task's metric, and what else there is to tell.
-    """
-
-    name: str
-    score: Callable[[Sequence[Record], Sequence[Answered]], Scores]
+def spoken(responses: Sequence[Response], cases: Sequence[Case]) -> Counts:
+    """Word errors of the speech, as pocketsphinx hears it; no speech is as wrong as silence."""
+    heard = [listen(response.audio) if response.audio is not None else "" for response in responses]
+    return word_errors([case.meta["spoken"] for case in cases], heard)
 
 
-JUDGES: Mapping[str, Judge] = {
-    "text_qa": Judge("exact match", exact),
-    "captioning": Judge("caption grammar", described),
-    "vqa": Judge("exact match", exact),
-    "t2i": Judge("scene parser", drawn),
-    "asr": Judge("edit distance in words", transcribed),
-    "tts": Judge("pocketsphinx", spoken),
-    "spoken_qa": Judge("exact match; pocketsphinx", said),
-    "s2i": Judge("scene parser", drawn),
-    "spoken_vqa": Judge("exact match; pocketsphinx", said),
-    "inpainting": Judge("scene parser", inpainted),
+_EXACT = Measure("exact match", "normalised text", True, exact)
+_DRAWN = (
+    Measure("all objects right", "scene parser", True, objects_drawn),
+    Measure("objects and background right", "scene parser", True, scene_drawn),
+)
+_SPOKEN = Measure("word error rate", "pocketsphinx", False, spoken)
+_SPOKEN_ANSWER = (_EXACT, Measure("word error rate of the speech", "pocketsphinx", False, spoken))
+
+# The first measure of a task is its value in the scorecard.
+MEASURES: Mapping[str, tuple[Measure, ...]] = {
+    "text_qa": (_EXACT,),
+    "captioning": (
+        Measure("all objects right", "caption grammar", True, objects_described),
+        Measure("objects and background right", "caption grammar", True, scene_described),
+    ),
+    "vqa": (_EXACT,),
+    "t2i": _DRAWN,
+    "asr": (Measure("word error rate", "edit distance", False, transcribed),),
+    "tts": (_SPOKEN,),
+    "spoken_qa": _SPOKEN_ANSWER,
+    "s2i": _DRAWN,
+    "spoken_vqa": _SPOKEN_ANSWER,
+    "inpainting": (
+        Measure("hidden object right", "scene parser", True, inpainted),
+        Measure("known pixels untouched", "pixel equality", True, known_pixels),
+    ),
 }
-
-
-def ceiling(name: str, records: Sequence[Record]) -> Scores:
-    """What the right answers score."""
-    return JUDGES[name].score(records, [truth(record) for record in records])
-
-
-def floor(name: str, records: Sequence[Record]) -> Scores:
-    """What right answers to other records score; for inpainting, the object of another picture pasted into the hole."""
-    answers = [truth(record) for record in records]
-    answers = answers[1:] + answers[:1]
-    if name == "inpainting":
-        others = list(records[1:]) + list(records[:1])
-        answers = [_pasted(record, other) for record, other in zip(records, others, strict=True)]
-    return JUDGES[name].score(records, answers)
-
-
-def _pasted(record: Record, other: Record) -> Answer:
-    image = record.images[-1].copy()
-    image[place_box(record.meta["hidden"], len(image))] = other.images[-1][place_box(other.meta["hidden"], len(image))]
-    return Answer(image=image)

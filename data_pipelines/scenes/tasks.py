@@ -1,9 +1,9 @@
 """Scenes as training and test records of every task.
 
-A record is a function of (task, index, split). Its prompts are the released model's (SPEC §2). `meta` holds plain
-values for the judges: "task", "split", "index"; "caption" of the scene, if there is one; "answer", the text of a right
-answer; "spoken", the text of its speech; "heard", the text of the user's speech, and its "voice"; "kind" of question;
-"hidden", the place to be painted in, and its "hole", pixels [top, bottom, left, right].
+A record is a function of (task, index, split). Its prompts are those of the task registry. `meta` holds plain values
+for the judges: "task", "split", "index"; the "request" in writing; the "caption" of the scene, if there is one;
+"answer", the text of a right answer; "spoken", the text of its speech; "heard", the text of the user's speech, and its
+"voice"; the "kind" of question; "hidden", the place to be painted in.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ from data_pipelines.scenes.language import (
     draw_question,
     held_out_phrases,
 )
-from data_pipelines.scenes.render import place_box, render
+from data_pipelines.scenes.render import render
 from data_pipelines.scenes.scene import COUNT_WEIGHTS, MAX_INDEX, Scene, generator, sample_scene
 from data_pipelines.scenes.speech import ANSWER_VOICE, heard_voice, say
 from data_pipelines.sdvi.build import VOICES, speech_to_image, spoken_vqa
@@ -67,7 +67,7 @@ def _described(
 def _text_qa(rng: np.random.Generator, split: str, identity: int) -> Record:
     text, question, meta = _described(rng, split, "text_qa", COUNT_WEIGHTS, background=True)
     messages = task("text_qa").conversation(text, question.answer)
-    return Record(identity, "text_qa", messages, meta=meta | {"answer": question.answer})
+    return Record(identity, "text_qa", messages, meta=meta | {"request": text, "answer": question.answer})
 
 
 def _captioning(rng: np.random.Generator, split: str, identity: int) -> Record:
@@ -81,14 +81,16 @@ def _vqa(rng: np.random.Generator, split: str, identity: int) -> Record:
     scene = _scene(rng, split)
     question = draw_question(scene, rng)
     messages = task("vqa").conversation(question.text, question.answer)
-    meta = {"caption": caption(scene), "kind": question.kind, "answer": question.answer}
+    meta = {"request": question.text, "caption": caption(scene), "kind": question.kind, "answer": question.answer}
     return Record(identity, "vqa", messages, (render(scene),), meta=meta)
 
 
 def _t2i(rng: np.random.Generator, split: str, identity: int) -> Record:
     scene = _scene(rng, split)
     messages = task("t2i").conversation(caption(scene))
-    return Record(identity, "t2i", messages, (render(scene),), meta={"caption": caption(scene)})
+    return Record(
+        identity, "t2i", messages, (render(scene),), meta={"request": caption(scene), "caption": caption(scene)}
+    )
 
 
 def _inpainting(rng: np.random.Generator, split: str, identity: int) -> Record:
@@ -96,9 +98,7 @@ def _inpainting(rng: np.random.Generator, split: str, identity: int) -> Record:
     scene = _scene(rng, split)
     hidden = scene.objects[rng.integers(len(scene.objects))].place
     messages = task("inpainting").conversation(caption(scene))
-    rows, columns = place_box(hidden)
-    hole = [rows.start, rows.stop, columns.start, columns.stop]
-    meta = {"caption": caption(scene), "hidden": hidden, "hole": hole}
+    meta = {"request": caption(scene), "caption": caption(scene), "hidden": hidden}
     return Record(identity, "inpainting", messages, (render(scene),), meta=meta)
 
 
@@ -121,7 +121,7 @@ def _tts(rng: np.random.Generator, split: str, identity: int) -> Record:
         phrases = held_out_phrases() if split == "compositional" else answer_phrases()
         text = phrases[rng.integers(len(phrases))]
     messages = task("tts").conversation(text)
-    return Record(identity, "tts", messages, audios=(speaker(text, None),), meta={"spoken": text})
+    return Record(identity, "tts", messages, audios=(speaker(text, None),), meta={"request": text, "spoken": text})
 
 
 def _spoken_qa(rng: np.random.Generator, split: str, identity: int) -> Record:

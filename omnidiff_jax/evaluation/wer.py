@@ -3,6 +3,8 @@
 import re
 from collections.abc import Sequence
 
+import numpy as np
+
 _NOT_WORDS = re.compile(r"[^\w\s']|_")
 
 
@@ -21,19 +23,27 @@ def edit_distance(reference: Sequence[str], hypothesis: Sequence[str]) -> int:
     return row[-1]
 
 
+def word_errors(references: Sequence[str], hypotheses: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Edit distance in words of each utterance and its number of reference words, int [n] both, after `normalize`.
+
+    Raises:
+        ValueError: different numbers of utterances.
+    """
+    if len(references) != len(hypotheses):
+        raise ValueError(f"{len(references)} references but {len(hypotheses)} hypotheses")
+    expected = [normalize(reference).split() for reference in references]
+    found = [normalize(hypothesis).split() for hypothesis in hypotheses]
+    errors = [edit_distance(reference, hypothesis) for reference, hypothesis in zip(expected, found, strict=True)]
+    return np.array(errors, int), np.array([len(reference) for reference in expected], int)
+
+
 def word_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> float:
-    """Edit distance in words over all utterances divided by the number of reference words, after `normalize`.
+    """Word errors of all utterances over the number of reference words.
 
     Raises:
         ValueError: different numbers of utterances, or no reference word at all.
     """
-    if len(references) != len(hypotheses):
-        raise ValueError(f"{len(references)} references but {len(hypotheses)} hypotheses")
-    errors = words = 0
-    for reference, hypothesis in zip(references, hypotheses, strict=True):
-        expected = normalize(reference).split()
-        errors += edit_distance(expected, normalize(hypothesis).split())
-        words += len(expected)
-    if not words:
+    errors, words = word_errors(references, hypotheses)
+    if not words.sum():
         raise ValueError("word error rate of references without words")
-    return errors / words
+    return float(errors.sum() / words.sum())
