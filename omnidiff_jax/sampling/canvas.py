@@ -139,7 +139,7 @@ class AllowedSets:
     """
 
     def __init__(self, vocabulary: Vocabulary, **sets: Sequence[int | IdRange]):
-        self.table = np.ones((1 + len(sets), vocabulary.size), bool)
+        self.table: Any = np.ones((1 + len(sets), vocabulary.size), bool)
         self._index: Mapping[str, int] = {name: i for i, name in enumerate(("any", *sets))}
         for name, members in sets.items():
             row = self.table[self._index[name]]
@@ -210,18 +210,21 @@ def build_canvas(
                 f"positions, the canvas has {limit}; shorten the prompt or the answer"
             )
     length = bucket(max(lengths, default=0), multiple)
-    tokens = np.full((total, length), vocabulary.pad, np.int32)
-    segments, groups = np.zeros((2, total, length), np.int32)
-    start, size = np.zeros((2, total), np.int32)
+    tokens: Any = np.full((total, length), vocabulary.pad, np.int32)
+    segments: Any = np.zeros((total, length), np.int32)
+    groups: Any = np.zeros((total, length), np.int32)
+    start: Any = np.zeros(total, np.int32)
+    size: Any = np.zeros(total, np.int32)
     for b, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         n = len(prompt.tokens)
         start[b], size[b] = n, len(answer)
         tokens[b, : lengths[b]] = np.concatenate([prompt.tokens, answer.tokens])
         groups[b, n : lengths[b]] = answer.groups
         segments[b, : lengths[b]] = 1
-    positions = np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape)
+    positions: Any = np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape)
     in_answer = (positions >= start[:, None]) & (segments > 0)
-    ids = np.arange(count) if example_ids is None else np.asarray(example_ids)
+    ids: Any = np.zeros(total, np.uint32)
+    ids[:count] = np.arange(count) if example_ids is None else np.asarray(example_ids)
     return Canvas(
         inputs=ModelInputs(
             tokens=tokens,
@@ -234,13 +237,19 @@ def build_canvas(
         answer_length=size,
         groups=groups,
         allowed=None if allowed is None else allowed.table,
-        example_ids=np.pad(ids.astype(np.uint32), (0, total - count)),
+        example_ids=ids,
         prompt_embeddings=_embeddings(prompts, total, length),
         mask_id=vocabulary.mask,
     )
 
 
-def _embeddings(prompts: Sequence[Prompt], rows: int, length: int) -> np.ndarray | None:
+def answer_tokens(canvas: Canvas, tokens: Any) -> list[np.ndarray]:
+    """The answer region of each example's row of `tokens` int [B, L]: int [L_i] each."""
+    spans = zip(np.asarray(tokens), np.asarray(canvas.answer_start), np.asarray(canvas.answer_length), strict=True)
+    return [row[start : start + length] for row, start, length in spans if length]
+
+
+def _embeddings(prompts: Sequence[Prompt], rows: int, length: int) -> Any:
     given = [p.embeddings is not None for p in prompts]
     if not any(given):
         return None

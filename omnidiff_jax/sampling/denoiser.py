@@ -1,5 +1,6 @@
 """What the sampler asks of a model: three pure functions. The sampler itself never imports one."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -49,7 +50,7 @@ def _functions(module: Any) -> tuple[Callable[..., Any], Callable[..., Any], Cal
 
     def prepare(params: Any, canvas: Canvas) -> dict[str, jax.Array]:
         inputs = canvas.inputs
-        known = inputs.replace(tokens=jnp.maximum(inputs.tokens, 0))
+        known = dataclasses.replace(inputs, tokens=jnp.maximum(inputs.tokens, 0))
         embeddings = module.apply({"params": params}, known, method="embed_inputs")
         if canvas.prompt_embeddings is not None:
             positions = jnp.arange(inputs.tokens.shape[1])[None, :]

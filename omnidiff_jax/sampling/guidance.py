@@ -1,12 +1,15 @@
 """Unconditional canvases for classifier-free guidance: the same answers behind prompts that say less."""
 
+import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
-from omnidiff_jax.batch import SpeechFrames
+from omnidiff_jax.batch import ModelInputs, SpeechFrames
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.models.sanm import packed_frames
 from omnidiff_jax.sampling.canvas import ZERO_VECTOR, Answer, Canvas, Prompt, build_canvas
 from omnidiff_jax.vocabulary import IdRange, Vocabulary
 
@@ -43,6 +46,7 @@ def unconditional_canvas(
     vocabulary: Vocabulary,
     *,
     pad_with_zero_vectors: bool = False,
+    queries: Sequence[int] = (0, 1, 2, 15),
     multiple: int = 32,
 ) -> Canvas:
     """`canvas` with its prompts replaced; the answers and everything about them stay.
@@ -53,10 +57,12 @@ def unconditional_canvas(
         vocabulary: as for `build_canvas`.
         pad_with_zero_vectors: released form: a row shorter than its conditional one goes on with all-zero
             embeddings, which are attended to.
+        queries: as for `build_canvas`.
         multiple: as for `build_canvas`.
     """
     rows = len(canvas.answer_start)
-    starts, sizes = np.asarray(canvas.answer_start), np.asarray(canvas.answer_length)
+    starts: Any = np.asarray(canvas.answer_start)
+    sizes: Any = np.asarray(canvas.answer_length)
     used = np.flatnonzero(sizes > 0)
     if len(prompts) != len(used):
         raise UserError(f"{len(prompts)} unconditional prompts for {len(used)} examples; one for each is needed")
@@ -69,44 +75,35 @@ def unconditional_canvas(
             missing = max(int(starts[b]) - len(prompts[b].tokens), 0)
             answer += Answer(np.full(missing, ZERO_VECTOR, np.int32), np.zeros(missing, np.int32))
         answers.append(answer)
-    other = build_canvas(prompts, answers, vocabulary, multiple=multiple, rows=rows)
-    return other.replace(answer_length=sizes, example_ids=canvas.example_ids, allowed=canvas.allowed)
+    other = build_canvas(prompts, answers, vocabulary, queries=queries, multiple=multiple, rows=rows)
+    return dataclasses.replace(other, answer_length=sizes, example_ids=canvas.example_ids, allowed=canvas.allowed)
 
 
 def _padded(canvas: Canvas, length: int, frames: SpeechFrames | None) -> Canvas:
     """`canvas` (host arrays) with L = `length` and a speech buffer of the size of `frames`, if there is one."""
 
-    def widen(x: np.ndarray) -> np.ndarray:
+    def widen(x: Any) -> Any:
         x = np.asarray(x)
         return np.pad(x, [(0, 0), (0, length - x.shape[1]), *[(0, 0)] * (x.ndim - 2)])
 
-    speech = canvas.inputs.speech
+    inputs, speech = canvas.inputs, canvas.inputs.speech
     if frames is not None:
-        rows, capacity = len(canvas.answer_start), frames.segment_ids.shape[1]
-        empty = SpeechFrames(
-            features=np.zeros((rows, capacity, frames.features.shape[2]), np.float32),
-            segment_ids=np.zeros((rows, capacity), np.int32),
-            positions=np.zeros((rows, capacity), np.int32),
-            queries=np.full((rows, capacity), -1, np.int32),
-            slots=np.full((rows, capacity), -1, np.int32),
-        )
-        if speech is None:
-            speech = empty
-        else:
-            held = speech.segment_ids.shape[1]
-            speech = jax.tree.map(lambda x, e: np.concatenate([x, e[:, held:]], axis=1), speech, empty)
-    inputs = canvas.inputs.replace(
-        tokens=widen(canvas.inputs.tokens),
-        segment_ids=widen(canvas.inputs.segment_ids),
-        positions=widen(canvas.inputs.positions),
-        speech=speech,
-    )
-    embeddings = canvas.prompt_embeddings
-    return canvas.replace(
-        inputs=inputs,
+        capacity, width = frames.features.shape[1:]
+        empty = packed_frames([[]] * len(canvas.answer_start), capacity, width, ())
+        held = 0 if speech is None else speech.segment_ids.shape[1]
+        parts = (empty,) if speech is None else (speech, jax.tree.map(lambda x: x[:, held:], empty))
+        speech = jax.tree.map(lambda *x: np.concatenate(x, axis=1), *parts)
+    return dataclasses.replace(
+        canvas,
+        inputs=ModelInputs(
+            tokens=widen(inputs.tokens),
+            segment_ids=widen(inputs.segment_ids),
+            positions=widen(inputs.positions),
+            speech=speech,
+        ),
         generate=widen(canvas.generate),
         groups=widen(canvas.groups),
-        prompt_embeddings=None if embeddings is None else widen(embeddings),
+        prompt_embeddings=None if canvas.prompt_embeddings is None else widen(canvas.prompt_embeddings),
     )
 
 
@@ -124,6 +121,8 @@ def stack_canvases(conditional: Canvas, unconditional: Canvas) -> Canvas:
     length = max(c.inputs.tokens.shape[1] for c in (conditional, unconditional))
     buffers = [c.inputs.speech for c in (conditional, unconditional) if c.inputs.speech is not None]
     longest = max(buffers, key=lambda s: s.segment_ids.shape[1]) if buffers else None
-    first, second = (_padded(c.replace(allowed=None), length, longest) for c in (conditional, unconditional))
+    first, second = (
+        _padded(dataclasses.replace(c, allowed=None), length, longest) for c in (conditional, unconditional)
+    )
     stacked = jax.tree.map(lambda a, b: np.concatenate([a, b]), first, second)
-    return stacked.replace(allowed=conditional.allowed)
+    return dataclasses.replace(stacked, allowed=conditional.allowed)

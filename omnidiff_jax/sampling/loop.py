@@ -74,8 +74,8 @@ def sample(
             )
         canvas = stack_canvases(canvas, unconditional)
     masks = int(generate.sum())
-    chunk = min(config.rows_per_chunk, bucket(masks, 32))
-    capacity = bucket(masks, chunk)
+    chunk = min(config.rows_per_chunk, max(1 << (masks - 1).bit_length(), 32))  # few sizes, few compilations
+    capacity = chunk if masks <= chunk else bucket(canvas.generate.size, chunk)
     key = rng.stream(seed, "sampling")
     # What the plan already says is left out of the compiled code's identity.
     static = dataclasses.replace(config, steps=None, steps_per_token=1.0, schedule=Schedule(), blocks=Blocks())
@@ -85,7 +85,8 @@ def sample(
 def film(canvas: Canvas, result: SampleResult) -> np.ndarray:
     """The canvas after each step, int32 [S, B, L], for film strips; S steps until the last one's commit."""
     commit_step, tokens = np.asarray(result.commit_step), np.asarray(result.tokens)
-    steps = np.asarray(result.committed).any(axis=0).nonzero()[0].max(initial=-1) + 1
+    active = np.flatnonzero((np.asarray(result.committed) > 0).any(axis=0))
+    steps = int(active.max(initial=-1)) + 1
     before = np.broadcast_to(np.asarray(canvas.inputs.tokens), (steps, *tokens.shape))
     revealed = (commit_step >= 0) & (commit_step <= np.arange(steps)[:, None, None])
     return np.where(revealed, tokens, before)
@@ -167,7 +168,8 @@ def _run(
         committed=jnp.zeros(plan.ratio.shape, jnp.int32),
     )
     _, result = jax.lax.while_loop(running, advance, (jnp.int32(0), empty))
-    return result.replace(
+    return dataclasses.replace(
+        result,
         tokens=result.tokens[:, :length],
         commit_step=result.commit_step[:, :length],
         confidence=result.confidence[:, :length],

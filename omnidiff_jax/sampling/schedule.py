@@ -91,16 +91,18 @@ def make_plan(config: SamplerConfig, generate: np.ndarray, answer_start: np.ndar
         answer_length: int [B], its length; blocks are counted in it.
     """
     split = _released_blocks if config.blocks.form == "released" else _even_blocks
-    rows = []
+    plans: list[list[tuple[float, int, int]]] = []
     for row, start, length in zip(generate, answer_start, answer_length, strict=True):
-        columns = []
-        for first, last, steps in split(config, row[start : start + length]):
-            columns += [(r, start + first, start + last) for r in reveal_ratios(config.schedule, steps)]
-        rows.append(columns)
-    steps = np.array([len(columns) for columns in rows], np.int32)
+        columns: list[tuple[float, int, int]] = []
+        answer = row[start : start + length]
+        for first, last, count in split(config, answer) if length else ():
+            columns += [(r, start + first, start + last) for r in reveal_ratios(config.schedule, count)]
+        plans.append(columns)
+    steps = np.array([len(columns) for columns in plans], np.int32)
     width = 1 << (max(int(steps.max(initial=1)), 1) - 1).bit_length()
-    plan = Plan(np.zeros((len(rows), width), np.float32), *np.zeros((2, len(rows), width), np.int32), steps)
-    for b, columns in enumerate(rows):
+    shape = (len(plans), width)
+    plan = Plan(np.zeros(shape, np.float32), np.zeros(shape, np.int32), np.zeros(shape, np.int32), steps)
+    for b, columns in enumerate(plans):
         for i, column in enumerate(columns):
             plan.ratio[b, i], plan.start[b, i], plan.stop[b, i] = column
     return plan
