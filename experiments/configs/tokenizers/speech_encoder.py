@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     config.checkpoint_every = 500
     config.keep_checkpoints = 1
     config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1, "sequence": 1})
-    config.stages = ConfigDict({"train": ConfigDict({"steps": 1000, "learning_rate": 2e-3})})
+    config.stages = ConfigDict({"train": ConfigDict({"steps": 500, "learning_rate": 2e-3})})
     config.optimizer = ConfigDict(
         {
             "b2": 0.98,
@@ -44,6 +44,7 @@ def get_config() -> ConfigDict:
                     "blocks": 4,
                     "tp_blocks": 1,
                     "max_positions": 1024,
+                    "attention": "rows",
                     "dtype": "float32",
                 }
             ),
