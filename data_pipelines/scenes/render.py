@@ -19,7 +19,7 @@ RGB = {
     "black": (0, 0, 0),
     "gray": (128, 128, 128),
 }
-RADIUS = {"small": 7.0, "big": 12.5}  # half the extent of the shape
+RADIUS = {"small": 9.0, "big": 13.5}  # half the extent of the shape
 CROSS_ARM = 0.36  # half the width of a cross's arm over its radius
 
 
