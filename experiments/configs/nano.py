@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.program = "omni"
     config.seed = 0
-    config.batch_size = 16  # packed rows
+    config.batch_size = 12  # packed rows
     config.accumulate = 1  # microbatches a step
     config.total_steps = 0  # caps the curriculum, stages shrink in proportion; 0 = as planned below
     config.checkpoint_every = 400
@@ -52,7 +52,9 @@ def get_config() -> ConfigDict:
             "scan_layers": False,
         }
     )
-    config.optimizer = ConfigDict({"b2": 0.95, "clip_norm": 1.0, "final_fraction": 0.05, "frozen": ("speech_encoder/*",)})
+    config.optimizer = ConfigDict(
+        {"b2": 0.95, "clip_norm": 1.0, "final_fraction": 0.05, "frozen": ("speech_encoder/*",)}
+    )
 
     config.data = ConfigDict(
         {
@@ -63,19 +65,19 @@ def get_config() -> ConfigDict:
                     "text_qa": 8000,
                     "captioning": 8000,
                     "vqa": 8000,
-                    "t2i": 8000,
-                    "asr": 4000,
-                    "tts": 8000,
-                    "spoken_qa": 4000,
-                    "s2i": 4000,
-                    "spoken_vqa": 4000,
+                    "t2i": 10000,
+                    "asr": 2500,
+                    "tts": 6000,
+                    "spoken_qa": 3000,
+                    "s2i": 3000,
+                    "spoken_vqa": 2500,
                 }
             ),
-            "length": 128,
-            "frames": 128,
+            "length": 176,
+            "frames": 176,
             "samples": 8,
             "open_rows": 16,
-            "streams": 8,
+            "streams": 4,
             "max_tail_pads": 8,
         }
     )
@@ -84,14 +86,14 @@ def get_config() -> ConfigDict:
         {
             "stage1_visual_language": ConfigDict(
                 {
-                    "steps": 300,
+                    "steps": 500,
                     "learning_rate": 2e-3,
                     "weights": ConfigDict({"text_qa": 1.0, "captioning": 1.0, "t2i": 2.0}),
                 }
             ),
             "stage2_speech_vision_language": ConfigDict(
                 {
-                    "steps": 500,
+                    "steps": 900,
                     "learning_rate": 2e-3,
                     "weights": ConfigDict(
                         {
@@ -108,7 +110,7 @@ def get_config() -> ConfigDict:
             ),
             "stage3_speech_driven_visual": ConfigDict(
                 {
-                    "steps": 500,
+                    "steps": 1100,
                     "learning_rate": 1.5e-3,
                     "weights": ConfigDict(
                         {
@@ -127,4 +129,37 @@ def get_config() -> ConfigDict:
             ),
         }
     )
+    config.decoding = decoding()
     return config
+
+
+def decoding() -> ConfigDict:
+    """Greedy, one token a step: a model this small gains nothing from fewer steps, filters or penalties."""
+    greedy = {
+        "steps_per_token": 1.0,
+        "filters": ConfigDict({"temperature": 0.0, "top_p": 1.0, "top_k": 0}),
+        "repetition": ConfigDict({"penalty": 1.0}),
+        "position": ConfigDict({"form": "off"}),
+        "guidance": ConfigDict({"scale": 0.0}),
+    }
+
+    def settings(length: int, **others: object) -> ConfigDict:
+        return ConfigDict(
+            {"length": length, "sampler": ConfigDict(greedy), "adaptive": None, "prefill": None, **others}
+        )
+
+    return ConfigDict(
+        {
+            "text_qa": settings(8),
+            "captioning": settings(24),
+            "vqa": settings(8),
+            "t2i": settings(0),
+            "asr": settings(24),
+            # A word of the answering voice takes 4 to 7 codes.
+            "tts": settings(0, adaptive=ConfigDict({"rate": 6.0, "minimum": 20, "steps_per_token": 1.0})),
+            "spoken_qa": settings(36),
+            "s2i": settings(0),
+            "spoken_vqa": settings(36),
+            "inpainting": settings(0),
+        }
+    )

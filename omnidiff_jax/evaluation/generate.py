@@ -11,6 +11,7 @@ from omnidiff_jax.data.sources import RejectedRecord
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.records import AUDIO_TAG, IMAGE_TAG, EncodedExample, Message, Record, Waveform
 from omnidiff_jax.sampling.canvas import Canvas, Prompt, build_canvas
+from omnidiff_jax.sampling.config import Stopping
 from omnidiff_jax.sampling.denoiser import Denoiser
 from omnidiff_jax.sampling.guidance import random_text_prompt, unconditional_canvas
 from omnidiff_jax.sampling.loop import SampleResult, film, sample
@@ -148,7 +149,10 @@ class Generator:
             limit=self._limit,
         )
         empty = self._unconditional(task, decoding, canvas, prompts, requests)
-        result = sample(self._denoiser, canvas, decoding.sampler, self._seed, empty)
+        sampler = decoding.sampler
+        if decoding.stop == "end" and task.answer not in ("image", "hole"):
+            sampler = dataclasses.replace(sampler, stopping=Stopping(vocabulary.im_end))
+        result = sample(self._denoiser, canvas, sampler, self._seed, empty)
         return self._read(canvas, result, answers, requests, holes, strips)
 
     def _encode(self, task: Task, requests: Sequence[Request]) -> list[EncodedExample]:
@@ -203,9 +207,7 @@ class Generator:
         else:
             head, tail = self._template(task)
             others = [
-                random_text_prompt(
-                    head, tail, len(p.tokens), layout.vocabulary.text, self._seed, request.request_id
-                )
+                random_text_prompt(head, tail, len(p.tokens), layout.vocabulary.text, self._seed, request.request_id)
                 for p, request in zip(prompts, requests, strict=True)
             ]
         return unconditional_canvas(canvas, others, layout.vocabulary, multiple=self._multiple)

@@ -35,6 +35,8 @@ class Decoding:
         adaptive: rule that sets L from the prompt instead; its units are text tokens of the request (TTS) or speech
             tokens heard, at 12.5 a second (ASR).
         prefill: share of L at which begin-of-audio is put before decoding a spoken answer; None leaves it to the model.
+        stop: "end" finishes an answer of text or speech once the turn's end stands before its first mask; "never"
+            decodes every position, as the released code does.
         unconditional: prompt of the unconditional canvas under guidance: the task's "empty" prompt, or "random" text of
             the same length (released T2I).
     """
@@ -43,6 +45,7 @@ class Decoding:
     length: int = 64
     adaptive: LengthRule | None = None
     prefill: float | None = None
+    stop: Literal["end", "never"] = "end"
     unconditional: Literal["empty", "random"] = "empty"
 
 
