@@ -122,6 +122,9 @@ class Command:
     def parse(self, argv: list[str]) -> list[str]:
         """Fills the flags from `argv` (without the program's name); returns the positional arguments."""
         rest = self._parse_config(argv) if self._config else argv
+        self._flags.unparse_flags()
+        for name in self._flags:
+            self._flags[name].unparse()  # back to its default: a process may call a command twice
         try:
             arguments = self._flags([self.program, *rest])[1:]
         except flags.Error as error:

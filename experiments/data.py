@@ -38,7 +38,10 @@ def run(action: str, path: str) -> None:
         report = _build(Path(path))
         if not AS_JSON.value:
             for name, part in report.items():
-                print(f"{name}: {part['examples']} examples, {part['tokens']} tokens, rejected {part['rejected'] or 'none'}")
+                print(
+                    f"{name}: {part['examples']} examples, {part['tokens']} tokens, "
+                    f"rejected {part['rejected'] or 'none'}"
+                )
     else:
         raise UserError(f"unknown action {action!r}; {suggest(action, ('build', 'check'))}")
     if AS_JSON.value:

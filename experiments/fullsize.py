@@ -2,8 +2,9 @@
 
     omnidiff fullsize FILE...            (about 20 GiB of memory and some minutes a part on two cores)
 
-Proves that shapes, lengths and memory hold at the released size for the given pictures and recordings. Weights are random, so
-the answers mean nothing; what is printed is how each file is represented, the seconds, and the process's peak memory.
+Proves that shapes, lengths and memory hold at the released size for the given pictures and recordings. Weights are
+random, so the answers mean nothing; what is printed is how each file is represented, the seconds, and the process's
+peak memory.
 """
 
 import gc
@@ -83,7 +84,10 @@ def _pictures(pictures: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         looked = fit_image(picture, 512)[None]
         codes = _timed(f"{file} {picture.shape} -> 512 px codes", lambda looked=looked: tokenizer.encode(looked))
         drawn = tokenizer.decode(codes[:, :256], (16, 16))
-        print(f"  {codes.shape[1]} codes, {len(np.unique(codes))} distinct; 256 of them draw a picture of {drawn.shape[1:]}")
+        print(
+            f"  {codes.shape[1]} codes, {len(np.unique(codes))} distinct; "
+            f"256 of them draw a picture of {drawn.shape[1:]}"
+        )
         found[file] = codes[0]
     return found
 
@@ -94,10 +98,15 @@ def _sounds(sounds: dict[str, Waveform]) -> dict[str, np.ndarray]:
     config = WhisperVQConfig()
     tokenizer = speech.SpeechTokenizer(config, _random(speech.tokenizer_shapes(config))) if sounds else None
     for file, wave in sounds.items():
-        frames = _timed(f"{file} {wave.seconds:.1f} s at {wave.rate} Hz -> LFR frames", lambda wave=wave: frontend(wave))
+        frames = _timed(
+            f"{file} {wave.seconds:.1f} s at {wave.rate} Hz -> LFR frames", lambda wave=wave: frontend(wave)
+        )
         assert tokenizer is not None
         codes = _timed("  speech codes", lambda wave=wave: tokenizer.encode([wave]))[0]
-        print(f"  {len(frames)} frames of {frames.shape[1]}, {len(codes)} codes ({len(codes) / wave.seconds:.2f} a second)")
+        print(
+            f"  {len(frames)} frames of {frames.shape[1]}, "
+            f"{len(codes)} codes ({len(codes) / wave.seconds:.2f} a second)"
+        )
         found[file] = frames
     return found
 

@@ -2,7 +2,8 @@
 
     omnidiff quickstart --workdir=DIR
 
-Goes on where it was interrupted. Leaves scorecard.json, report.html, samples/, metrics.jsonl and checkpoints/ in the workdir.
+Goes on where it was interrupted. Leaves scorecard.json, report.html, samples/, metrics.jsonl and checkpoints/ in the
+workdir.
 """
 
 import sys

@@ -1,8 +1,8 @@
 """Answers one request with a trained model: any task, text on stdout, pictures and speech as files.
 
-    omnidiff sample --workdir=DIR --task=t2i --text="small red circle top left, on white" --out=picture.png
-    omnidiff sample --workdir=DIR --task=asr --audio=speech.wav
-    omnidiff sample --workdir=DIR --task=inpainting --image=in.png --text="..." --hole=0,0,32,32 --out=filled.png
+omnidiff sample --workdir=DIR --task=t2i --text="small red circle top left, on white" --out=picture.png
+omnidiff sample --workdir=DIR --task=asr --audio=speech.wav
+omnidiff sample --workdir=DIR --task=inpainting --image=in.png --text="..." --hole=0,0,32,32 --out=filled.png
 """
 
 import dataclasses
@@ -44,9 +44,10 @@ def run() -> None:
     )
     given = {name for name in ("image", "audio", "hole") if getattr(request, name) is not None}
     chosen.check_inputs(given | ({"text"} if request.text else set()))
+    out = _out_file(chosen, Path(str(OUT.value)))
     generator = load_generator(config, str(WORKDIR.value), rows=1, seed=SEED.value or 0, adjust=_adjusted)
     (response,) = generator(chosen, [request])
-    _leave(chosen, response, Path(str(OUT.value)))
+    _leave(chosen, response, out)
 
 
 def _adjusted(decoding: Decoding) -> Decoding:
@@ -80,25 +81,27 @@ def parse_hole(text: str, size: int) -> np.ndarray:
     return hole
 
 
+def _out_file(chosen: Task, out: Path) -> Path:
+    """`--out` with the ending of the answer's medium; tasks that answer in text write no file."""
+    suffix = {"text": "", "image": ".png", "hole": ".png", "speech": ".wav", "text_and_speech": ".wav"}[chosen.answer]
+    if suffix and out.suffix and out.suffix != suffix:
+        raise UserError(f"--out={out} must end with {suffix}, the form of a {chosen.name} answer")
+    return out.with_suffix(suffix) if suffix else out
+
+
 def _leave(chosen: Task, response: Response, out: Path) -> None:
+    if not response.text and response.image is None and response.audio is None:
+        raise UserError(
+            f"the model's answer to this {chosen.name} request is empty; train it longer or ask another way"
+        )
     if response.text:
         print(response.text)
     if response.image is not None:
-        path = _path(out, ".png")
-        write_png(path, response.image)
-        print(path)
+        write_png(out, response.image)
+        print(out)
     if response.audio is not None:
-        path = _path(out, ".wav")
-        write_wav(path, response.audio)
-        print(path)
-    if not response.text and response.image is None and response.audio is None:
-        raise UserError(f"the model gave an empty answer to this {chosen.name} request; train it longer or ask another way")
-
-
-def _path(out: Path, suffix: str) -> Path:
-    if out.suffix and out.suffix != suffix:
-        raise UserError(f"--out={out} must end with {suffix} for this answer")
-    return out.with_suffix(suffix)
+        write_wav(out, response.audio)
+        print(out)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     omnidiff train --config=experiments/configs/nano.py --workdir=DIR
     omnidiff train --config=experiments/configs/tokenizers/image.py --workdir=DIR
 
-Goes on from the newest checkpoint in the workdir. Leaves metrics.jsonl, TensorBoard events and checkpoints/; a tokenizer is
-also exported to DIR/export, in the form that `config.tokenizers` takes.
+Goes on from the newest checkpoint in the workdir. Leaves metrics.jsonl, TensorBoard events and checkpoints/; a
+tokenizer is also exported to DIR/export, in the form that `config.tokenizers` takes.
 """
 
 import json

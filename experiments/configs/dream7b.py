@@ -51,7 +51,9 @@ def get_config() -> ConfigDict:
             "scan_layers": True,
         }
     )
-    config.optimizer = ConfigDict({"b2": 0.95, "clip_norm": 1.0, "final_fraction": 0.0, "frozen": ("speech_encoder/*",)})
+    config.optimizer = ConfigDict(
+        {"b2": 0.95, "clip_norm": 1.0, "final_fraction": 0.0, "frozen": ("speech_encoder/*",)}
+    )
     config.data = ConfigDict(
         {
             "set": "encoded",

@@ -1,8 +1,9 @@
 """The three-stage curriculum of the paper: what each stage trains on (SPEC §4), as mixture weights over tasks.
 
-Sources of the released model by task: text QA Tulu-3; captioning LAION; text-to-image JourneyDB; VQA LLaVA-OneVision; ASR LibriSpeech,
-CommonVoice, GigaSpeech, People's Speech, VoxPopuli; TTS LibriTTS, GLOBE, Emilia; speech QA VoiceAssistant, AudioQA; SDVI
-30k spoken VQA and 30k speech-to-image. The paper gives no mixture weights: tasks of a stage are weighed alike here.
+Sources of the released model by task: text QA Tulu-3; captioning LAION; text-to-image JourneyDB; VQA LLaVA-OneVision;
+ASR LibriSpeech, CommonVoice, GigaSpeech, People's Speech, VoxPopuli; TTS LibriTTS, GLOBE, Emilia; speech QA
+VoiceAssistant, AudioQA; SDVI 30k spoken VQA and 30k speech-to-image. The paper gives no mixture weights: tasks of a
+stage are weighed alike here.
 """
 
 from ml_collections import ConfigDict
@@ -16,7 +17,7 @@ def get_config() -> ConfigDict:
     """Stages with the paper's learning rates; steps are per stage, at 128 sequences of 3072 tokens each."""
 
     def stage(steps: int, learning_rate: float, tasks: tuple[str, ...]) -> ConfigDict:
-        weights = ConfigDict({task: 1.0 for task in tasks})
+        weights = ConfigDict(dict.fromkeys(tasks, 1.0))
         return ConfigDict({"steps": steps, "learning_rate": learning_rate, "weights": weights})
 
     return ConfigDict(

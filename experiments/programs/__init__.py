@@ -19,8 +19,8 @@ Builder = Callable[[ConfigDict, Path], Run]
 
 
 def omni(config: ConfigDict, workdir: Path) -> Run:
-    """The any-to-any model: on the Scenes sets under `workdir/data`, built first where they are missing, or on the encoded
-    sets of `config.data.folder`, one folder a task (`omnidiff data build`)."""
+    """The any-to-any model: on the Scenes sets under `workdir/data`, built first where they are missing, or on the
+    encoded sets of `config.data.folder`, one folder a task (`omnidiff data build`)."""
     if config.data.set == "scenes":
         folder = workdir / "data"
         build_sets(config, folder)

@@ -49,8 +49,8 @@ def build_sets(config: ConfigDict, folder: str | os.PathLike[str], processes: in
             for number, job in enumerate(concurrent.futures.as_completed(jobs), start=1):
                 manifest = job.result()
                 print(
-                    f"data {number}/{len(missing)}: {jobs[job]}, {manifest.examples} examples, {manifest.tokens} tokens, "
-                    f"{time.perf_counter() - began:.0f} s",
+                    f"data {number}/{len(missing)}: {jobs[job]}, {manifest.examples} examples, "
+                    f"{manifest.tokens} tokens, {time.perf_counter() - began:.0f} s",
                     file=sys.stderr,
                     flush=True,
                 )
@@ -67,7 +67,7 @@ def build_set(config: dict[str, Any], task: str, folder: str) -> Manifest:
 def encode_set(
     config: ConfigDict, records: RandomAccess[Record], folder: str | os.PathLike[str], origin: Mapping[str, Any]
 ) -> Manifest:
-    """Encodes raw records with the config's tokenizers into the set `folder`; unusable ones are counted in its manifest."""
+    """Encodes raw records with the config's tokenizers into the set `folder`; its manifest counts unusable ones."""
     tokenizers = load_tokenizers(config)
     rejected: Counter[str] = Counter()
 

@@ -1,5 +1,6 @@
 """Scorecard and report of a trained run."""
 
+import itertools
 import os
 import sys
 import time
@@ -12,15 +13,13 @@ from ml_collections import ConfigDict
 
 from data_pipelines.scenes.exams import exam
 from experiments.programs.omni import load_generator
-from experiments.programs.tokenizers import load_tokenizers
-from omnidiff_jax.evaluation.generate import Voices
+from experiments.programs.tokenizers import Tokenizers, load_tokenizers
 from omnidiff_jax.evaluation.report import View, write_report
 from omnidiff_jax.evaluation.scorecard import Case, Exam, Result, sit, table, write_scorecard
 from omnidiff_jax.media.audio import write_wav
 from omnidiff_jax.media.image import write_png
 from omnidiff_jax.tasks.registry import TASKS
 from omnidiff_jax.training.metrics import read_metrics
-from omnidiff_jax.vocabulary import Vocabulary
 
 SHOWN = 6  # answers of each task in the report
 STRIPS = 2  # of those with their decoding steps
@@ -58,7 +57,7 @@ def evaluate_run(
         if name in COMPOSITIONAL:
             result.entry["compositional"] = sit(exam(name, cases, "compositional"), generator).entry["value"]
         entries[name] = result.entry
-        views[name] = _views(sat, result, tokenizers.vocabulary, tokenizers.voices, tokenizers.image_grid, config)
+        views[name] = _views(sat, result, tokenizers)
         _leave_samples(folder / "samples", name, sat, result)
         print(
             f"{name}: {result.entry['metric']} {result.entry['value']:.3f} "
@@ -76,16 +75,14 @@ def evaluate_run(
     return scorecard
 
 
-def _views(
-    sat: Exam, result: Result, vocabulary: Vocabulary, voices: Voices, grid: tuple[int, int], config: ConfigDict
-) -> list[View]:
+def _views(sat: Exam, result: Result, tokenizers: Tokenizers) -> list[View]:
     views = []
     higher = result.entry["higher_is_better"]
     for i, (case, response) in enumerate(zip(sat.cases[:SHOWN], result.responses[:SHOWN], strict=True)):
         verdict = float(result.verdicts[i])
         strip: tuple[Any, ...] = ()
         if response.strip is not None:
-            strip = _strip(response.strip, sat, vocabulary, voices, grid, config)
+            strip = _strip(response.strip, sat, tokenizers)
         heard = case.meta.get("heard")
         asked = case.request.text or (f"(speech) {heard}" if heard else sat.task.default_text)
         expected = str(case.meta.get("answer") or case.meta.get("spoken") or case.meta.get("caption", ""))
@@ -105,34 +102,32 @@ def _views(
     return views
 
 
-def _strip(
-    steps: np.ndarray,
-    sat: Exam,
-    vocabulary: Vocabulary,
-    voices: Voices,
-    grid: tuple[int, int],
-    config: ConfigDict,
-    frames: int = 9,
-) -> tuple[Any, ...]:
+def _strip(steps: np.ndarray, sat: Exam, tokenizers: Tokenizers, frames: int = 9) -> tuple[Any, ...]:
     """Some of the decoding steps: pictures with their masked codes gray, or text with its masked tokens as dots."""
+    vocabulary, grid = tokenizers.vocabulary, tokenizers.image_grid
     chosen = steps[np.unique(np.linspace(0, len(steps) - 1, frames).round().astype(int))]
     if sat.task.answer in ("image", "hole"):
         start = int(np.argmax(chosen[0] == vocabulary.begin_image)) + 1
         tokens = chosen[:, start : start + grid[0] * grid[1]]
         known = vocabulary.image.contains(tokens)
-        pictures = voices.draw(np.where(known, vocabulary.image.decode(tokens), 0))
-        cell = config.tokenizers.assistant_image_size // grid[0]
+        pictures = tokenizers.voices.draw(np.where(known, vocabulary.image.decode(tokens), 0))
+        cell = pictures.shape[1] // grid[0]
         shown = np.kron(known.reshape(-1, *grid), np.ones((1, cell, cell), bool))[..., None]
         return tuple(np.where(shown, pictures, np.uint8(150)))
     if sat.task.answer == "text":
-        text = load_tokenizers(config).codecs.layout.text
-        lines = []
-        for step in chosen:
-            words = ["·" if t == vocabulary.mask else text.decode([int(t)]) if t < vocabulary.text_size else "" for t in step]
-            lines.append(" ".join(word.strip() for word in words if word.strip()))
-        return tuple(f"{line} /" for line in lines)
+        return tuple(_partly(step, tokenizers) for step in chosen)
     share = (chosen == vocabulary.mask).mean(axis=1)
     return tuple(f"{100 * (1 - float(s)):.0f} %" for s in share)
+
+
+def _partly(tokens: np.ndarray, tokenizers: Tokenizers) -> str:
+    """Text in the middle of decoding: what is known up to the turn's end, a dot for each mask."""
+    vocabulary, text = tokenizers.vocabulary, tokenizers.codecs.layout.text
+    shown = []
+    for masked, run in itertools.groupby(tokens.tolist(), lambda token: token == vocabulary.mask):
+        ids = list(itertools.takewhile(lambda token: token != vocabulary.im_end, run))
+        shown.append("·" * len(ids) if masked else text.decode([i for i in ids if vocabulary.text.contains(i)]).strip())
+    return " ".join(filter(None, shown))
 
 
 def _leave_samples(folder: Path, name: str, sat: Exam, result: Result) -> None:

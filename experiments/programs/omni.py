@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -11,7 +12,7 @@ from ml_collections import ConfigDict
 
 from experiments.programs.run import Run, batch_axes, config_mesh, loop_config, optimizer_config, stage_plans
 from experiments.programs.tokenizers import Tokenizers, load_tokenizers
-from omnidiff_jax.config import build, choose, suggest
+from omnidiff_jax.config import build, choose, suggest, to_dict
 from omnidiff_jax.data.loader import Loader
 from omnidiff_jax.data.mixture import Stage
 from omnidiff_jax.data.packing import PackingConfig
@@ -136,14 +137,23 @@ def stored_config(workdir: str | os.PathLike[str]) -> ConfigDict:
 
 
 def decoding_settings(config: ConfigDict) -> dict[str, Decoding]:
-    """Decoding of every task: the config's `decoding` groups over the registry's defaults."""
+    """Decoding of every task: what the config's `decoding` groups name, over the registry's defaults."""
     given = config.get("decoding", {})
     for name in given:
         choose(TASKS, name, "task in config.decoding")
     return {
-        name: build(Decoding, given[name], f"config.decoding.{name}") if name in given else task.decoding
+        name: build(Decoding, _over(to_dict(task.decoding), given.get(name, {})), f"config.decoding.{name}")
         for name, task in TASKS.items()
     }
+
+
+def _over(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the keys of `given` replaced, group by group."""
+    groups = {
+        key: _over(base[key], value) if hasattr(value, "keys") and hasattr(base.get(key), "keys") else value
+        for key, value in given.items()
+    }
+    return {**base, **groups}
 
 
 def load_generator(

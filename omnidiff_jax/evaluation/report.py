@@ -1,4 +1,4 @@
-"""One self-contained `report.html`: scores, loss curves, answers beside prompts, denoising strips, speech to listen to."""
+"""One self-contained `report.html`: scores, loss curves, answers beside prompts, denoising strips, speech to hear."""
 
 import base64
 import dataclasses
@@ -9,26 +9,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import soundfile
 from PIL import Image
 
+from omnidiff_jax.errors import UserError
 from omnidiff_jax.records import Waveform
 
-matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402
-
 _STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #222; }
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #222 }
 h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2.2rem; border-bottom: 1px solid #ddd }
 table { border-collapse: collapse } td, th { padding: .25rem .7rem; text-align: left; border-bottom: 1px solid #eee }
-td.n { text-align: right; font-variant-numeric: tabular-nums }
-.cards { display: flex; flex-wrap: wrap; gap: 1rem } .card { border: 1px solid #ddd; border-radius: 8px; padding: .7rem; width: 20rem }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums }
+.cards { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start }
+.card { border: 1px solid #ddd; border-radius: 8px; padding: .7rem; width: 20rem; box-sizing: border-box }
 .card.good { border-left: 5px solid #2a9d5c } .card.bad { border-left: 5px solid #d1495b }
-.card p { margin: .2rem 0 } .label { color: #777; font-size: .8rem } img.pixel { image-rendering: pixelated }
-.strip { display: flex; flex-wrap: wrap; gap: 3px; margin-top: .3rem } audio { width: 100%; height: 2.2rem }
-.bar { background: #eee; width: 8rem; height: .7rem; position: relative; border-radius: 3px } .bar i { position: absolute; height: 100%; border-radius: 3px; background: #3a7ca5 }
+.card p { margin: .2rem 0 } .label { color: #777; font-size: .8rem }
+img.pixel { image-rendering: pixelated } audio { width: 100%; height: 2.2rem }
+.strip { display: flex; flex-wrap: wrap; gap: 3px; margin-top: .3rem } .strip span { width: 100%; font-size: .8rem }
+.bar { background: #eee; width: 8rem; height: .7rem; position: relative; border-radius: 3px }
+.bar i { position: absolute; height: 100%; border-radius: 3px; background: #3a7ca5 }
 """
 
 
@@ -78,7 +78,9 @@ def write_report(
         parts += ["<h2>Training</h2>", _curves(metrics)]
     for task, shown in views.items():
         parts.append(f"<h2>{html.escape(task)}</h2><div class=cards>{''.join(map(_card, shown))}</div>")
-    page = f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title><style>{_STYLE}</style>{''.join(parts)}"
+    page = (
+        f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title><style>{_STYLE}</style>{''.join(parts)}"
+    )
     Path(path).write_text(page)
 
 
@@ -98,18 +100,19 @@ def _scores(scorecard: Mapping[str, Any]) -> str:
     seconds = "  ·  ".join(f"{html.escape(k)} {v:.0f} s" for k, v in scorecard.get("seconds", {}).items())
     versions = "  ·  ".join(f"{html.escape(k)} {html.escape(v)}" for k, v in scorecard.get("versions", {}).items())
     head = "<tr><th>task<th>metric<th>value<th>ceiling<th>floor<th>floor to ceiling<th>n<th>judge"
-    note = (
-        "Ceiling: the judge's score of the true answers. Floor: its score of the model's answers to other questions."
-    )
+    note = "Ceiling: the judge's score of the true answers. Floor: its score of the model's answers to other questions."
     return f"<table>{head}{''.join(rows)}</table><p class=label>{note}<br>{seconds}<br>{versions}</p>"
 
 
 def _curves(metrics: Sequence[Mapping[str, Any]]) -> str:
-    figure, axes = pyplot.subplots(1, 3, figsize=(15, 4), constrained_layout=True)
+    figure, axes = _pyplot().subplots(1, 3, figsize=(15, 4), constrained_layout=True)
     steps = np.array([line["step"] for line in metrics])
     axes[0].plot(steps, _smooth([line.get("loss") for line in metrics]), color="#3a7ca5", label="all tasks")
     axes[0].set_title("loss")
-    for axis, group, title in ((axes[1], "task_loss", "loss by task"), (axes[2], "noise_loss", "loss by noise level t")):
+    for axis, group, title in (
+        (axes[1], "task_loss", "loss by task"),
+        (axes[2], "noise_loss", "loss by noise level t"),
+    ):
         for name in sorted({key for line in metrics for key in line.get(group, {})}):
             axis.plot(steps, _smooth([line.get(group, {}).get(name) for line in metrics]), label=name, linewidth=1.2)
         axis.set_title(title)
@@ -166,18 +169,31 @@ def _image(image: np.ndarray, width: int) -> str:
 def _audio(wave: Waveform) -> str:
     buffer = io.BytesIO()
     soundfile.write(buffer, wave.samples, wave.rate, format="WAV", subtype="PCM_16")
-    figure, axis = pyplot.subplots(figsize=(3, 0.9))
-    axis.specgram(np.asarray(wave.samples, np.float64) + 1e-8, NFFT=512, Fs=wave.rate, noverlap=384, cmap="magma", vmin=-140)
+    figure, axis = _pyplot().subplots(figsize=(3, 0.9))
+    axis.specgram(
+        np.asarray(wave.samples, np.float64) + 1e-8, NFFT=512, Fs=wave.rate, noverlap=384, cmap="magma", vmin=-140
+    )
     axis.axis("off")
     figure.subplots_adjust(0, 0, 1, 1)
     picture = f"<img style='width:100%' src='{_png_of_figure(figure, 80)}' alt='spectrogram'>"
     return f"{picture}<audio controls src='{_data(buffer, 'audio/wav')}'></audio>"
 
 
+def _pyplot() -> Any:
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise UserError("drawing the report needs matplotlib: pip install 'omnidiff_jax[eval]'") from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
 def _png_of_figure(figure: Any, dpi: int = 90) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi)
-    pyplot.close(figure)
+    _pyplot().close(figure)
     return _data(buffer, "image/png")
 
 

@@ -153,7 +153,9 @@ def table(entries: Mapping[str, Mapping[str, Any]]) -> str:
             numbers = (f"{part[k]:.3f}" for k in ("value", "ceiling", "floor"))
             rows.append((name, part["metric"] + arrow, *numbers, str(part["n"]), part["judge"]))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
 
 
 def _share(top: np.ndarray, bottom: np.ndarray) -> float:

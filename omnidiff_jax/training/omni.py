@@ -49,7 +49,9 @@ class OmniProgram(TrainProgram):
         params = meta.unbox(init_params(self.model, key))
         return params | {name: jax.tree.map(jax.numpy.asarray, tree) for name, tree in self.pretrained.items()}
 
-    def loss(self, params: Any, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(
+        self, params: Any, batch: Batch, key: jax.Array, step: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         corrupted = corrupt(batch, self.seed, self.masking, self.vocabulary)
         inputs = batch.inputs.replace(tokens=corrupted.tokens)
         with logical_rules(self.sharding):
@@ -111,7 +113,10 @@ def sample_ids(batch: Batch) -> Sequence[int]:
     ids: list[int] = []
     tasks, names = batch.task_ids, batch.sample_ids
     pieces = (
-        [(np.asarray(t.data), np.asarray(i.data)) for t, i in zip(tasks.addressable_shards, names.addressable_shards, strict=True)]
+        [
+            (np.asarray(t.data), np.asarray(i.data))
+            for t, i in zip(tasks.addressable_shards, names.addressable_shards, strict=True)
+        ]
         if isinstance(tasks, jax.Array)
         else [(np.asarray(tasks), np.asarray(names))]
     )
