@@ -9,12 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiments.common import load_config
+from experiments.programs.image_tokenizer import image_tokenizer_run, scene_pictures
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.models.lfq import LfqLossConfig
 from omnidiff_jax.models.magvit import Magvit, MagvitConfig
 from omnidiff_jax.models.patchgan import DiscriminatorConfig
+from omnidiff_jax.tokenizers import assets
 from omnidiff_jax.tokenizers import image as image_tokenizer
 from omnidiff_jax.tokenizers.image import ImageTokenizer, fit, to_pixels, to_unit
+from omnidiff_jax.training.loop import train
 from omnidiff_jax.training.optimizer import OptimizerConfig, make_optimizer
 from omnidiff_jax.training.step import init_state, make_train_step
 from omnidiff_jax.training.tokenizers.image import (
@@ -235,3 +239,51 @@ def test_stream_goes_back_to_a_state():
     other.set_state(state)
     np.testing.assert_array_equal(next(other)["seen"], expected["seen"])
     assert not np.array_equal(next(program.batches(4))["seen"], next(program.batches(3))["seen"])
+
+
+# ---- the shipped nano tokenizer --------------------------------------------------------------------------------
+
+CONFIG = "experiments/configs/tokenizers/image.py"
+
+
+@functools.cache
+def shipped_report() -> dict[str, float]:
+    config = load_config(CONFIG, ["--config.training.validation_size=256"])
+    run = image_tokenizer_run(config, None)
+    shipped = ImageTokenizer.load(assets.nano_dir("image_tokenizer"))
+    assert shipped.config == run.program.config.model, "the shipped weights are those of the config"
+    return run.program.validate({"tokenizer": shipped.params})
+
+
+def test_shipped_weights_are_small():
+    folder = assets.nano_dir("image_tokenizer")
+    assert (folder / "model.safetensors").stat().st_size < 1.5e6
+    shipped = ImageTokenizer.load(folder)
+    assert sum(leaf.size for leaf in jax.tree.leaves(shipped.params)) < 600_000
+    assert shipped.grid(64, 64) == (4, 4)
+
+
+def test_shipped_weights_keep_the_objects():
+    report = shipped_report()
+    assert report["psnr"] > 30 and report["survival"] > 0.9 and report["code_agreement"] > 0.97
+
+
+def test_shipped_codes_see_their_own_patch_only():
+    shipped = ImageTokenizer.load(assets.nano_dir("image_tokenizer"))
+    seen, _ = scene_pictures("test", (1.0, 0.0, 0.0))(0, 8)
+    changed = seen.copy()
+    changed[:, 16:] = 255 - changed[:, 16:]
+    np.testing.assert_array_equal(shipped.encode(seen)[:, :4], shipped.encode(changed)[:, :4])
+
+
+@pytest.mark.slow
+def test_retraining_reaches_the_shipped_error(tmp_path):
+    """Five minutes of two cores: another seed, the same config."""
+    run = image_tokenizer_run(
+        load_config(CONFIG, ["--config.seed=1", "--config.training.validation_size=256"]), tmp_path
+    )
+    state = train(run.program, run.loop, run.optimizer, run.stages, tmp_path, run.mesh)
+    report, shipped = run.program.validate(state.params), shipped_report()
+    assert report["psnr"] > shipped["psnr"] - 1.0
+    assert report["survival"] > shipped["survival"] - 0.05
+    assert report["code_agreement"] > shipped["code_agreement"] - 0.02

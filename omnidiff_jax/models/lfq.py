@@ -47,7 +47,9 @@ class LfqLossConfig:
     group_bits: int = 7
 
 
-def lfq_losses(z: jax.Array, config: LfqLossConfig) -> tuple[jax.Array, dict[str, jax.Array]]:
+def lfq_losses(
+    z: jax.Array, config: LfqLossConfig, spread: jax.Array | float = 1.0
+) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Weighted sum of the quantizer's losses.
 
     With distances to ±1 corners, the softmax over all 2**K codes is a product of independent bits,
@@ -57,6 +59,7 @@ def lfq_losses(z: jax.Array, config: LfqLossConfig) -> tuple[jax.Array, dict[str
     Args:
         z: features before quantization, [..., K].
         config: weights.
+        spread: factor of the batch entropy's weight, for schedules.
 
     Returns:
         The loss (float32 scalar) and its unweighted parts: `commitment`, `sample_entropy` and `batch_entropy` (nats
@@ -76,7 +79,7 @@ def lfq_losses(z: jax.Array, config: LfqLossConfig) -> tuple[jax.Array, dict[str
     loss = (
         config.commitment * parts["commitment"]
         + config.sample_entropy * parts["sample_entropy"]
-        - config.batch_entropy * parts["batch_entropy"]
+        - spread * config.batch_entropy * parts["batch_entropy"]
     )
     return loss, parts
 

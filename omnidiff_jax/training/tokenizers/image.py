@@ -48,6 +48,8 @@ class ImageTokenizerTraining:
     Attributes:
         model: sizes of the autoencoder.
         quantizer: weights of the quantizer's own losses.
+        spread_steps: the batch entropy's weight falls linearly to 0 at this step (use many codes first, then be sure of
+            them); 0 keeps it.
         absolute, squared: weights of the mean absolute and squared pixel error.
         gradient: weight of the absolute error of horizontal and vertical pixel differences; sharpens outlines, and
             needs no pretrained network.
@@ -59,6 +61,7 @@ class ImageTokenizerTraining:
 
     model: MagvitConfig
     quantizer: lfq.LfqLossConfig = dataclasses.field(default_factory=lfq.LfqLossConfig)
+    spread_steps: int = 0
     absolute: float = 1.0
     squared: float = 1.0
     gradient: float = 0.5
@@ -102,7 +105,8 @@ class ImageTokenizerProgram(TrainProgram):
         loss = (
             cfg.absolute * metrics["absolute"] + cfg.squared * metrics["squared"] + cfg.gradient * metrics["gradient"]
         )
-        quantizer_loss, parts = lfq.lfq_losses(z, cfg.quantizer)
+        spread = jnp.maximum(1.0 - step / cfg.spread_steps, 0.0) if cfg.spread_steps else 1.0
+        quantizer_loss, parts = lfq.lfq_losses(z, cfg.quantizer, spread)
         loss += quantizer_loss
         if cfg.agreement:
             code = jax.lax.stop_gradient(lfq.quantize(self._model.apply(tokenizer, wanted, method="features")))
