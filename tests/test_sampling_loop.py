@@ -4,11 +4,13 @@ import dataclasses
 
 import jax
 import numpy as np
+import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from reference_sampler import Example, reference_sample
 from sampling_toys import VOCABULARY, make_toy, toy_denoiser, toy_logits
 
+from omnidiff_jax.errors import UserError
 from omnidiff_jax.sampling import (
     AllowedSets,
     Blocks,
@@ -21,6 +23,7 @@ from omnidiff_jax.sampling import (
     Repetition,
     SamplerConfig,
     Schedule,
+    Stopping,
     blank,
     build_canvas,
     film,
@@ -29,6 +32,7 @@ from omnidiff_jax.sampling import (
     sample,
     unconditional_canvas,
 )
+from omnidiff_jax.sampling.loop import _run
 
 MASK = VOCABULARY.mask
 ALLOWED = AllowedSets(VOCABULARY, image=[VOCABULARY.image], text=[VOCABULARY.text, VOCABULARY.im_end])
@@ -146,3 +150,42 @@ def test_invariants(config, seed):
         alone = sample(denoiser, one_row(canvas, b), config, seed, unconditional=one_row(other, b))
         np.testing.assert_array_equal(alone.tokens[0], result.tokens[b])
         assert alone.steps[0] == result.steps[b]
+
+
+def test_one_confidence_commits_from_the_left():
+    """Equal confidences are ranked by position, and exactly as many as planned are revealed."""
+    toy = make_toy(0)
+    flat = toy._replace(head=np.zeros_like(toy.head))
+    canvas = build_canvas([Prompt(np.array([1], np.int32))], [blank(8, MASK)], VOCABULARY, multiple=16)
+    result = sample(toy_denoiser(flat), canvas, SamplerConfig(steps=4))
+    assert list(result.commit_step[0, 1:9]) == [0, 1, 1, 2, 2, 3, 3, 3]
+    assert list(result.committed[0]) == [1, 2, 2, 3]
+
+
+def test_stopping_settings_and_shared_code():
+    """The end token ends an answer early; other step counts, schedules, blocks and weights compile nothing new."""
+    toy = make_toy(1)
+    ends = toy._replace(head=np.zeros_like(toy.head))
+    ends.head[:, VOCABULARY.im_end] = 0.0
+    table = AllowedSets(VOCABULARY, end=[VOCABULARY.im_end], rest=[VOCABULARY.text])
+    answer = blank(2, MASK, table["rest"]) + blank(1, MASK, table["end"]) + blank(9, MASK, table["rest"])
+    canvas = build_canvas([Prompt(np.array([1], np.int32))], [answer], VOCABULARY, table, multiple=16)
+    config = SamplerConfig(stopping=Stopping(VOCABULARY.im_end))
+    result = sample(toy_denoiser(ends), canvas, config)
+    tokens = np.asarray(result.tokens[0, 1:13])
+    last = int(result.steps[0])
+    assert last < 12 and (tokens[3:] == VOCABULARY.im_end).all() and not (tokens == MASK).any()
+    size = _run._cache_size()
+    other = dataclasses.replace(config, steps=5, schedule=Schedule("cosine"), blocks=Blocks(4))
+    sample(toy_denoiser(toy), canvas, other, seed=9)
+    sample(toy_denoiser(toy), canvas, dataclasses.replace(config, steps=7))
+    assert _run._cache_size() <= size + 2  # the two numbers of plan columns, rounded to powers of two
+
+
+def test_refusals():
+    toy = toy_denoiser(make_toy(0))
+    canvas, _ = canvases(0)
+    with pytest.raises(UserError, match="unconditional"):
+        sample(toy, canvas, SamplerConfig(guidance=Guidance(1.0)))
+    with pytest.raises(UserError, match="vocabulary has"):
+        sample(toy, dataclasses.replace(canvas, allowed=np.ones((3, 9), bool)), SamplerConfig())
