@@ -1,19 +1,27 @@
 """Scorecard and report of a trained run."""
 
+import concurrent.futures
+import functools
 import itertools
+import json
+import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from data_pipelines.scenes.exams import exam
+from experiments.common import use_compilation_cache
 from experiments.programs.omni import load_generator
+from experiments.programs.run import plain
 from experiments.programs.tokenizers import Tokenizers, load_tokenizers
+from omnidiff_jax.evaluation.generate import Generator
 from omnidiff_jax.evaluation.report import View, write_report
 from omnidiff_jax.evaluation.scorecard import Case, Exam, Result, sit, table, write_scorecard
 from omnidiff_jax.media.audio import write_wav
@@ -46,26 +54,19 @@ def evaluate_run(
         the scorecard.
     """
     folder = Path(workdir)
-    generator = load_generator(config, folder, rows=min(cases, 64))
-    tokenizers = load_tokenizers(config)
     entries: dict[str, Any] = {}
     views: dict[str, list[View]] = {}
     began = time.perf_counter()
-    for name in tasks:
-        sat = exam(name, cases)
-        result = sit(sat, generator, strips=min(STRIPS, cases))
-        if name in COMPOSITIONAL:
-            result.entry["compositional"] = sit(exam(name, cases, "compositional"), generator).entry["value"]
-        entries[name] = result.entry
-        views[name] = _views(sat, result, tokenizers)
-        _leave_samples(folder / "samples", name, sat, result)
+    for name, entry, shown in _sat(plain(config), str(folder), tasks, cases):
+        entries[name], views[name] = entry, shown
         print(
-            f"{name}: {result.entry['metric']} {result.entry['value']:.3f} "
-            f"(ceiling {result.entry['ceiling']:.3f}, floor {result.entry['floor']:.3f}), "
-            f"{time.perf_counter() - began:.0f} s",
+            f"{name}: {entry['metric']} {entry['value']:.3f} (ceiling {entry['ceiling']:.3f}, "
+            f"floor {entry['floor']:.3f}), {time.perf_counter() - began:.0f} s",
             file=sys.stderr,
             flush=True,
         )
+    entries = {name: entries[name] for name in tasks}
+    views = {name: views[name] for name in tasks}
     spent = dict(seconds or {}) | {"evaluate": time.perf_counter() - began}
     scorecard = write_scorecard(folder, entries, spent)
     metrics = folder / "metrics.jsonl"
@@ -73,6 +74,40 @@ def evaluate_run(
     write_report(folder / "report.html", "omnidiff_jax: every task of one model", scorecard, lines, views)
     print(table(entries))
     return scorecard
+
+
+def _sat(
+    config: dict[str, Any], workdir: str, tasks: Sequence[str], cases: int
+) -> Iterator[tuple[str, dict[str, Any], list[View]]]:
+    """Each task's entry and views, in the order they are finished: one worker process a core."""
+    use_compilation_cache()
+    workers = min(os.cpu_count() or 1, len(tasks))
+    if workers == 1 or jax.default_backend() != "cpu":
+        yield from (sit_task(config, workdir, name, cases) for name in tasks)
+        return
+    context = multiprocessing.get_context("spawn")
+    # Long answers first, so that the last worker does not finish alone.
+    order = sorted(tasks, key=lambda name: TASKS[name].answer not in ("speech", "text_and_speech"))
+    with concurrent.futures.ProcessPoolExecutor(workers, context, initializer=use_compilation_cache) as pool:
+        jobs = [pool.submit(sit_task, config, workdir, name, cases) for name in order]
+        yield from (job.result() for job in concurrent.futures.as_completed(jobs))
+
+
+def sit_task(config: dict[str, Any], workdir: str, name: str, cases: int) -> tuple[str, dict[str, Any], list[View]]:
+    """Sits one task's exam; run in a worker process, which loads the model once."""
+    generator, tokenizers = _model(json.dumps(config), workdir, min(cases, 64))
+    held_out = exam(name, cases)
+    result = sit(held_out, generator, strips=min(STRIPS, cases))
+    if name in COMPOSITIONAL:
+        result.entry["compositional"] = sit(exam(name, cases, "compositional"), generator).entry["value"]
+    _leave_samples(Path(workdir) / "samples", name, held_out, result)
+    return name, result.entry, _views(held_out, result, tokenizers)
+
+
+@functools.lru_cache(maxsize=1)
+def _model(config: str, workdir: str, rows: int) -> tuple[Generator, Tokenizers]:
+    settings = ConfigDict(json.loads(config))
+    return load_generator(settings, workdir, rows=rows), load_tokenizers(settings)
 
 
 def _views(sat: Exam, result: Result, tokenizers: Tokenizers) -> list[View]:

@@ -69,12 +69,17 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     return nn.with_logical_constraint(x, names)
 
 
-def is_split(name: str) -> bool:
-    """Whether the rules in force put the activation axis `name` on a mesh axis of more than one device."""
+def split_over(name: str) -> tuple[str, ...]:
+    """The mesh axes of more than one device that the rules in force put the activation axis `name` on."""
     check_names((name,), ACTIVATION_AXES, "an activation")
     sizes = dict(jax.sharding.get_abstract_mesh().shape)
     for rule_name, mesh_axes in nn.get_logical_axis_rules():
         if rule_name == name and mesh_axes is not None:
             names = (mesh_axes,) if isinstance(mesh_axes, str) else mesh_axes
-            return any(sizes.get(axis, 1) > 1 for axis in names)
-    return False
+            return tuple(axis for axis in names if sizes.get(axis, 1) > 1)
+    return ()
+
+
+def is_split(name: str) -> bool:
+    """Whether the rules in force split the activation axis `name`."""
+    return bool(split_over(name))
