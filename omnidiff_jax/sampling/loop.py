@@ -50,8 +50,8 @@ def sample(
     """Fills the masked positions of `canvas`.
 
     Calls with equal shapes, model functions and config share compiled code, whatever the number of steps, schedule
-    and blocks. An example's answer depends on the seed,
-    its id and its own row, not on the batch around it.
+    and blocks. An example's answer depends on the seed, its id and its own row, not on the batch around it (up to
+    the rounding of matrix products of other sizes).
 
     Args:
         denoiser: the model.
