@@ -176,7 +176,7 @@ def test_every_parameter_but_the_prompt_learns(fixture):
     def loss(p):
         return matching.training_loss(
             FlowDecoder(config), p, codes, jnp.array([11]), mel, jnp.ones((1, 75), bool), noise, speaker
-        )
+        )[0]
 
     value, grads = jax.jit(jax.value_and_grad(loss))(params)
     assert np.isfinite(value)

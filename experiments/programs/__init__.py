@@ -9,6 +9,7 @@ from experiments.programs.data import build_sets
 from experiments.programs.image_tokenizer import image_tokenizer_run
 from experiments.programs.omni import omni_run, open_sets, task_names
 from experiments.programs.run import Run
+from experiments.programs.speech_codec import speech_decoder_run, speech_tokenizer_run
 from experiments.programs.speech_encoder import speech_encoder_run
 from experiments.programs.tokenizers import load_tokenizers
 from omnidiff_jax.config import suggest
@@ -36,4 +37,6 @@ PROGRAMS: dict[str, Builder] = {
     "omni": omni,
     "image_tokenizer": image_tokenizer_run,
     "speech_encoder": speech_encoder_run,
+    "speech_tokenizer": speech_tokenizer_run,
+    "speech_decoder": speech_decoder_run,
 }

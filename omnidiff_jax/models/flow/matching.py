@@ -92,8 +92,8 @@ def training_loss(
     noise: FlowNoise,
     speaker: jax.Array | None = None,
     condition: jax.Array | None = None,
-) -> jax.Array:
-    """Flow-matching loss of utterances.
+) -> tuple[jax.Array, jax.Array]:
+    """Flow-matching loss of utterances, and how far the means themselves are from the target.
 
     Args:
       model: decoder.
@@ -107,7 +107,8 @@ def training_loss(
       condition: log-mel of the prompt in its frames [B, T, M], normalised, zero elsewhere; None = no prompt.
 
     Returns:
-      float32 scalar.
+      float32 scalars: mean squared error of the velocity (`velocity_loss`), and mean absolute error of mu (a prior loss
+      as in Matcha-TTS, arXiv 2309.03199; the released training does without).
     """
     config, variables = model.config, {"params": params}
     mel = normalise(mel, mask, config)
@@ -115,7 +116,8 @@ def training_loss(
     speaker = model.apply(variables, speaker, method=FlowDecoder.speakers)
     condition = jnp.zeros_like(mel) if condition is None else condition
     mu = model.apply(variables, codes, lengths, mask, method=FlowDecoder.means)
-    return velocity_loss(model, params, mel, mask, mu, speaker, condition, noise)
+    prior = jnp.sum(jnp.abs(mu - mel) * mask[:, :, None]) / (mask.sum() * mel.shape[-1])
+    return velocity_loss(model, params, mel, mask, mu, speaker, condition, noise), prior
 
 
 def normalise(mel: jax.Array, mask: jax.Array, config: FlowConfig) -> jax.Array:
