@@ -13,6 +13,7 @@ from pathlib import Path
 from experiments.common import Command
 from experiments.programs import PROGRAMS
 from experiments.programs.run import plain
+from experiments.programs.text_tokenizer import train_text_tokenizer
 from omnidiff_jax.config import choose
 from omnidiff_jax.training.loop import train
 from omnidiff_jax.training.step import eval_params
@@ -24,6 +25,9 @@ WORKDIR = COMMAND.string("workdir", "folder of the run", required=True)
 
 def run() -> None:
     config, workdir = CONFIG.value, Path(str(WORKDIR.value))
+    if config.program == "text_tokenizer":  # counted, not trained step by step
+        train_text_tokenizer(config, workdir / "export")
+        return
     built = choose(PROGRAMS, config.program, "config.program")(config, workdir)
     state = train(
         built.program,

@@ -13,14 +13,10 @@ RGB = {
     "green": (30, 160, 70),
     "blue": (40, 80, 225),
     "yellow": (245, 215, 30),
-    "purple": (150, 50, 185),
-    "orange": (250, 130, 20),
     "white": (255, 255, 255),
     "black": (0, 0, 0),
-    "gray": (128, 128, 128),
 }
 RADIUS = {"small": 9.0, "big": 13.5}  # half the extent of the shape
-CROSS_ARM = 0.36  # half the width of a cross's arm over its radius
 
 
 def _signed_distance(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
@@ -29,9 +25,6 @@ def _signed_distance(shape: str, x: np.ndarray, y: np.ndarray, radius: float) ->
         return np.hypot(x, y) - radius
     if shape == "square":
         return np.maximum(abs(x), abs(y)) - 0.9 * radius
-    if shape == "cross":
-        arm = CROSS_ARM * radius
-        return np.maximum(np.minimum(abs(x), abs(y)) - arm, np.maximum(abs(x), abs(y)) - radius)
     # Triangle: apex up, base 2 * radius wide, as high as wide.
     edge = (2.0 * abs(x) - y - radius) / np.sqrt(5.0)
     return np.maximum(edge, y - radius)

@@ -13,17 +13,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-SHAPES = ("circle", "square", "triangle", "cross")
-COLORS = ("red", "green", "blue", "yellow", "purple", "orange")
+SHAPES = ("circle", "square", "triangle")
+COLORS = ("red", "green", "blue", "yellow")
 SIZES = ("small", "big")
 PLACES = ("top left", "top right", "bottom left", "bottom right")
-BACKGROUNDS = ("white", "black", "gray")
+BACKGROUNDS = ("white", "black")
 SPLITS = ("train", "test", "compositional")
 
-# One colour is withheld from each shape, one shape from four of the six colours: every word stays frequent.
-HELD_OUT_PAIRS = frozenset({("red", "triangle"), ("green", "cross"), ("blue", "circle"), ("yellow", "square")})
+# One colour is withheld from each shape, one shape from three of the four colours: every word stays frequent.
+HELD_OUT_PAIRS = frozenset({("red", "triangle"), ("blue", "circle"), ("yellow", "square")})
 
-COUNT_WEIGHTS = (0.35, 0.40, 0.25)
+COUNT_WEIGHTS = (0.40, 0.40, 0.20)
 MAX_JITTER = 1
 MAX_INDEX = 1 << 32
 _TEST_BUCKETS = 8  # one in this many object sets belongs to the test split

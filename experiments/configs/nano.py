@@ -40,7 +40,7 @@ def get_config() -> ConfigDict:
     config.model = ConfigDict(
         {
             "width": 192,
-            "layers": 6,
+            "layers": 5,
             "heads": 6,
             "kv_heads": 6,
             "head_dim": 32,
@@ -86,14 +86,14 @@ def get_config() -> ConfigDict:
         {
             "stage1_visual_language": ConfigDict(
                 {
-                    "steps": 500,
+                    "steps": 400,
                     "learning_rate": 2e-3,
                     "weights": ConfigDict({"text_qa": 1.0, "captioning": 1.0, "t2i": 2.0}),
                 }
             ),
             "stage2_speech_vision_language": ConfigDict(
                 {
-                    "steps": 900,
+                    "steps": 700,
                     "learning_rate": 2e-3,
                     "weights": ConfigDict(
                         {
@@ -110,8 +110,8 @@ def get_config() -> ConfigDict:
             ),
             "stage3_speech_driven_visual": ConfigDict(
                 {
-                    "steps": 1100,
-                    "learning_rate": 1.5e-3,
+                    "steps": 1000,
+                    "learning_rate": 2e-3,
                     "weights": ConfigDict(
                         {
                             "text_qa": 0.7,

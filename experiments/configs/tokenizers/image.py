@@ -1,4 +1,4 @@
-"""The nano image tokenizer: 64x64 Scenes pictures to 4x4 codes of 12 bits.
+"""The nano image tokenizer: 64x64 Scenes pictures to 4x4 codes of 10 bits.
 
     omnidiff train --config=experiments/configs/tokenizers/image.py --workdir=DIR
 
@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     config.keep_checkpoints = 1
     config.dtype = "float32"
     config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1, "sequence": 1})
-    config.stages = ConfigDict({"train": ConfigDict({"steps": 3200, "learning_rate": 3e-3})})
+    config.stages = ConfigDict({"train": ConfigDict({"steps": 2000, "learning_rate": 3e-3})})
     config.optimizer = ConfigDict({"b2": 0.95, "clip_norm": 1.0, "final_fraction": 0.02, "frozen": ()})
 
     config.pictures = ConfigDict({"object_counts": (0.1, 0.2, 0.7)})  # share of one, two and three objects
@@ -32,7 +32,7 @@ def get_config() -> ConfigDict:
             "squared": 4.0,
             "gradient": 2.0,
             "agreement": 0.1,
-            "spread_steps": 3200,
+            "spread_steps": 2000,
             "validation_size": 512,
             "quantizer": ConfigDict(
                 {
@@ -40,7 +40,7 @@ def get_config() -> ConfigDict:
                     "sample_entropy": 0.02,
                     "batch_entropy": 0.05,
                     "temperature": 1.0,
-                    "group_bits": 12,
+                    "group_bits": 10,
                 }
             ),
             "model": ConfigDict(
@@ -55,7 +55,7 @@ def get_config() -> ConfigDict:
                     "decoder_blocks": (1, 1, 1),
                     "decoder_middle": False,
                     "patch": 4,
-                    "code_bits": 12,
+                    "code_bits": 10,
                     "norm_groups": 1,
                     "norm_scope": "position",
                 }
