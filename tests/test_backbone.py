@@ -1,6 +1,7 @@
 """The backbone: the released numbers, segments that cannot see each other, and its switches."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -17,7 +18,7 @@ from omnidiff_jax.diffusion.loss import LossConfig, masked_cross_entropy
 from omnidiff_jax.diffusion.masking import Corrupted
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.models import attention as attentions
-from omnidiff_jax.models import backbone, chunked_attention
+from omnidiff_jax.models import chunked_attention
 from omnidiff_jax.models.backbone import Backbone, BackboneConfig
 
 RELEASED_TINY = BackboneConfig(
@@ -30,9 +31,19 @@ TINY = BackboneConfig(
 BACKENDS = ("xla", "chunked", "rows")
 
 
-def init(config, key=0):
-    ones = jnp.ones((1, 1), jnp.int32)
-    return Backbone(config).init(jax.random.key(key), jnp.ones((1, 1, config.width)), ones, ones)["params"]
+def shapes(config):
+    """Abstract parameters with their logical axis names."""
+
+    def init(key):
+        ones = jnp.ones((1, 1), jnp.int32)
+        return Backbone(config).init(key, jnp.ones((1, 1, config.width)), ones, ones)["params"]
+
+    return jax.eval_shape(init, jax.random.key(0))
+
+
+def random_params(config):
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda x: rng.normal(0.1, 0.3, x.shape).astype(x.dtype), meta.unbox(shapes(config)))
 
 
 def forward(config, params, tokens, positions, segment_ids):
@@ -67,7 +78,7 @@ def tensors(fixture):
 @pytest.fixture(scope="module")
 def params(tensors):
     rules = dream.rules(RELEASED_TINY)
-    params = conversion.to_flax(rules, tensors, like=jax.eval_shape(lambda: init(RELEASED_TINY)))
+    params = conversion.to_flax(rules, tensors, like=shapes(RELEASED_TINY))
     for name, tensor in conversion.to_torch(rules, params).items():
         np.testing.assert_array_equal(tensor, tensors[name])
     return params
@@ -95,10 +106,9 @@ def test_released_inference(fixture, params, scan_layers):
     close(scores, fixture["out/dream_logits_shifted_positions"])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_released_training(fixture, params, tensors, backend):
+def test_released_training(fixture, params, tensors):
     """Packed rows whose padding the last sample sees; labels at segment starts scored from the sample before."""
-    config = dataclasses.replace(RELEASED_TINY, attention=backend)
+    config = RELEASED_TINY
     tokens, labels = fixture["in/train_ids"], fixture["in/train_labels"]
     positions = fixture["in/train_position_ids"]
     segments = np.cumsum(positions == 0, axis=1, dtype=np.int32) * fixture["in/train_attention_mask"]
@@ -135,9 +145,9 @@ def test_released_training(fixture, params, tensors, backend):
 def test_full_size_has_the_released_tensors(golden):
     manifest = json.loads((golden / "manifests" / "dream7b_backbone_with_projection.json").read_text())["tensors"]
     config = BackboneConfig()
-    shapes = conversion.torch_shapes(dream.rules(config), jax.eval_shape(lambda: init(config)))
+    found = conversion.torch_shapes(dream.rules(config), shapes(config))
     expected = {name: tuple(shape) for name, shape in manifest.items() if "audio_projection" not in name}
-    assert shapes == expected
+    assert found == expected
     released = json.loads((golden / "manifests" / "dream7b_config.json").read_text())
     assert (config.norm_epsilon, config.rope_theta) == (released["rms_norm_eps"], released["rope_theta"])
 
@@ -145,12 +155,10 @@ def test_full_size_has_the_released_tensors(golden):
 # ---- attention --------------------------------------------------------------------------------------------
 
 
-def packed(key, batch=2, length=37, heads=4, kv_heads=2, width=8):
-    q, k, v = (
-        jax.random.normal(key_, (batch, length, n, width))
-        for key_, n in zip(jax.random.split(key, 3), (heads, kv_heads, kv_heads), strict=True)
-    )
-    segments = jnp.asarray(np.repeat([1, 2, 3, 0], [9, 1, 20, length - 30])[None].repeat(batch, 0), jnp.int32)
+def packed(seed, batch=2, length=37, heads=4, kv_heads=2, width=8):
+    rng = np.random.default_rng(seed)
+    q, k, v = (rng.normal(size=(batch, length, n, width)).astype(np.float32) for n in (heads, kv_heads, kv_heads))
+    segments = np.repeat([1, 2, 3, 0], [9, 1, 20, length - 30])[None].repeat(batch, 0).astype(np.int32)
     return q, k, v, segments
 
 
@@ -165,6 +173,10 @@ def dense(q, k, v, sq, sk):
     return np.einsum("bhls,bshd->blhd", weights, v)
 
 
+def attend(backend):
+    return jax.jit(functools.partial(attentions.attention, backend=backend))
+
+
 @pytest.fixture()
 def small_blocks(monkeypatch):
     """Several blocks, the last ones partly filled, in rows this short."""
@@ -174,24 +186,24 @@ def small_blocks(monkeypatch):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_attention_is_exact(backend, small_blocks):
-    q, k, v, segments = packed(jax.random.key(0))
-    out = attentions.attention(q, k, v, segments, segments, backend=backend)
-    np.testing.assert_allclose(out, dense(q, k, v, np.asarray(segments), np.asarray(segments)), atol=2e-6)
-    assert not np.asarray(out)[np.asarray(segments) == 0].any()
-    everything = jnp.ones_like(segments)
-    open_ = attentions.attention(q, k, v, None, None, backend=backend)
-    np.testing.assert_allclose(open_, dense(q, k, v, np.asarray(everything), np.asarray(everything)), atol=2e-6)
+    q, k, v, segments = packed(0)
+    out = attend(backend)(q, k, v, segments, segments)
+    np.testing.assert_allclose(out, dense(q, k, v, segments, segments), atol=2e-6)
+    assert not np.asarray(out)[segments == 0].any()
+    everything = np.ones_like(segments)
+    open_ = attend(backend)(q, k, v, None, None)
+    np.testing.assert_allclose(open_, dense(q, k, v, everything, everything), atol=2e-6)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_attention_gradients(backend, small_blocks):
     """Against autodiff of the reference, with keys and values of another length than the queries."""
-    q, k, v, segments = packed(jax.random.key(1))
-    probe = jax.random.normal(jax.random.key(2), q.shape)
+    q, k, v, segments = packed(1)
+    probe = np.random.default_rng(2).normal(size=q.shape).astype(np.float32)
     k, v, key_segments = k[:, :31], v[:, :31], segments[:, :31]
 
     def gradients(function):
-        return jax.grad(lambda *qkv: (function(*qkv) * probe).sum(), argnums=(0, 1, 2))(q, k, v)
+        return jax.jit(jax.grad(lambda *qkv: (function(*qkv) * probe).sum(), argnums=(0, 1, 2)))(q, k, v)
 
     def reference(q, k, v):
         k, v = (jnp.repeat(x, 2, axis=2) for x in (k, v))
@@ -208,16 +220,16 @@ def test_attention_gradients(backend, small_blocks):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_attention_in_bfloat16(backend):
-    q, k, v, segments = packed(jax.random.key(3))
-    out = attentions.attention(*(x.astype(jnp.bfloat16) for x in (q, k, v)), segments, segments, backend=backend)
+    q, k, v, segments = packed(3)
+    out = attend(backend)(*(x.astype(jnp.bfloat16) for x in (q, k, v)), segments, segments)
     assert out.dtype == jnp.bfloat16
     np.testing.assert_allclose(
-        out.astype(np.float32), dense(q, k, v, np.asarray(segments), np.asarray(segments)), atol=0.05
+        out.astype(np.float32), dense(q, k, v, segments, segments), atol=0.05
     )
 
 
 def test_attention_refusals(monkeypatch):
-    q, k, v, segments = packed(jax.random.key(0))
+    q, k, v, segments = packed(0)
     with pytest.raises(UserError, match="unknown attention backend 'chunkd'; did you mean 'chunked'"):
         attentions.attention(q, k, v, segments, segments, backend="chunkd")
     with pytest.raises(ValueError, match="both queries and keys"):
@@ -247,9 +259,9 @@ def packed_row():
 def test_every_position_sees_its_whole_segment_and_nothing_else(backend):
     """By the gradient of each output with respect to each input."""
     config = dataclasses.replace(TINY, attention=backend)
-    params = meta.unbox(init(config))
+    params = random_params(config)
     _, positions, segments = packed_row()
-    embeds = jax.random.normal(jax.random.key(1), (1, 18, config.width))
+    embeds = np.random.default_rng(1).normal(size=(1, 18, config.width)).astype(np.float32)
 
     @jax.jit
     @jax.jacrev
@@ -265,29 +277,34 @@ def test_every_position_sees_its_whole_segment_and_nothing_else(backend):
 
 
 @pytest.mark.parametrize(("backend", "remat"), [("xla", "full"), ("chunked", "dots"), ("rows", "attention")])
-def test_packed_equals_unpacked(backend, remat):
-    """In loss and gradients, with every remat policy and both forms of the layer loop."""
-    plain = dataclasses.replace(TINY, attention="xla", scan_layers=False)
+def test_packed_equals_unpacked(backend, remat, unpacked):
+    """In loss and gradients, whatever is rematerialised."""
     config = dataclasses.replace(TINY, attention=backend, remat=remat)
-    params = meta.unbox(init(TINY))
-    tokens, positions, segments = packed_row()
+    packed = loss_and_gradients(config, *packed_row())
+    for mine, theirs in zip(jax.tree.leaves(packed), jax.tree.leaves(unpacked), strict=True):
+        close(mine, np.asarray(theirs), 1e-5)
 
-    def loss(params, config, tokens, positions, segments):
+
+@pytest.fixture(scope="module")
+def unpacked():
+    """Loss and gradients of the same samples, each in a row of its own."""
+    tokens, positions, _ = packed_row()
+    apart = np.zeros((3, 3, max(LENGTHS)), np.int32)
+    start = 0
+    for row, length in enumerate(LENGTHS):
+        part = np.s_[0, start : start + length]
+        apart[:, row, :length] = tokens[part], positions[part], np.ones(length)
+        start += length
+    return loss_and_gradients(dataclasses.replace(TINY, scan_layers=False), *apart)
+
+
+def loss_and_gradients(config, tokens, positions, segments):
+    def loss(params):
         hidden = forward(config, params, tokens, positions, segments)
         nll = -jax.nn.log_softmax(logits(config, params, hidden))
         return jnp.where(segments > 0, jnp.take_along_axis(nll, (tokens * 7 % 50)[..., None], -1)[..., 0], 0).sum()
 
-    def apart(params):
-        total, start = 0.0, 0
-        for length in LENGTHS:
-            part = np.s_[:, start : start + length]
-            total += loss(params, plain, tokens[part], positions[part], np.ones((1, length), np.int32))
-            start += length
-        return total
-
-    together = jax.jit(jax.value_and_grad(lambda p: loss(p, config, tokens, positions, segments)))(params)
-    for mine, theirs in zip(jax.tree.leaves(together), jax.tree.leaves(jax.jit(jax.value_and_grad(apart))(params)), strict=True):
-        close(mine, np.asarray(theirs), 1e-5)
+    return jax.jit(jax.value_and_grad(loss))(random_params(TINY))
 
 
 # ---- settings ---------------------------------------------------------------------------------------------
@@ -295,13 +312,14 @@ def test_packed_equals_unpacked(backend, remat):
 
 def test_compute_dtype_and_parameters():
     config = dataclasses.replace(TINY, dtype="bfloat16")
-    params = meta.unbox(init(config))
+    params = random_params(config)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"float32"}
     tokens, positions, segments = packed_row()
-    hidden = forward(config, params, tokens, positions, segments)
+    hidden = jax.jit(functools.partial(forward, config))(params, tokens, positions, segments)
     assert hidden.dtype == jnp.bfloat16
-    assert logits(config, params, hidden).dtype == jnp.float32
-    close(hidden.astype(np.float32), np.asarray(forward(TINY, params, tokens, positions, segments)), 0.05)
+    assert jax.eval_shape(functools.partial(logits, config), params, hidden).dtype == jnp.float32
+    exact = jax.jit(functools.partial(forward, TINY))(params, tokens, positions, segments)
+    close(hidden.astype(np.float32), np.asarray(exact), 0.05)
 
 
 def test_impossible_settings_are_refused():
@@ -310,5 +328,4 @@ def test_impossible_settings_are_refused():
     with pytest.raises(UserError, match="head_dim = 7 must be even"):
         build(BackboneConfig, {"head_dim": 7})
     with pytest.raises(UserError, match="unknown remat policy 'ful'; did you mean 'full'"):
-        init(dataclasses.replace(TINY, remat="ful"))
-    assert "none" in backbone.REMAT_POLICIES
+        shapes(dataclasses.replace(TINY, remat="ful"))

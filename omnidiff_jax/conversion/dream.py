@@ -19,7 +19,8 @@ def rules(config: BackboneConfig) -> tuple[Rule, ...]:
         ]
     table += [Rule(f"{layer}.self_attn.o_proj.weight", f"{target}/attention/out/kernel", f"heads_in:{config.heads}")]
     table += [
-        Rule(f"{layer}.mlp.{name}_proj.weight", f"{target}/mlp/{name}/kernel", "linear") for name in ("gate", "up", "down")
+        Rule(f"{layer}.mlp.{name}_proj.weight", f"{target}/mlp/{name}/kernel", "linear")
+        for name in ("gate", "up", "down")
     ]
     return (
         *table,

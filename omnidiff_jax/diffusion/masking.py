@@ -77,7 +77,7 @@ def corrupt(batch: Batch, seed: int | jax.Array, config: MaskingConfig, vocabula
         masked = targets & (per_token("decision") < probability)
     else:
         pads = inputs.tokens == vocabulary.pad
-        masked = released_forward_process(
+        masked = targets & released_forward_process(
             targets, pads, per_token("threshold"), per_token("decision"), config.eps, config.tail_pad_gamma
         )
         probability = jnp.where(pads, config.tail_pad_gamma, 1.0) * (1 + config.eps) / 2
@@ -101,12 +101,15 @@ def released_forward_process(
     gamma times it for pad tokens.
 
     Args:
-        targets: bool [...], labelled positions.
-        pads: bool [...], positions whose label is the pad id.
-        threshold, decision: float32 [...], independent uniforms.
+        targets: bool [..., L], labelled positions.
+        pads: bool [..., L], positions whose label is the pad id.
+        threshold, decision: float32 [..., L], independent uniforms.
 
     Returns:
-        bool [...], positions to mask.
+        bool [..., L], drawn from the first to the last target; what is no target among them is then left alone.
     """
     level = (1 - eps) * threshold + eps
-    return targets & (decision <= jnp.where(pads, gamma * level, level))
+    drawn = decision <= jnp.where(pads, gamma * level, level)
+    begun = jax.lax.cummax(targets.astype(jnp.int8), axis=targets.ndim - 1)
+    ends = jax.lax.cummax(targets.astype(jnp.int8), axis=targets.ndim - 1, reverse=True)
+    return drawn & (begun & ends).astype(bool)

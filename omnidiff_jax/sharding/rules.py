@@ -26,7 +26,7 @@ SMALL = 1 << 16
 
 Table = Mapping[str, tuple[str, ...]]
 
-_UNSPLIT: Table = {name: () for name in sorted(axes.PARAMETER_AXES | axes.ACTIVATION_AXES)}
+_UNSPLIT: Table = dict.fromkeys(sorted(axes.PARAMETER_AXES | axes.ACTIVATION_AXES), ())
 _BATCH: Table = {axes.BATCH: ("data", "fsdp")}
 _FSDP: Table = {
     axes.EMBED: ("fsdp",),
