@@ -97,7 +97,7 @@ def draw_question(scene: Scene, rng: np.random.Generator, kinds: Sequence[str] =
         if wanted == "no":  # half of them about a shape that is there in another colour: the harder case
             shapes = {thing.shape for thing in scene.objects}
             near = [question for question in group if question.text.split()[-1] in shapes]
-            group = near if rng.random() < 0.5 else group
+            group = near if near and rng.random() < 0.5 else group
     elif kind == "what":
         empty = rng.random() < 0.25
         group = [question for question in group if (question.answer == "nothing") == empty]
