@@ -8,11 +8,17 @@ import numpy as np
 import optax
 import pytest
 
+from data_pipelines.scenes.language import heard_words
+from experiments.common import load_config
+from experiments.programs.speech_encoder import HELD_OUT_VOICES, WordUnits, scenes_utterances, speech_encoder_run
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.evaluation.wer import word_error_rate
 from omnidiff_jax.media import features
 from omnidiff_jax.models.sanm import SpeechEncoder, SpeechEncoderConfig, padded_frames
 from omnidiff_jax.records import Waveform
+from omnidiff_jax.tokenizers import assets
 from omnidiff_jax.tokenizers.speech_features import FrontendConfig, SpeechFrontend, load_speech_encoder
+from omnidiff_jax.training.loop import train
 from omnidiff_jax.training.tokenizers import ctc
 
 TONES = {"low": 300.0, "mid": 900.0, "high": 2700.0}
@@ -175,3 +181,47 @@ def test_bad_sizes_are_refused():
         next(program(row_frames=12).batches(0))
     with pytest.raises(ValueError, match="cmvn_shift has 3"):
         FrontendConfig(cmvn_shift=(1.0, 2.0, 3.0))
+
+
+# ---- the shipped nano encoder ----------------------------------------------------------------------------------
+
+SHIPPED_CONFIG = "experiments/configs/tokenizers/speech_encoder.py"
+
+
+def word_errors(config, params, frontend, count):
+    """Word error rate of greedy decoding on `count` held-out sentences in held-out voices."""
+    units = WordUnits(heard_words())
+    held_out = scenes_utterances("test", HELD_OUT_VOICES)
+    model = SpeechEncoder(config)
+
+    @jax.jit
+    def classes(params, features, lengths):
+        hidden = model.apply({"params": params}, padded_frames(features, lengths, config.queries))
+        hidden = hidden[:, len(config.queries) :]
+        return jnp.argmax(model.apply({"params": params}, hidden, method=model.ctc_logits), axis=-1)
+
+    spoken = [held_out(i) for i in range(count)]
+    frames = [frontend(wave) for wave, _ in spoken]
+    lengths = np.array([len(f) for f in frames])
+    padded = np.stack([np.pad(f, ((0, lengths.max() - len(f)), (0, 0))) for f in frames])
+    best = np.asarray(classes(params, padded, lengths))
+    found = [units.decode(ctc.greedy(row[:n])) for row, n in zip(best, lengths, strict=True)]
+    return word_error_rate([text for _, text in spoken], found)
+
+
+def test_shipped_encoder_hears_new_voices():
+    folder = assets.nano_dir("speech_encoder")
+    assert (folder / "model.safetensors").stat().st_size < 2.5e6
+    config, params, frontend = load_speech_encoder(folder)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) < 1_200_000
+    assert word_errors(config, params, frontend, 48) <= 0.03
+
+
+@pytest.mark.slow
+def test_retraining_reaches_the_shipped_error(tmp_path):
+    """Eight minutes of two cores: another seed, the same config."""
+    run = speech_encoder_run(load_config(SHIPPED_CONFIG, ["--config.seed=1"]), tmp_path)
+    state = train(run.program, run.loop, run.optimizer, run.stages, tmp_path, run.mesh)
+    run.program.export(state.params, tmp_path / "export")
+    retrained = word_errors(*load_speech_encoder(tmp_path / "export"), 200)
+    assert retrained <= word_errors(*load_speech_encoder(assets.nano_dir("speech_encoder")), 200) + 0.01
