@@ -25,7 +25,7 @@ td.n, th.n { text-align: right; font-variant-numeric: tabular-nums }
 .card { border: 1px solid #ddd; border-radius: 8px; padding: .7rem; width: 20rem; box-sizing: border-box }
 .card.good { border-left: 5px solid #2a9d5c } .card.bad { border-left: 5px solid #d1495b }
 .card p { margin: .2rem 0 } .label { color: #777; font-size: .8rem }
-img.pixel { image-rendering: pixelated } audio { width: 100%; height: 2.2rem }
+img.pixel { image-rendering: pixelated; outline: 1px solid #ddd } audio { width: 100%; height: 2.2rem }
 .strip { display: flex; flex-wrap: wrap; gap: 3px; margin-top: .3rem } .strip span { width: 100%; font-size: .8rem }
 .bar { background: #eee; width: 8rem; height: .7rem; position: relative; border-radius: 3px }
 .bar i { position: absolute; height: 100%; border-radius: 3px; background: #3a7ca5 }
@@ -92,14 +92,16 @@ def _scores(scorecard: Mapping[str, Any]) -> str:
             better = "higher" if part["higher_is_better"] else "lower"
             reached = np.clip((value - floor) / (ceiling - floor), 0, 1) if ceiling != floor else 0.0
             bar = f"<div class=bar><i style='width:{100 * reached:.0f}%'></i></div>"
+            split = f"; {part['compositional']:.3f} on unseen pairs" if "compositional" in part else ""
             cells = "".join(f"<td class=n>{number:.3f}" for number in (value, ceiling, floor))
             rows.append(
-                f"<tr><td>{html.escape(name)}<td>{html.escape(part['metric'])} ({better} is better){cells}"
+                f"<tr><td>{html.escape(name)}<td>{html.escape(part['metric'])} ({better} is better){split}{cells}"
                 f"<td>{bar}<td class=n>{part['n']}<td>{html.escape(part['judge'])}"
             )
     seconds = "  ·  ".join(f"{html.escape(k)} {v:.0f} s" for k, v in scorecard.get("seconds", {}).items())
     versions = "  ·  ".join(f"{html.escape(k)} {html.escape(v)}" for k, v in scorecard.get("versions", {}).items())
-    head = "<tr><th>task<th>metric<th>value<th>ceiling<th>floor<th>floor to ceiling<th>n<th>judge"
+    numbers = "<th class=n>value<th class=n>ceiling<th class=n>floor"
+    head = f"<tr><th>task<th>metric{numbers}<th>floor to ceiling<th class=n>n<th>judge"
     note = "Ceiling: the judge's score of the true answers. Floor: its score of the model's answers to other questions."
     return f"<table>{head}{''.join(rows)}</table><p class=label>{note}<br>{seconds}<br>{versions}</p>"
 
@@ -116,15 +118,18 @@ def _curves(metrics: Sequence[Mapping[str, Any]]) -> str:
         for name in sorted({key for line in metrics for key in line.get(group, {})}):
             axis.plot(steps, _smooth([line.get(group, {}).get(name) for line in metrics]), label=name, linewidth=1.2)
         axis.set_title(title)
-    stages = [line.get("stage") for line in metrics]
+    stages = [str(line.get("stage")) for line in metrics]
+    begins = {name: steps[stages.index(name)] for name in dict.fromkeys(stages)}
     for axis in axes:
         axis.set_xlabel("step")
         axis.set_ylim(bottom=0)
-        axis.legend(fontsize=7)
-        for i in range(1, len(stages)):
-            if stages[i] != stages[i - 1]:
-                axis.axvline(steps[i], color="#999", linestyle=":", linewidth=1)
-    return f"<img style='max-width:100%' src='{_png_of_figure(figure)}' alt='loss curves'>"
+        if axis.lines:
+            axis.legend(fontsize=7)
+        for step in list(begins.values())[1:]:
+            axis.axvline(step, color="#999", linestyle=":", linewidth=1)
+    legend = "  ·  ".join(f"{html.escape(name)} from step {step}" for name, step in begins.items())
+    picture = f"<img style='max-width:100%' src='{_png_of_figure(figure)}' alt='loss curves'>"
+    return f"{picture}<p class=label>{legend}</p>"
 
 
 def _smooth(values: Sequence[float | None], window: int = 15) -> np.ndarray:
@@ -152,7 +157,7 @@ def _card(view: View) -> str:
         parts.append(_image(view.image, 128))
     if view.audio is not None:
         parts.append(_audio(view.audio))
-    if view.expected:
+    if view.expected not in ("", view.asked):
         parts.append(f"<p class=label>expected: {html.escape(view.expected)}</p>")
     if view.strip:
         frames = (f"<span>{html.escape(f)}</span>" if isinstance(f, str) else _image(f, 40) for f in view.strip)
@@ -170,13 +175,19 @@ def _audio(wave: Waveform) -> str:
     buffer = io.BytesIO()
     soundfile.write(buffer, wave.samples, wave.rate, format="WAV", subtype="PCM_16")
     figure, axis = _pyplot().subplots(figsize=(3, 0.9))
-    axis.specgram(
-        np.asarray(wave.samples, np.float64) + 1e-8, NFFT=512, Fs=wave.rate, noverlap=384, cmap="magma", vmin=-140
-    )
+    axis.imshow(_decibels(wave.samples), origin="lower", aspect="auto", cmap="magma", vmin=-90, vmax=0)
     axis.axis("off")
     figure.subplots_adjust(0, 0, 1, 1)
     picture = f"<img style='width:100%' src='{_png_of_figure(figure, 80)}' alt='spectrogram'>"
     return f"{picture}<audio controls src='{_data(buffer, 'audio/wav')}'></audio>"
+
+
+def _decibels(samples: np.ndarray, window: int = 512, hop: int = 128) -> np.ndarray:
+    """Magnitude spectrogram [window / 2 + 1, frames] in dB below its peak."""
+    padded = np.pad(samples, (window // 2, window))
+    frames = np.lib.stride_tricks.sliding_window_view(padded, window)[::hop] * np.hanning(window)
+    magnitude = np.abs(np.fft.rfft(frames)).T
+    return 20 * np.log10(np.maximum(magnitude / max(float(magnitude.max()), 1e-6), 1e-6))
 
 
 def _pyplot() -> Any:

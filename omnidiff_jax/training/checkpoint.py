@@ -83,7 +83,8 @@ class Checkpointer:
         kept = self._manager.latest_step()
         survivor = f"checkpoint {kept} is whole" if kept is not None else "no earlier checkpoint exists"
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return UserError(f"could not save to {self._directory}: {reason}; {survivor}; free space and start again to resume")
+        remedy = "free space and start again to resume"
+        return UserError(f"could not save to {self._directory}: {reason}; {survivor}; {remedy}")
 
     def config(self, step: int | None = None) -> dict[str, Any]:
         """The config stored with checkpoint `step` (newest by default)."""
@@ -122,8 +123,9 @@ class Checkpointer:
     def _require(self, step: int | None) -> int:
         found = self._manager.latest_step() if step is None else step
         if found is None or found not in self._manager.all_steps():
-            wanted = "a checkpoint" if step is None else f"checkpoint {step}"
-            raise UserError(f"no {wanted} in {self._directory}; there are: {list(self._manager.all_steps())}")
+            wanted = "checkpoint" if step is None else f"checkpoint {step}"
+            there = ", ".join(map(str, self._manager.all_steps())) or "none"
+            raise UserError(f"no {wanted} in {self._directory} (found: {there}); train there or name another folder")
         return found
 
     def close(self) -> None:
@@ -136,7 +138,7 @@ def abstract_like(state: Any) -> Any:
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    """"/"-joined path -> shape of every array of a tree; dataclasses and dicts of the same names agree."""
+    """ "/"-joined path -> shape of every array of a tree; dataclasses and dicts of the same names agree."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
 
     def name(key: Any) -> str:

@@ -129,7 +129,8 @@ def train(
         stream = batches if hasattr(batches, "get_state") else BatchStream(batches)
         start = 0
         if saver.latest() is not None:
-            ckpt.check_same_config(saver.config(), stored_config, same_config, f"{workdir}, checkpoint {saver.latest()}")
+            where = f"{workdir}, checkpoint {saver.latest()}"
+            ckpt.check_same_config(saver.config(), stored_config, same_config, where)
             state, position, start = saver.restore(target)
             stream.set_state(position)
         else:

@@ -80,7 +80,6 @@ def join_params(*parts: FlatParams) -> Any:
 
 def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
     """Clip by global norm, then AdamW; works on the flat dict of trainable parameters."""
-    adam = optax.adamw(
-        schedule, config.b1, config.b2, config.eps, mu_dtype=jnp.dtype(config.moment_dtype), weight_decay=config.weight_decay
-    )
+    moments = jnp.dtype(config.moment_dtype)
+    adam = optax.adamw(schedule, config.b1, config.b2, config.eps, mu_dtype=moments, weight_decay=config.weight_decay)
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), adam)

@@ -26,7 +26,7 @@ class StagePlan:
 
 
 def scale_stages(stages: tuple[StagePlan, ...], total_steps: int | None) -> tuple[StagePlan, ...]:
-    """Stages whose steps are scaled in proportion so that they add up to at most `total_steps`, each keeping at least one."""
+    """Stages whose steps are scaled in proportion to add up to at most `total_steps`, each keeping at least one."""
     planned = sum(s.steps for s in stages)
     if total_steps is None or total_steps <= 0 or total_steps >= planned:
         return stages
@@ -85,7 +85,7 @@ class TrainProgram:
         raise NotImplementedError
 
     def batches(self, seed: int) -> Iterator[Any]:
-        """Infinite, deterministic stream of batches (trees of numpy arrays, or of global arrays); may be a `BatchStream`."""
+        """Infinite, deterministic stream of batches: trees of numpy or global arrays; may be a `BatchStream`."""
         raise NotImplementedError
 
     def validate(self, params: Any) -> dict[str, float]:

@@ -11,8 +11,8 @@ from flax import struct
 from omnidiff_jax import rng
 from omnidiff_jax.training import optimizer as opt
 
-# (params, batch, key, step) -> (mean loss, metrics). `metrics["weight"]`, where present, is what the mean was taken over;
-# metrics named "sum/..." are added over microbatches and hosts, all others averaged by weight.
+# (params, batch, key, step) -> (mean loss, metrics). `metrics["weight"]`, where present, is what the mean was taken
+# over; metrics named "sum/..." are added over microbatches and hosts, all others averaged by weight.
 LossFn = Callable[[Any, Any, jax.Array, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 
 
