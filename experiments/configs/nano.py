@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.program = "omni"
     config.seed = 0
-    config.batch_size = 12  # packed rows
+    config.batch_size = 8  # packed rows
     config.accumulate = 1  # microbatches a step
     config.total_steps = 0  # caps the curriculum, stages shrink in proportion; 0 = as planned below
     config.checkpoint_every = 400
@@ -78,7 +78,7 @@ def get_config() -> ConfigDict:
             "samples": 8,
             "open_rows": 16,
             "streams": 4,
-            "max_tail_pads": 8,
+            "max_tail_pads": 16,
         }
     )
     # SPEC §4. Captioning stays in the mixture to the end so that a model this small does not unlearn it.
@@ -86,21 +86,23 @@ def get_config() -> ConfigDict:
         {
             "stage1_visual_language": ConfigDict(
                 {
-                    "steps": 400,
+                    "steps": 500,
                     "learning_rate": 2e-3,
-                    "weights": ConfigDict({"text_qa": 1.0, "captioning": 1.0, "t2i": 2.0}),
+                    "final_fraction": 0.6,
+                    "weights": ConfigDict({"text_qa": 1.5, "captioning": 2.0, "t2i": 2.0}),
                 }
             ),
             "stage2_speech_vision_language": ConfigDict(
                 {
-                    "steps": 700,
+                    "steps": 1000,
                     "learning_rate": 2e-3,
+                    "final_fraction": 0.6,
                     "weights": ConfigDict(
                         {
-                            "text_qa": 1.0,
-                            "captioning": 1.0,
-                            "t2i": 2.0,
-                            "vqa": 1.0,
+                            "text_qa": 1.5,
+                            "captioning": 1.5,
+                            "t2i": 1.0,
+                            "vqa": 1.5,
                             "asr": 1.5,
                             "tts": 2.0,
                             "spoken_qa": 1.5,
@@ -110,13 +112,14 @@ def get_config() -> ConfigDict:
             ),
             "stage3_speech_driven_visual": ConfigDict(
                 {
-                    "steps": 1000,
-                    "learning_rate": 2e-3,
+                    "steps": 1500,
+                    "learning_rate": 1.5e-3,
+                    "final_fraction": 0.01,
                     "weights": ConfigDict(
                         {
-                            "text_qa": 0.7,
-                            "captioning": 0.5,
-                            "t2i": 1.5,
+                            "text_qa": 1.0,
+                            "captioning": 1.0,
+                            "t2i": 1.0,
                             "vqa": 1.0,
                             "asr": 1.0,
                             "tts": 1.5,
@@ -154,7 +157,8 @@ def decoding() -> ConfigDict:
             "captioning": settings(24),
             "vqa": settings(8),
             "t2i": settings(0),
-            "asr": settings(24),
+            # Heard speech is about four text tokens a second, at 12.5 units a second.
+            "asr": settings(0, adaptive=ConfigDict({"rate": 0.4, "minimum": 10, "steps_per_token": 1.0})),
             # A word of the answering voice takes 4 to 7 codes.
             "tts": settings(0, adaptive=ConfigDict({"rate": 6.0, "minimum": 20, "steps_per_token": 1.0})),
             "spoken_qa": settings(36),

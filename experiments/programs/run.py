@@ -44,7 +44,10 @@ def _plain(value: Any) -> Any:
 
 def stage_plans(config: ConfigDict) -> tuple[StagePlan, ...]:
     """The stages in the order of their names, scaled in proportion to add up to `total_steps` (0 = as planned)."""
-    plans = tuple(StagePlan(name, stage.steps, float(stage.learning_rate)) for name, stage in config.stages.items())
+    plans = tuple(
+        StagePlan(name, stage.steps, float(stage.learning_rate), stage.get("final_fraction"))
+        for name, stage in config.stages.items()
+    )
     return scale_stages(plans, config.total_steps)
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from data_pipelines.scenes.listener import listen
@@ -16,12 +17,13 @@ from omnidiff_jax.training.tokenizers.speech_codec import SpeechCodecProgram, Sp
 from omnidiff_jax.training.tokenizers.speech_decoder import SpeechDecoderProgram, SpeechDecoderTraining
 
 
-def answers(split: str) -> Utterances:
-    """Index -> what the answering voice says in the text-to-speech record of that index."""
+def answers(split: str, joined: int = 1) -> Utterances:
+    """Index -> what the answering voice says in text-to-speech records: `joined` of them, one after the other."""
 
     def utterance(index: int) -> tuple[Waveform, str]:
-        record = make_record("tts", index, split)
-        return record.audios[0], record.meta["spoken"]
+        records = [make_record("tts", joined * index + i, split) for i in range(joined)]
+        samples = np.concatenate([record.audios[0].samples for record in records])
+        return Waveform(samples, records[0].audios[0].rate), " ".join(record.meta["spoken"] for record in records)
 
     return utterance
 
@@ -46,5 +48,6 @@ def speech_decoder_run(config: ConfigDict, workdir: Path) -> Run:
     given["model"]["flow"] |= {"dtype": config.dtype}
     training = build(SpeechDecoderTraining, given, "config.training")
     tokenizer = SpeechTokenizer.load(tokenizer_folder(config.speech_tokenizer, "speech_tokenizer"))
-    program = SpeechDecoderProgram(training, tokenizer, answers("train"), answers("test"), word_errors)
+    # Single answers would leave half of the rows of a batch empty.
+    program = SpeechDecoderProgram(training, tokenizer, answers("train", joined=3), answers("test"), word_errors)
     return tokenizer_run(config, program)

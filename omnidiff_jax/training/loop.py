@@ -88,7 +88,8 @@ def abstract_state(program: TrainProgram, config: LoopConfig, optimizer: Optimiz
 
 
 def _schedule(stages: tuple[StagePlan, ...], optimizer: OptimizerConfig):
-    return stage_schedule([s.steps for s in stages], [s.learning_rate for s in stages], optimizer)
+    lengths, peaks, finals = zip(*((s.steps, s.learning_rate, s.final_fraction) for s in stages), strict=True)
+    return stage_schedule(lengths, peaks, optimizer, finals)
 
 
 def train(

@@ -41,20 +41,28 @@ class OptimizerConfig:
     ema_decay: float = 0.0
 
 
-def stage_schedule(lengths: Sequence[int], peaks: Sequence[float], config: OptimizerConfig) -> optax.Schedule:
+def stage_schedule(
+    lengths: Sequence[int],
+    peaks: Sequence[float],
+    config: OptimizerConfig,
+    finals: Sequence[float | None] | None = None,
+) -> optax.Schedule:
     """Learning rate by global step: each stage warms up and decays by itself.
 
     Args:
         lengths: steps of each stage.
         peaks: peak learning rate of each stage.
+        config: warm-up, and the final share where a stage names none.
+        finals: learning rate at the end of each stage as a share of its peak.
     """
     if len(lengths) != len(peaks) or not lengths:
         raise UserError(f"{len(lengths)} stage lengths but {len(peaks)} learning rates; give one for each stage")
     pieces, starts, total = [], [], 0
-    for length, peak in zip(lengths, peaks, strict=True):
+    for length, peak, final in zip(lengths, peaks, finals or [None] * len(lengths), strict=True):
+        share = config.final_fraction if final is None else final
         warmup = max(1, round(config.warmup_fraction * length))
         pieces.append(
-            optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(length, warmup + 1), peak * config.final_fraction)
+            optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(length, warmup + 1), peak * share)
         )
         total += length
         starts.append(total)

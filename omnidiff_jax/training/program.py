@@ -18,11 +18,13 @@ class StagePlan:
         name: for logs and the report.
         steps: updates in this stage.
         learning_rate: peak of its warm-up + cosine.
+        final_fraction: learning rate at its end as a share of the peak; None = the optimizer's.
     """
 
     name: str
     steps: int
     learning_rate: float
+    final_fraction: float | None = None
 
 
 def scale_stages(stages: tuple[StagePlan, ...], total_steps: int | None) -> tuple[StagePlan, ...]:
