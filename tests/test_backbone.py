@@ -109,26 +109,23 @@ def test_released_inference(fixture, params, scan_layers):
 def test_released_training(fixture, params, tensors):
     """Packed rows whose padding the last sample sees; labels at segment starts scored from the sample before."""
     config = RELEASED_TINY
-    tokens, labels = fixture["in/train_ids"], fixture["in/train_labels"]
     positions = fixture["in/train_position_ids"]
     segments = np.cumsum(positions == 0, axis=1, dtype=np.int32) * fixture["in/train_attention_mask"]
-    scored = labels != -100
-    count = (len(labels), 3)
     loss_config = LossConfig(alignment="shifted_released", chunk=20)
 
-    def loss(params, number):
-        row = slice(number, number + 1)
-        hidden = forward(config, params, tokens[row], positions[row], segments[row])
-        clean = ModelInputs(jnp.where(scored, labels, 0)[row], segments[row], positions[row])
-        zeros = np.zeros(count, np.int32)[row]
-        batch = Batch(clean, scored[row], np.zeros_like(scored)[row], zeros.astype(np.uint32), zeros, zeros)
-        corrupted = Corrupted(tokens[row], scored[row], np.ones(count, np.float32)[row], np.ones(tokens.shape)[row])
+    def loss(params, tokens, labels, positions, segments):
+        hidden = forward(config, params, tokens, positions, segments)
+        scored, zeros = labels != -100, jnp.zeros((1, 3), jnp.int32)
+        clean = ModelInputs(jnp.where(scored, labels, 0), segments, positions)
+        batch = Batch(clean, scored, jnp.zeros_like(scored), zeros.astype(jnp.uint32), zeros, zeros)
+        corrupted = Corrupted(tokens, scored, jnp.ones((1, 3)), jnp.ones(tokens.shape))
         result = masked_cross_entropy(hidden, params["head"], batch, corrupted, loss_config, 1)
         return result.loss, logits(config, params, hidden)
 
-    step = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)
-    (loss0, scores0), gradients = step(params, 0)
-    (loss1, scores1), _ = step(params, 1)
+    step = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    rows = (fixture["in/train_ids"], fixture["in/train_labels"], positions, segments)
+    (loss0, scores0), gradients = step(params, *(x[:1] for x in rows))
+    (loss1, scores1), _ = step(params, *(x[1:] for x in rows))
     close(np.concatenate([scores0, scores1]), fixture["out/train_logits"])
     np.testing.assert_allclose([loss0, loss1], fixture["out/train_loss_per_row"], rtol=1e-4)
     gradients = conversion.to_torch(dream.rules(config), jax.tree.map(np.asarray, gradients))
@@ -223,9 +220,7 @@ def test_attention_in_bfloat16(backend):
     q, k, v, segments = packed(3)
     out = attend(backend)(*(x.astype(jnp.bfloat16) for x in (q, k, v)), segments, segments)
     assert out.dtype == jnp.bfloat16
-    np.testing.assert_allclose(
-        out.astype(np.float32), dense(q, k, v, segments, segments), atol=0.05
-    )
+    np.testing.assert_allclose(out.astype(np.float32), dense(q, k, v, segments, segments), atol=0.05)
 
 
 def test_attention_refusals(monkeypatch):

@@ -105,9 +105,7 @@ def test_only_targets_are_masked(rows, seed, config):
     batch = pack(rows)
     corrupted = jax.tree.map(np.asarray, mask_batch(batch, seed, config, VOCABULARY))
     assert not (corrupted.masked & ~batch.targets).any()
-    np.testing.assert_array_equal(
-        corrupted.tokens, np.where(corrupted.masked, VOCABULARY.mask, batch.inputs.tokens)
-    )
+    np.testing.assert_array_equal(corrupted.tokens, np.where(corrupted.masked, VOCABULARY.mask, batch.inputs.tokens))
     present = batch.task_ids >= 0
     assert (corrupted.ratio[~present] == 0).all()
     if config.mode == "paper":

@@ -15,6 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from omnidiff_jax.config import choose
 from omnidiff_jax.models.attention import attention
+from omnidiff_jax.models.linear import Linear
 from omnidiff_jax.models.rope import apply_rope, rope_tables
 from omnidiff_jax.sharding import axes
 from omnidiff_jax.sharding.axes import constrain
@@ -88,36 +89,16 @@ class RMSNorm(nn.Module):
         return (y * jnp.broadcast_to(scale, y.shape)).astype(x.dtype)
 
 
-class Projection(nn.Module):
-    """A linear map from the trailing axes `inputs` to the axes `outputs`.
-
-    Attributes:
-        inputs, outputs: sizes of the contracted and of the new axes; the kernel has shape inputs + outputs.
-        names: logical names of the kernel's axes.
-        stddev: of the initial kernel.
-        use_bias: add a bias of shape `outputs`.
-    """
-
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-    names: tuple[str, ...]
-    stddev: float
-    use_bias: bool = False
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        init = nn.with_logical_partitioning(nn.initializers.normal(self.stddev), self.names)
-        kernel = self.param("kernel", init, self.inputs + self.outputs).astype(x.dtype)
-        leading = x.shape[: x.ndim - len(self.inputs)]
-        if not axes.is_split(axes.LENGTH):
-            # Two-dimensional products: the kernel's gradient then needs no transposed copy of x (twice as fast on
-            # CPU). Merging batch with a split length would gather it.
-            x = x.reshape(-1, *self.inputs)
-        y = jnp.tensordot(x, kernel, axes=len(self.inputs)).reshape(*leading, *self.outputs)
-        if self.use_bias:
-            init = nn.with_logical_partitioning(nn.initializers.zeros, self.names[len(self.inputs) :])
-            y += jnp.broadcast_to(self.param("bias", init, self.outputs).astype(x.dtype), y.shape)
-        return y
+def _linear(
+    config: BackboneConfig,
+    name: str,
+    outputs: tuple[int, ...],
+    names: tuple[str, ...],
+    contract: int = 1,
+    bias: bool = False,
+) -> Linear:
+    init = nn.initializers.normal(config.init_stddev)
+    return Linear(outputs, names, contract, use_bias=bias, dtype=config.dtype, kernel_init=init, name=name)
 
 
 class Attention(nn.Module):
@@ -132,8 +113,7 @@ class Attention(nn.Module):
         c = self.config
 
         def project(name: str, heads: int, axis: str) -> jax.Array:
-            names = (axes.EMBED, axis, axes.HEAD_DIM)
-            return Projection((c.width,), (heads, c.head_dim), names, c.init_stddev, use_bias=True, name=name)(x)
+            return _linear(c, name, (heads, c.head_dim), (axes.EMBED, axis, axes.HEAD_DIM), bias=True)(x)
 
         query = apply_rope(project("query", c.heads, axes.HEADS), *rope)
         key = apply_rope(project("key", c.kv_heads, axes.KV_HEADS), *rope)
@@ -143,8 +123,7 @@ class Attention(nn.Module):
         value = constrain(value, axes.BATCH, axes.KV_LENGTH, axes.ACT_KV_HEADS, axes.HEAD_DIM)
         y = attention(query, key, value, *segments, backend=c.attention)
         y = checkpoint_name(y, "attention")
-        names = (axes.HEADS, axes.HEAD_DIM, axes.EMBED)
-        return Projection((c.heads, c.head_dim), (c.width,), names, c.init_stddev, name="out")(y)
+        return _linear(c, "out", (c.width,), (axes.HEADS, axes.HEAD_DIM, axes.EMBED), contract=2)(y)
 
 
 class FeedForward(nn.Module):
@@ -155,11 +134,10 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         c = self.config
-        inward, outward = (axes.EMBED, axes.MLP), (axes.MLP, axes.EMBED)
-        gate = Projection((c.width,), (c.hidden,), inward, c.init_stddev, name="gate")(x)
-        up = Projection((c.width,), (c.hidden,), inward, c.init_stddev, name="up")(x)
+        gate = _linear(c, "gate", (c.hidden,), (axes.EMBED, axes.MLP))(x)
+        up = _linear(c, "up", (c.hidden,), (axes.EMBED, axes.MLP))(x)
         y = constrain(nn.silu(gate) * up, axes.BATCH, axes.LENGTH, axes.ACT_MLP)
-        return Projection((c.hidden,), (c.width,), outward, c.init_stddev, name="down")(y)
+        return _linear(c, "down", (c.width,), (axes.MLP, axes.EMBED))(y)
 
 
 class Block(nn.Module):

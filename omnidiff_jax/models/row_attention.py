@@ -57,14 +57,14 @@ def _attend_fwd(q, k, v, sq, sk):
     def row(xs):
         q, k, v, sq, sk = xs
         visible = _visible(sq, sk, q.shape[1])
-        heads = [_forward(*parts, visible) for parts in zip(q, k, v, strict=True)]
+        heads = [_forward(visible, *parts) for parts in zip(q, k, v, strict=True)]
         return tuple(jnp.stack(x) for x in zip(*heads, strict=True))
 
     out, lse = jax.lax.map(row, (q, k, v, sq, sk))
     return out, (q, k, v, sq, sk, out, lse)
 
 
-def _forward(q, k, v, visible):
+def _forward(visible, q, k, v):
     """One key head of one row: the output [G*L, hd] and the log-sum-exp [G*L]."""
     scores = jnp.where(visible, _contract(q, k, 1, 1), _LOW)
     top = scores.max(-1, keepdims=True)
@@ -79,13 +79,13 @@ def _attend_bwd(residuals, d_out):
     def row(xs):
         q, k, v, sq, sk, out, lse, d_out = xs
         visible = _visible(sq, sk, q.shape[1])
-        heads = [_backward(*parts, visible) for parts in zip(q, k, v, out, lse, d_out, strict=True)]
+        heads = [_backward(visible, *parts) for parts in zip(q, k, v, out, lse, d_out, strict=True)]
         return tuple(jnp.stack(x) for x in zip(*heads, strict=True))
 
     return *jax.lax.map(row, (*residuals, d_out)), None, None
 
 
-def _backward(q, k, v, out, lse, d_out, visible):
+def _backward(visible, q, k, v, out, lse, d_out):
     weights = jnp.where(visible, jnp.exp(_contract(q, k, 1, 1) - lse[:, None]), 0.0)
     d_v = _contract(weights.astype(d_out.dtype), d_out, 0, 0)
     delta = (out.astype(jnp.float32) * d_out.astype(jnp.float32)).sum(-1, keepdims=True)

@@ -1,10 +1,10 @@
 """Which mesh axes each logical axis is split over: one table per strategy, and what follows for parameters.
 
-    fsdp                 parameters over `fsdp`, batch over `data` and `fsdp`
-    fsdp_tensor          and heads, hidden widths and vocabulary over `tensor` (Megatron-style)
-    fsdp_sequence        and token positions of queries over `sequence` (keys and values are gathered)
-    fsdp_tensor_sequence all of it
-    replicated           batch over `data` and `fsdp`; every device holds all parameters
+- `fsdp`: parameters over `fsdp`, batch over `data` and `fsdp`.
+- `fsdp_tensor`: and heads, hidden widths and vocabulary over `tensor` (Megatron-style).
+- `fsdp_sequence`: and token positions of queries over `sequence` (keys and values are gathered).
+- `fsdp_tensor_sequence`: all of it.
+- `replicated`: batch over `data` and `fsdp`; every device holds all parameters.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,8 +21,8 @@ from omnidiff_jax.sharding import axes
 
 MESH_AXES = ("data", "fsdp", "tensor", "sequence")
 
-# Parameters smaller than this are replicated where a mesh axis does not divide them, not refused.
-SMALL = 1 << 16
+# An axis that its mesh axis does not divide stays whole; in a parameter of this many values that is refused.
+LARGE = 1 << 24
 
 Table = Mapping[str, tuple[str, ...]]
 
@@ -83,7 +83,7 @@ def param_specs(boxed: Any, strategy: str, mesh: Mesh) -> Any:
         Tree of `PartitionSpec` like the unboxed parameters.
 
     Raises:
-        UserError: unknown strategy; a logical name no table knows; a parameter that a mesh axis does not divide.
+        UserError: unknown strategy; a logical name no table knows; a large parameter that a mesh axis does not divide.
     """
     table = rule_table(strategy)
 
@@ -91,14 +91,12 @@ def param_specs(boxed: Any, strategy: str, mesh: Mesh) -> Any:
         where = "/".join(str(getattr(key, "key", key)) for key in path)
         if not isinstance(leaf, nn.meta.AxisMetadata):
             return PartitionSpec()
-        return _spec(where, leaf.names, leaf.unbox().shape, table, mesh)  # type: ignore[attr-defined]
+        return _spec(where, leaf.names, leaf.unbox().shape, table, mesh)
 
     return jax.tree_util.tree_map_with_path(spec, boxed, is_leaf=lambda x: isinstance(x, nn.meta.AxisMetadata))
 
 
-def _spec(
-    where: str, names: tuple[str | None, ...], shape: tuple[int, ...], table: Table, mesh: Mesh
-) -> PartitionSpec:
+def _spec(where: str, names: tuple[str | None, ...], shape: tuple[int, ...], table: Table, mesh: Mesh) -> PartitionSpec:
     axes.check_names(names, axes.PARAMETER_AXES, f"parameter {where}")
     parts: list[tuple[str, ...] | None] = []
     used: set[str] = set()
@@ -110,8 +108,10 @@ def _spec(
         ways = 1
         for axis in wanted:
             ways *= mesh.shape[axis]
-        if extent % ways:
-            if size >= SMALL:
+        if extent < ways:  # a depthwise kernel, key heads fewer than devices
+            wanted = ()
+        elif extent % ways:
+            if size >= LARGE:
                 raise UserError(
                     f"parameter {where}: its axis {name!r} of {extent} does not divide over mesh axis "
                     f"{'x'.join(wanted)} of {ways}; choose a mesh size that divides it"
