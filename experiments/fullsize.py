@@ -7,6 +7,8 @@ random, so the answers mean nothing; what is printed is how each file is represe
 peak memory.
 """
 
+import dataclasses
+import functools
 import gc
 import resource
 import time
@@ -82,7 +84,7 @@ def _pictures(pictures: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     found = {}
     for file, picture in pictures.items():
         looked = fit_image(picture, 512)[None]
-        codes = _timed(f"{file} {picture.shape} -> 512 px codes", lambda looked=looked: tokenizer.encode(looked))
+        codes = _timed(f"{file} {picture.shape} -> 512 px codes", functools.partial(tokenizer.encode, looked))
         drawn = tokenizer.decode(codes[:, :256], (16, 16))
         print(
             f"  {codes.shape[1]} codes, {len(np.unique(codes))} distinct; "
@@ -99,10 +101,10 @@ def _sounds(sounds: dict[str, Waveform]) -> dict[str, np.ndarray]:
     tokenizer = speech.SpeechTokenizer(config, _random(speech.tokenizer_shapes(config))) if sounds else None
     for file, wave in sounds.items():
         frames = _timed(
-            f"{file} {wave.seconds:.1f} s at {wave.rate} Hz -> LFR frames", lambda wave=wave: frontend(wave)
+            f"{file} {wave.seconds:.1f} s at {wave.rate} Hz -> LFR frames", functools.partial(frontend, wave)
         )
         assert tokenizer is not None
-        codes = _timed("  speech codes", lambda wave=wave: tokenizer.encode([wave]))[0]
+        codes = _timed("  speech codes", functools.partial(tokenizer.encode, [wave]))[0]
         print(
             f"  {len(frames)} frames of {frames.shape[1]}, "
             f"{len(codes)} codes ({len(codes) / wave.seconds:.2f} a second)"
@@ -137,12 +139,13 @@ def _backbone(codes: dict[str, np.ndarray], features: dict[str, np.ndarray]) -> 
         slots = np.full(len(frames) + len(encoder.queries), vocabulary.context_audio)
         tokens = np.concatenate([[vocabulary.begin_audio], slots, [vocabulary.end_audio]])
         heard = packed_frames([[(frames, 1)]], len(slots), encoder.features, encoder.queries)
-        _forward(file, last_logits, params, _inputs(tokens).replace(speech=heard))
+        _forward(file, last_logits, params, dataclasses.replace(_inputs(tokens), speech=heard))
 
 
-def _inputs(tokens: np.ndarray) -> ModelInputs:
+def _inputs(tokens: Any) -> ModelInputs:
     tokens = np.asarray(tokens, np.int32)[None]
-    return ModelInputs(tokens, np.ones_like(tokens), np.arange(tokens.shape[1], dtype=np.int32)[None])
+    positions = np.arange(tokens.shape[1], dtype=np.int32)[None]
+    return ModelInputs(jnp.asarray(tokens), jnp.ones(tokens.shape, jnp.int32), jnp.asarray(positions))
 
 
 def _forward(file: str, function: Callable[..., jax.Array], params: Any, inputs: ModelInputs) -> None:

@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -105,12 +104,6 @@ class Vocabulary:
     def compact(cls, text_size: int, speech_codes: int, image_codes: int) -> "Vocabulary":
         """The same order with only the specials that the chat layout uses."""
         return cls(text_size, COMPACT_SPECIALS, speech_codes, image_codes)
-
-    @classmethod
-    def from_dict(cls, mapping: Mapping[str, Any]) -> "Vocabulary":
-        return cls(
-            int(mapping["text_size"]), tuple(mapping["specials"]), int(mapping["speech_codes"]), int(mapping["image_codes"])
-        )
 
     @functools.cached_property
     def _ids(self) -> dict[str, int]:

@@ -162,16 +162,21 @@ def masked_cross_entropy(
     )
 
 
-def _score_chunk(hidden, head, labels, i, chunk):
+def _score_chunk(hidden, kernel, labels, i, chunk):
     """Chunk i of the rows: its inputs [G, c, D] and labels, float32 logits [G, c, V], -log p and hit of each label."""
     h = jax.lax.dynamic_slice_in_dim(hidden, i * chunk, chunk, axis=1)
     y = jax.lax.dynamic_slice_in_dim(labels, i * chunk, chunk, axis=1)
-    logits = jnp.einsum("gcd,dv->gcv", h, head, preferred_element_type=jnp.float32)
+    logits = jnp.einsum("gcd,dv->gcv", h, kernel, preferred_element_type=jnp.float32)
     logits = constrain(logits, axes.BATCH, None, axes.ACT_VOCAB)
     top = logits.max(-1)
     lse = top + jnp.log(jnp.exp(logits - top[..., None]).sum(-1))
     label_logit = jnp.take_along_axis(logits, y[..., None], axis=-1)[..., 0]
     return h, y, logits, lse, lse - label_logit, label_logit >= top
+
+
+def _whole_kernel(head, dtype):
+    """The head in the compute dtype, gathered once rather than in every round."""
+    return constrain(head.astype(dtype), None, axes.ACT_VOCAB)
 
 
 def _store(buffer, value, i, chunk):
@@ -189,12 +194,12 @@ def _head_loss(hidden, head, labels, weights, chunks, chunk):
     Returns:
         weighted sum of -log p; -log p [G, C]; 1.0 where the label is the most probable token [G, C].
     """
-    head = head.astype(hidden.dtype)
+    kernel = _whole_kernel(head, hidden.dtype)
     zeros = jnp.zeros(labels.shape, jnp.float32)
 
     def body(i, state):
         nll, correct = state
-        *_, loss, hit = _score_chunk(hidden, head, labels, i, chunk)
+        *_, loss, hit = _score_chunk(hidden, kernel, labels, i, chunk)
         return _store(nll, loss, i, chunk), _store(correct, hit, i, chunk)
 
     nll, correct = jax.lax.fori_loop(0, chunks, body, (zeros, zeros))
@@ -202,7 +207,7 @@ def _head_loss(hidden, head, labels, weights, chunks, chunk):
 
 
 def _head_loss_fwd(hidden, head, labels, weights, chunks, chunk):
-    kernel = head.astype(hidden.dtype)
+    kernel = _whole_kernel(head, hidden.dtype)
     zeros = jnp.zeros(labels.shape, jnp.float32)
 
     def body(i, state):
@@ -212,12 +217,14 @@ def _head_loss_fwd(hidden, head, labels, weights, chunks, chunk):
         is_label = jnp.arange(logits.shape[-1])[None, None, :] == y[..., None]
         d_logits = (w * (jnp.exp(logits - lse[..., None]) - is_label)).astype(h.dtype)
         d_h = jnp.einsum("gcv,dv->gcd", d_logits, kernel)
-        d_head += jnp.einsum("gcd,gcv->dv", h, d_logits, preferred_element_type=jnp.float32)
+        d_head += jnp.einsum("gcd,gcv->gdv", h, d_logits, preferred_element_type=jnp.float32)
         return _store(nll, loss, i, chunk), _store(correct, hit, i, chunk), _store(d_hidden, d_h, i, chunk), d_head
 
-    start = (zeros, zeros, jnp.zeros_like(hidden), jnp.zeros(head.shape, jnp.float32))
+    # One sum per group, so that devices add theirs up once and not in every round.
+    d_head = constrain(jnp.zeros((labels.shape[0], *head.shape), jnp.float32), axes.BATCH, None, axes.ACT_VOCAB)
+    start = (zeros, zeros, jnp.zeros_like(hidden), d_head)
     nll, correct, d_hidden, d_head = jax.lax.fori_loop(0, chunks, body, start)
-    return ((weights * nll).sum(), nll, correct), (d_hidden, d_head.astype(head.dtype))
+    return ((weights * nll).sum(), nll, correct), (d_hidden, d_head.sum(0).astype(head.dtype))
 
 
 def _head_loss_bwd(chunk, gradients, cotangents):

@@ -71,10 +71,12 @@ def lfq_losses(
     parts = {
         "commitment": jnp.mean(jnp.square(z - signs)),
         "sample_entropy": jnp.mean(jnp.sum(_bit_entropy(logits), axis=-1)),
-        "batch_entropy": sum(
-            _group_entropy(logits[:, start : start + config.group_bits])
-            for start in range(0, z.shape[-1], config.group_bits)
-        ),
+        "batch_entropy": jnp.stack(
+            [
+                _group_entropy(logits[:, start : start + config.group_bits])
+                for start in range(0, z.shape[-1], config.group_bits)
+            ]
+        ).sum(),
     }
     loss = (
         config.commitment * parts["commitment"]

@@ -15,7 +15,12 @@ from omnidiff_jax.vocabulary import IdRange, Vocabulary
 
 
 def random_text_prompt(
-    head: Sequence[int], tail: Sequence[int], length: int, text: IdRange, seed: int, example_id: int = 0
+    head: Sequence[int] | np.ndarray,
+    tail: Sequence[int] | np.ndarray,
+    length: int,
+    text: IdRange,
+    seed: int,
+    example_id: int = 0,
 ) -> Prompt:
     """A prompt of `length` tokens with random distinct text between the task's fixed head and tail (T2I, released).
 

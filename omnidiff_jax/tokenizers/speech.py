@@ -213,12 +213,12 @@ class SpeechDecoder:
             size = flow.frames(group.length)
             z = np.broadcast_to(self._noise(size), (group.rows, size, flow.mels)).copy()
             if noise is not None:
-                for row, i in enumerate(group.members):
-                    z[row, : frames[row]] = noise[i]
+                for place, i in enumerate(group.members):
+                    z[place, : frames[place]] = noise[i]
             batch = group.pad([codes[i] for i in group.members])
             found = np.asarray(_flow(flow, self.params["flow"], batch, group.lengths, z, frames))
-            for row, i in enumerate(group.members):
-                mels[i] = found[row, : frames[row]]
+            for place, i in enumerate(group.members):
+                mels[i] = found[place, : frames[place]]
         return mels
 
     def _noise(self, frames: int) -> np.ndarray:
@@ -237,8 +237,9 @@ def _flow(
 def decoder_shapes(config: SpeechDecoderConfig) -> Any:
     """The decoder's parameter tree as `jax.ShapeDtypeStruct`s."""
     shapes = {"flow": meta.unbox(jax.eval_shape(lambda: init_flow(config.flow, jax.random.key(0))))}
-    if config.hift is not None:
-        shapes["hift"] = meta.unbox(jax.eval_shape(lambda: init_hift(config.hift, jax.random.key(0))))
+    hift = config.hift
+    if hift is not None:
+        shapes["hift"] = meta.unbox(jax.eval_shape(lambda: init_hift(hift, jax.random.key(0))))
     return shapes
 
 

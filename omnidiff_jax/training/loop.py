@@ -46,7 +46,7 @@ def state_shardings(state: TrainState, specs: Any, mesh: Mesh) -> TrainState:
         state: abstract or concrete state.
         specs: tree of `PartitionSpec` like `state.params`.
     """
-    spec_of, _ = split_params(specs, ())
+    spec_of: dict[str, Any] = split_params(specs, ())[0]
     shape_of = {k: v.shape for k, v in split_params(state.params, ())[0].items()}
 
     def place(path: Any, leaf: Any) -> NamedSharding:
@@ -55,8 +55,8 @@ def state_shardings(state: TrainState, specs: Any, mesh: Mesh) -> TrainState:
         return NamedSharding(mesh, spec_of[matches[-1]] if matches else PartitionSpec())
 
     params = jax.tree.map(lambda s: NamedSharding(mesh, s), specs, is_leaf=lambda s: isinstance(s, PartitionSpec))
-    rest = jax.tree_util.tree_map_with_path(place, state.replace(params=None))
-    return rest.replace(params=params)
+    rest = jax.tree_util.tree_map_with_path(place, dataclasses.replace(state, params=None))
+    return dataclasses.replace(rest, params=params)
 
 
 class Interrupt:
@@ -127,7 +127,7 @@ def train(
         shardings = jax.tree.map(lambda s: s.sharding, target)
         saver = ckpt.Checkpointer(workdir, config.checkpoint)
         batches = program.batches(config.seed)
-        stream = batches if hasattr(batches, "get_state") else BatchStream(batches)
+        stream: Any = batches if hasattr(batches, "get_state") else BatchStream(batches)
         start = 0
         if saver.latest() is not None:
             where = f"{workdir}, checkpoint {saver.latest()}"

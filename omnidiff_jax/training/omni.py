@@ -53,7 +53,7 @@ class OmniProgram(TrainProgram):
         self, params: Any, batch: Batch, key: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         corrupted = corrupt(batch, self.seed, self.masking, self.vocabulary)
-        inputs = batch.inputs.replace(tokens=corrupted.tokens)
+        inputs = dataclasses.replace(batch.inputs, tokens=corrupted.tokens)
         with logical_rules(self.sharding):
             hidden = OmniModel(self.model).apply({"params": params}, inputs)
             result = masked_cross_entropy(

@@ -1,5 +1,6 @@
 """The jitted training step: accumulate, clip, update; refuse a step that is not finite."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -101,7 +102,7 @@ def make_train_step(
         if config.ema_decay:
             ema = optax.incremental_update(updated, state.ema, 1.0 - config.ema_decay)
         new = TrainState(state.step + 1, opt.join_params(updated, held), opt_state, ema)
-        kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state.replace(step=state.step + 1))
+        kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, dataclasses.replace(state, step=state.step + 1))
         return kept, metrics | {"loss": loss * scale, "grad_norm": grad_norm, "finite": finite}
 
     return train_step

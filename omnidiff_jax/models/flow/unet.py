@@ -184,8 +184,9 @@ class Estimator(nn.Module):
         x = jnp.concatenate([x, mu, speakers, condition], axis=-1).astype(self.dtype)
 
         time = time_sinusoid(t, x.shape[-1])
-        time = dense(config.expansion * config.channels[0], ("embed", "mlp"), name="time_0", **conv)(time)
-        time = dense(config.expansion * config.channels[0], ("mlp", None), name="time_1", **conv)(nn.silu(time))
+        width = config.expansion * config.channels[0]
+        time = dense(width, ("embed", "mlp"), name="time_0", dtype=self.dtype)(time)
+        time = dense(width, ("mlp", None), name="time_1", dtype=self.dtype)(nn.silu(time))
 
         levels = len(config.channels)
         masks, biases, skips = [mask], [attention_bias(mask, self.released)], []

@@ -101,7 +101,8 @@ class ImageTokenizerProgram(TrainProgram):
         drawn, z = self._model.apply(tokenizer, seen)
         error = drawn - wanted
         metrics = {"absolute": jnp.mean(jnp.abs(error)), "squared": jnp.mean(jnp.square(error))}
-        metrics["gradient"] = sum(jnp.mean(jnp.abs(jnp.diff(error, axis=axis))) for axis in (1, 2))
+        down, across = (jnp.mean(jnp.abs(jnp.diff(error, axis=axis))) for axis in (1, 2))
+        metrics["gradient"] = down + across
         loss = (
             cfg.absolute * metrics["absolute"] + cfg.squared * metrics["squared"] + cfg.gradient * metrics["gradient"]
         )
