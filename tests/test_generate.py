@@ -1,0 +1,122 @@
+"""From requests to answers in their media, with a random model and stand-in codecs."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from omni_toys import CODECS, GRID, SIZE, VOCABULARY, generator, left_half, picture, quick, request, tone
+
+from omnidiff_jax.data.encode import fit_image
+from omnidiff_jax.errors import UserError
+from omnidiff_jax.evaluation.generate import Request
+from omnidiff_jax.records import Waveform
+from omnidiff_jax.sampling.config import Guidance
+from omnidiff_jax.tasks.registry import TASKS, task
+
+
+def message(function, *arguments):
+    with pytest.raises(UserError) as caught:
+        function(*arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def same(one, other):
+    assert one.text == other.text
+    for name in ("image", "speech"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_answers_the_same_in_any_company(name):
+    """Ragged requests of other sizes and lengths, in batches of three and two."""
+    chosen, make = task(name), generator()
+    requests = [request(chosen, number) for number in range(5)]
+    responses = make(chosen, requests)
+    assert len(responses) == 5 and make(chosen, []) == []
+    for one, other in zip(make(chosen, [requests[4], requests[1]]), (responses[4], responses[1]), strict=True):
+        same(one, other)
+    for response in responses:
+        assert response.text == response.text.strip()
+        assert not response.text or chosen.answer in ("text", "text_and_speech")
+        assert (response.image is not None) == (chosen.answer in ("image", "hole"))
+        if response.image is not None:
+            assert response.image.shape == (SIZE, SIZE, 3) and response.image.dtype == np.uint8
+        assert (response.speech is not None) == (chosen.answer in ("speech", "text_and_speech"))
+        assert (response.audio is not None) == (response.speech is not None and len(response.speech) > 0)
+        if response.audio is not None:
+            assert response.audio.seconds == pytest.approx(len(response.speech) / 12.5)
+
+
+@pytest.mark.parametrize("name", ["text_qa", "spoken_vqa"])
+def test_a_request_alone_is_answered_as_in_a_batch(name):
+    chosen, make = task(name), generator()
+    requests = [request(chosen, number) for number in range(3)]
+    together = make(chosen, requests)
+    for number in (0, 2):
+        same(make(chosen, [requests[number]])[0], together[number])
+
+
+def test_inpainting_leaves_known_pixels_as_they_are():
+    given = picture(3, 100, 80)
+    chosen = task("inpainting")
+    (answer,) = generator()(chosen, [Request("a cross", given, hole=left_half(), request_id=7)])
+    seen = fit_image(given, SIZE)
+    assert (answer.image[:, SIZE // 2 :] == seen[:, SIZE // 2 :]).all()
+    assert (answer.image[:, : SIZE // 2] != seen[:, : SIZE // 2]).any()
+    # A hole need not follow the codes' patches.
+    speck = np.zeros((SIZE, SIZE), bool)
+    speck[10:13, 20:40] = True
+    (answer,) = generator()(chosen, [Request("a cross", given, hole=speck, request_id=7)])
+    assert (answer.image[~speck] == seen[~speck]).all()
+
+
+@pytest.mark.parametrize(("name", "unconditional"), [("s2i", "empty"), ("t2i", "random")])
+def test_guidance_against_both_unconditional_prompts(name, unconditional):
+    chosen = task(name)
+    assert chosen.decoding.unconditional == unconditional
+    requests = [request(chosen, number) for number in range(3)]
+    guided = generator(**{name: quick(chosen.decoding, guidance=Guidance(3.0))})
+    answers = guided(chosen, requests)
+    assert any((a.image != b.image).any() for a, b in zip(answers, generator()(chosen, requests), strict=True))
+    for one, other in zip(guided(chosen, requests[::-1]), answers[::-1], strict=True):
+        same(one, other)
+
+
+def test_strips_end_with_the_answer():
+    chosen = task("t2i")
+    (answer,) = generator()(chosen, [request(chosen)], strips=True)
+    strip = answer.strip
+    masks = (strip == VOCABULARY.mask).sum(axis=1)
+    assert (np.diff(masks) < 0).all() and masks[-1] == 0
+    codes = VOCABULARY.image.decode(strip[-1][1 : 1 + GRID[0] * GRID[1]])
+    assert (CODECS.images(answer.image[None])[0] == codes).all()
+
+
+def test_a_request_over_the_canvas_is_refused_with_the_numbers():
+    text = "x" * 500
+    said = message(generator(limit=96), task("text_qa"), [Request(text)])
+    assert "answer of 12" in said and "the canvas has 96" in said
+    assert str(len(CODECS.layout.prompt(task("text_qa").prompt(text)))) in said
+    assert "the canvas has 96" in message(generator(limit=96), task("asr"), [Request(audio=tone(30.0))])
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_missing_input_is_named(name):
+    chosen = task(name)
+    for missing in set(chosen.inputs) - ({"text"} if chosen.default_text else set()):
+        given = dataclasses.replace(request(chosen), **{missing: "" if missing == "text" else None})
+        assert f"needs --{missing}" in message(generator(), chosen, [given])
+
+
+def test_unusable_media_are_named():
+    make = generator()
+    assert "hole has shape (3, 3)" in message(
+        make, task("inpainting"), [Request("a", picture(0), hole=np.ones((3, 3), bool))]
+    )
+
+    def deaf(wave: Waveform) -> np.ndarray:
+        raise UserError("audio of 1 samples has no spectrum")
+
+    make._codecs = dataclasses.replace(CODECS, features=deaf)
+    assert "unusable audio: audio of 1 samples" in message(make, task("asr"), [Request(audio=tone(1.0))])
