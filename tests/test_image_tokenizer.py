@@ -1,11 +1,11 @@
 """The image tokenizer: its folder on disk, batching, pixels, training program, and the shipped nano weights."""
 
-import dataclasses
 import functools
 import json
 
 import jax
 import numpy as np
+import optax
 import pytest
 from PIL import Image
 
@@ -203,30 +203,23 @@ def test_training_learns_the_pictures_and_exports(tmp_path):
 def test_adversarial_term_trains_both_players():
     training = ImageTokenizerTraining(
         TINY,
-        adversarial=AdversarialConfig(weight=0.5, start=1, discriminator=DiscriminatorConfig(channels=8, layers=2)),
+        adversarial=AdversarialConfig(weight=0.5, start=100, discriminator=DiscriminatorConfig(channels=8, layers=2)),
         batch_size=8,
     )
-    program = ImageTokenizerProgram(training, blocks, blocks)
-    params = jax.jit(program.init)(jax.random.key(0))
+    program, params, metrics = run(training, 40, 3e-3)
+    assert metrics["finite"] and metrics["discriminator"] < 0.9, "alone, it learns to tell drawn from real"
+
     batch = next(program.batches(0))
-    grads = jax.jit(jax.grad(lambda p, step: program.loss(p, batch, jax.random.key(0), step)[0]))
-    plain = ImageTokenizerProgram(dataclasses.replace(training, adversarial=None), blocks, blocks)
-    without = jax.grad(lambda p: plain.loss(p, batch, jax.random.key(0), 0)[0])({"tokenizer": params["tokenizer"]})
+    grad = jax.jit(jax.grad(lambda params, step: program.loss(params, batch, jax.random.key(0), step)[0]))
+    other = params | {"discriminator": jax.tree.map(lambda x: -x, params["discriminator"])}
 
-    def norm(tree):
-        return float(np.sqrt(sum(np.sum(np.square(x)) for x in jax.tree.leaves(tree))))
+    def change(step: int) -> float:
+        """How much the tokenizer's gradient depends on the discriminator."""
+        pair = (grad(p, step)["tokenizer"] for p in (params, other))
+        return float(optax.tree.norm(jax.tree.map(lambda x, y: x - y, *pair)))
 
-    def distance(tree):
-        return norm(jax.tree.map(lambda a, b: a - b, tree["tokenizer"], without["tokenizer"]))
-
-    early, late = grads(params, 0), grads(params, 1)
-    assert norm(early["discriminator"]) > 0
-    assert distance(early) < 1e-5, "before its start the term must not reach the decoder"
-    assert distance(late) > 1e-3, "from its start on it must"
-    np.testing.assert_allclose(norm(early["discriminator"]), norm(late["discriminator"]), rtol=1e-5)
-
-    _, _, metrics = run(training, 40, 3e-3)
-    assert metrics["finite"] and metrics["discriminator"] < 1.0
+    assert change(99) == 0.0, "before its start the term must not reach the decoder"
+    assert change(100) > 1e-3, "from its start on it must"
 
 
 def test_stream_goes_back_to_a_state():
@@ -278,7 +271,7 @@ def test_shipped_codes_see_their_own_patch_only():
 
 @pytest.mark.slow
 def test_retraining_reaches_the_shipped_error(tmp_path):
-    """Five minutes of two cores: another seed, the same config."""
+    """Some minutes of two cores: another seed, the same config."""
     run = image_tokenizer_run(
         load_config(CONFIG, ["--config.seed=1", "--config.training.validation_size=256"]), tmp_path
     )
