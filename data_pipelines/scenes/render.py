@@ -27,7 +27,7 @@ def _signed_distance(shape: str, x: np.ndarray, y: np.ndarray, radius: float) ->
         return np.maximum(abs(x), abs(y)) - 0.9 * radius
     # Triangle: apex up, base 2 * radius wide, as high as wide.
     edge = (2.0 * abs(x) - y - radius) / np.sqrt(5.0)
-    return np.maximum(edge, y - radius)
+    return np.maximum(edge, np.maximum(abs(x), abs(y)) - radius)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -18,9 +18,9 @@ from data_pipelines.scenes.scene import BACKGROUNDS, COLORS, PLACES, SHAPES, SIZ
 HALF = IMAGE_SIZE // 2
 MIN_AREA = 30.0  # pixels, about a third of the smallest object
 MIN_CONTRAST = 45.0  # RGB distance from which on a pixel stands out of the background
-MAX_COLOR_ERROR = 60.0  # RGB distance of an object from its colour, washed out as it may be
+MAX_COLOR_ERROR = 50.0  # RGB distance of an object from its colour, washed out as it may be
 MIN_WASH = 0.6  # share of its colour that a washed-out object must have
-MIN_OVERLAP = 0.6  # intersection over union of the object and its drawing
+MIN_OVERLAP = 0.7  # intersection over union of the object and its drawing
 _SMOOTHING = 0.8  # pixels; applied to the picture, against grain
 _BLURS = (0.8, 1.4, 2.2)  # pixels; of the drawings
 _SHIFTS = range(-2, 3)  # pixels that an object may be off its quadrant's centre

@@ -67,7 +67,9 @@ def _described(
     return text, question, {"kind": question.kind, "caption": caption(scene)}
 
 
-def _followed_up(messages: tuple[Message, ...], scene: Scene, rng: np.random.Generator, split: str) -> tuple[Message, ...]:
+def _followed_up(
+    messages: tuple[Message, ...], scene: Scene, rng: np.random.Generator, split: str
+) -> tuple[Message, ...]:
     """A training conversation goes on with up to FOLLOW_UPS more questions about the scene; an exam asks one."""
     if split != "train":
         return messages
