@@ -1,0 +1,1 @@
+"""TensorFlow Datasets builders; writing needs the extra `build`, reading does not."""

@@ -1,0 +1,50 @@
+"""The TFDS builder of Scenes: its features hold a whole record; writing needs TensorFlow, reading does not."""
+
+import numpy as np
+import pytest
+
+from data_pipelines.scenes.tasks import TASKS, make_record
+from data_pipelines.tfds_builders import scenes
+from omnidiff_jax.data.sources import TfdsRecords
+
+
+def assert_same(found, record):
+    assert (found.sample_id, found.task, found.messages) == (record.sample_id, record.task, record.messages)
+    assert found.meta == record.meta
+    for mine, theirs in zip(found.images, record.images, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    for mine, theirs in zip(found.audios, record.audios, strict=True):
+        assert mine.rate == theirs.rate
+        np.testing.assert_allclose(mine.samples, theirs.samples, atol=2**-14)  # wav files have 16 bits
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_example_holds_the_whole_record(name):
+    record = make_record(name, 1, "train")
+    example = scenes.to_example(record)
+    assert_same(scenes.to_record(example), record)
+    # As TFDS reads it: bytes for text, and a dictionary of sequences.
+    messages = {key: [message[key].encode() for message in example["messages"]] for key in ("role", "content")}
+    read = example | {"task": name.encode(), "meta": example["meta"].encode(), "messages": messages}
+    assert_same(scenes.to_record(read), record)
+
+
+def test_every_task_has_a_config():
+    assert {config.task: config.name for config in scenes.Scenes.BUILDER_CONFIGS} == {name: name for name in TASKS}
+
+
+def test_builder_writes_array_records_that_read_back(tmp_path):
+    pytest.importorskip("tensorflow", reason="TFDS needs TensorFlow (extra `build`) to write")
+    config = scenes.ScenesConfig(name="tiny", task="spoken_vqa", train=3, test=2, compositional=1)
+    builder = scenes.Scenes(config=config, data_dir=str(tmp_path), file_format="array_record")
+    builder.download_and_prepare()
+    assert {name: split.num_examples for name, split in builder.info.splits.items()} == {
+        "train": 3,
+        "test": 2,
+        "compositional": 1,
+    }
+    source = TfdsRecords(builder.data_dir, "train", scenes.to_record)
+    expected = {record.sample_id: record for record in (make_record("spoken_vqa", i, "train") for i in range(3))}
+    assert len(source) == len(expected)
+    for index in range(len(source)):
+        assert_same(source[index], expected[source[index].sample_id])
