@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Never
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from omnidiff_jax.cli import guard
@@ -116,6 +116,7 @@ class Command:
             print(self.usage())
             return
         arguments = self.parse(argv)
+        logging.set_verbosity(logging.ERROR)  # a library's warnings would bury the one line that matters
         use_compilation_cache()
         run(*arguments)
 

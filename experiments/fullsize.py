@@ -57,16 +57,16 @@ def _random(shapes: Any, dtype: str | None = None) -> Any:
     """Random parameters of the given shapes, one leaf at a time, without a second copy in memory."""
     rng = np.random.default_rng(0)
 
-    def leaf(path: Any, shape: jax.ShapeDtypeStruct) -> jax.Array:
+    def leaf(shape: jax.ShapeDtypeStruct) -> jax.Array:
         kind = jnp.dtype(dtype) if dtype and jnp.issubdtype(shape.dtype, jnp.floating) else shape.dtype
         if len(shape.shape) < 2:
             return jnp.ones(shape.shape, kind)
         # One block, repeated: drawing 8e9 numbers would take longer than running the model.
         block = jnp.asarray(rng.standard_normal(1 << 16, dtype=np.float32) * 0.02, kind)
         count = int(np.prod(shape.shape))
-        return jnp.resize(block, (count,)).reshape(shape.shape)
+        return jnp.tile(block, -(-count // len(block)))[:count].reshape(shape.shape)
 
-    return jax.tree_util.tree_map_with_path(leaf, meta.unbox(shapes))
+    return jax.tree.map(leaf, meta.unbox(shapes))
 
 
 def _timed(name: str, work: Callable[[], T]) -> T:

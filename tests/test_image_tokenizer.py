@@ -183,7 +183,12 @@ def run(training: ImageTokenizerTraining, steps: int, rate: float):
 
 def test_training_learns_the_pictures_and_exports(tmp_path):
     training = ImageTokenizerTraining(
-        TINY, LfqLossConfig(temperature=1.0, group_bits=5), agreement=0.1, batch_size=16, validation_size=64
+        TINY,
+        LfqLossConfig(temperature=1.0, group_bits=5),
+        spread_steps=150,
+        agreement=0.1,
+        batch_size=16,
+        validation_size=64,
     )
     program, params, metrics = run(training, 150, 1e-2)
     assert metrics["finite"]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 import types
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from flax.core import meta
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import omnidiff_jax
@@ -172,7 +174,7 @@ TINY = OmniConfig(
         remat="full",
     ),
     speech_encoder=SpeechEncoderConfig(
-        features=16, width=16, heads=2, ffn=32, blocks=2, tp_blocks=0, vocab_size=8, num_queries=2, queries=(0, 1)
+        features=16, width=16, heads=2, ffn=32, blocks=1, tp_blocks=0, vocab_size=8, num_queries=2, queries=(0, 1)
     ),
     adapter=AdapterConfig(inputs=16, outputs=16, dtype="float32"),
 )  # fmt: skip
@@ -242,6 +244,26 @@ def test_sharded_equals_single(strategy, sizes, groups, shapes, params, expected
     np.testing.assert_allclose(value, expected[0], rtol=1e-5)
     for mine, theirs in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected[1]), strict=True):
         np.testing.assert_allclose(mine, theirs, atol=1e-5 * max(1.0, np.abs(theirs).max()))
+
+
+@needs_eight
+def test_the_loss_moves_no_hidden_state():
+    """Rows are gathered within their device; the head is gathered and its gradient summed once, outside the loop."""
+    device_mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    rows, kernel = batch_sharding(device_mesh), NamedSharding(device_mesh, P("fsdp", "tensor"))
+    config = LossConfig(chunk=8, groups=4)
+
+    def objective(hidden, head, batch):
+        corrupted = corrupt(batch, 0, MaskingConfig(), VOCABULARY)
+        return masked_cross_entropy(hidden, head, batch, corrupted, config, 3).loss
+
+    step = jax.jit(jax.grad(objective, argnums=(0, 1)), in_shardings=(rows, kernel, rows), out_shardings=(rows, kernel))
+    with jax.set_mesh(device_mesh), logical_rules("fsdp_tensor"):
+        program = step.lower(np.zeros((4, 16, 16)), np.zeros((16, VOCABULARY.size)), tiny_batch()).compile().as_text()
+    gathers = re.findall(r"= (\S+) all-gather\(", program)
+    assert [g.split("{")[0] for g in gathers] == [f"f32[16,{VOCABULARY.size // 2}]"]
+    assert "all-to-all(" not in program
+    assert "collective-permute(" not in program
 
 
 @needs_eight

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.training.checkpoint import CheckpointConfig, Checkpointer, check_same_config
 from omnidiff_jax.training.loop import LoopConfig, train

@@ -113,6 +113,12 @@ def omni_run(config: ConfigDict, sources: Mapping[str, RandomAccess[EncodedExamp
         tokenizers: from `load_tokenizers`.
     """
     mesh, stages, tasks = config_mesh(config), stage_plans(config), task_names(config)
+    groups = math.prod(mesh.shape[axis] for axis in batch_axes(mesh))
+    if config.batch_size % groups:
+        raise UserError(
+            f"config.batch_size = {config.batch_size} rows cannot be split over {groups} devices (mesh axes "
+            f"{' and '.join(batch_axes(mesh))}); use a multiple of {groups}, or another config.mesh"
+        )
     curriculum = [Stage(plan.name, plan.steps, dict(config.stages[plan.name].weights)) for plan in stages]
     corpus = Corpus({name: sources[name] for name in tasks}, curriculum, tokenizers.vocabulary)
     sharding = NamedSharding(mesh, PartitionSpec(batch_axes(mesh)))

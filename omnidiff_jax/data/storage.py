@@ -80,7 +80,9 @@ def write_set(
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror or error}; choose another folder") from error
     try:
-        manifest = _write(building, examples, vocabulary, shards, rejected or {}, origin or {})
+        # `or {}` would lose a counter that is still empty.
+        counted = {} if rejected is None else rejected
+        manifest = _write(building, examples, vocabulary, shards, counted, origin or {})
         building.chmod(0o755)
         os.rename(building, target)
     except (OSError, RuntimeError) as error:

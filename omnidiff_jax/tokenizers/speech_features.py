@@ -76,10 +76,17 @@ class SpeechFrontend:
 
 @dataclasses.dataclass(frozen=True)
 class HearingConfig:
-    """A speech encoder and the front-end it belongs with."""
+    """A speech encoder and the front-end it belongs with.
+
+    Attributes:
+        frontend: makes its input.
+        encoder: its sizes.
+        units: the pieces of text that classes 1, 2, … of the CTC head stand for; none where they are not known.
+    """
 
     frontend: FrontendConfig = FrontendConfig()
     encoder: SpeechEncoderConfig = SpeechEncoderConfig()
+    units: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.frontend.fbank.width != self.encoder.features:
@@ -87,6 +94,8 @@ class HearingConfig:
                 f"encoder.features = {self.encoder.features}, but the front-end's frames have "
                 f"{self.frontend.fbank.width} values"
             )
+        if self.units and len(self.units) != self.encoder.vocab_size - 1:
+            raise ValueError(f"{len(self.units)} units do not fit encoder.vocab_size = {self.encoder.vocab_size}")
 
 
 def save_speech_encoder(directory: str | os.PathLike[str], config: HearingConfig, params: Any) -> None:

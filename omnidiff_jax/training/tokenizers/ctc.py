@@ -127,7 +127,7 @@ class CtcProgram(TrainProgram):
         sample = (self.heard(i).frames for i in range(min(config.cmvn_utterances, config.utterances)))
         shift, scale = features.estimate_cmvn(sample)
         frontend = FrontendConfig(config.fbank, tuple(map(float, shift)), tuple(map(float, scale)))
-        self.hearing = HearingConfig(frontend, config.encoder)
+        self.hearing = HearingConfig(frontend, config.encoder, tuple(text.decode([i]) for i in range(text.size)))
         self._packer = Packer(config)
 
     def heard(self, index: int) -> Heard:

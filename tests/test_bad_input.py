@@ -1,0 +1,289 @@
+"""Bad input at the level of commands: a status, one line saying what, where and what would be right, no half files."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import soundfile
+from tiny_run import untrained, write_config
+
+from experiments import data as data_command
+from experiments import evaluate as evaluate_command
+from experiments import sample as sample_command
+from experiments import train as train_command
+from experiments.common import load_config
+from omnidiff_jax.cli import guard
+from omnidiff_jax.media.audio import write_wav
+from omnidiff_jax.media.image import write_png
+from omnidiff_jax.records import Waveform
+from omnidiff_jax.tokenizers.assets import nano_dir
+
+RATE = 16000
+VQA = {
+    "messages": [
+        {"role": "user", "content": "what is it\n<|image|>"},
+        {"role": "assistant", "content": "a cross"},
+    ],
+    "images": ["good.png"],
+}
+
+
+def tone(seconds=1.0, rate=RATE):
+    return (np.sin(np.arange(int(seconds * rate)) / 9) / 2).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory):
+    """A folder of good, odd and bad files."""
+    folder = tmp_path_factory.mktemp("media")
+    picture = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
+    write_png(folder / "good.png", picture)
+    write_wav(folder / "good.wav", Waveform(tone(), RATE))
+    (folder / "cut.png").write_bytes((folder / "good.png").read_bytes()[:200])
+    (folder / "text.png").write_text("not a picture")
+    (folder / "cut.wav").write_bytes((folder / "good.wav").read_bytes()[:9000])
+    (folder / "text.wav").write_text("not a sound")
+    (folder / "empty.wav").touch()
+    soundfile.write(folder / "silent.wav", np.zeros(0, np.float32), RATE)
+    soundfile.write(folder / "8bit.wav", tone(), RATE, subtype="PCM_U8")
+    soundfile.write(folder / "96k.wav", tone(1.0, 96000), 96000)
+    soundfile.write(folder / "stereo.wav", np.stack([tone(), -tone() / 3], axis=1), RATE)
+    broken = tone()
+    broken[77] = np.nan
+    soundfile.write(folder / "nan.wav", broken, RATE, subtype="FLOAT")
+    return folder
+
+
+def manifest(folder, *lines):
+    path = folder / "set.jsonl"
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return path
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory, media):
+    """(config file, workdir): one stage of VQA on an encoded set, and a checkpoint of its first state."""
+    folder = tmp_path_factory.mktemp("tiny")
+    base = write_config(folder)
+    config = folder / "vqa.py"
+    config.write_text(
+        base.read_text().replace(
+            "    return config",
+            "    config.batch_size = 8  # as many rows as the test session has devices\n"
+            '    config.stages = type(config)({"only": {"steps": 3, "learning_rate": 1e-3, "weights": {"vqa": 1.0}}})\n'
+            f'    config.data.set, config.data["folder"] = "encoded", {str(folder / "sets")!r}\n'
+            "    return config",
+        )
+    )
+    words = [f"--config={config}", "--task=vqa", f"--jsonl={manifest(media, *[VQA] * 8)}"]
+    data_command.COMMAND.call(data_command.run, ["build", str(folder / "sets"), *words])
+    untrained(load_config(str(config)), folder / "run")
+    return config, folder / "run"
+
+
+@pytest.fixture
+def refusal(capfd):
+    """Runs a command; returns the one line it must leave on stderr."""
+
+    def run(module, *words):
+        capfd.readouterr()
+        command = module.COMMAND
+        assert guard(command.program, lambda: command.call(module.run, list(map(str, words)))) == 2
+        printed = capfd.readouterr()
+        assert printed.out == "" and printed.err.count("\n") == 1 and printed.err.endswith("\n"), printed
+        assert printed.err.startswith(f"{command.program}: ") and "Traceback" not in printed.err
+        return printed.err
+
+    return run
+
+
+@pytest.fixture
+def sampling(refusal, tiny, tmp_path):
+    """`omnidiff sample` that must refuse and leave no file."""
+
+    def run(*words):
+        said = refusal(sample_command, f"--workdir={tiny[1]}", f"--out={tmp_path / 'answer'}", *words)
+        assert list(tmp_path.iterdir()) == []
+        return said
+
+    return run
+
+
+def test_unknown_config_keys_and_tasks(refusal, tiny, tmp_path):
+    config, _ = tiny
+    base = (f"--config={config}", f"--workdir={tmp_path / 'run'}")
+    assert "unknown config key 'batchsize'" in refusal(train_command, *base, "--config.batchsize=3")
+    assert "did you mean 'model.layers'?" in refusal(train_command, *base, "--config.model.layrs=3")
+    assert "'batch_size' = 'many' must be int" in refusal(train_command, *base, "--config.batch_size=many")
+    assert "did you mean 'omni'?" in refusal(train_command, *base, "--config.program=onmi")
+    assert "did you mean 'encoded'?" in refusal(train_command, *base, "--config.data.set=encodde")
+    assert "tiny/nothing.py does not exist" in refusal(train_command, "--config=tiny/nothing.py", *base[1:])
+    assert "batch_size = 6 rows cannot be split over 8 devices" in refusal(
+        train_command, *base, "--config.batch_size=6"
+    )
+    wrong = tmp_path / "wrong.py"
+    wrong.write_text(config.read_text().replace('"vqa": 1.0', '"vqq": 1.0'))
+    said = refusal(train_command, f"--config={wrong}", base[1])
+    assert "unknown task 'vqq'; did you mean 'vqa'?" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_misspelt_task_is_answered_with_the_nearest(refusal, tiny):
+    workdir = f"--workdir={tiny[1]}"
+    for module in (sample_command, evaluate_command):
+        assert "did you mean 't2i'?" in refusal(module, workdir, "--task=t2j")
+    assert "--task" in refusal(sample_command, workdir)
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        ("absent.png", "absent.png does not exist"),
+        ("cut.png", "cut.png is damaged"),
+        ("text.png", "text.png is not a readable image"),
+        ("good.wav", "good.wav is not a readable image"),
+    ],
+)
+def test_pictures_that_cannot_be_used(sampling, media, file, expected):
+    assert expected in sampling("--task=vqa", "--text=what is it", f"--image={media / file}")
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        ("absent.wav", "absent.wav does not exist"),
+        ("cut.wav", "cut.wav is cut short"),
+        ("text.wav", "text.wav is not readable audio"),
+        ("empty.wav", "empty.wav is empty"),
+        ("silent.wav", "silent.wav has 0 samples"),
+        ("nan.wav", "nan.wav holds 1 NaN or infinite samples, the first at 77"),
+    ],
+)
+def test_sounds_that_cannot_be_used(sampling, media, file, expected):
+    assert expected in sampling("--task=asr", f"--audio={media / file}")
+
+
+def test_requests_that_do_not_fit(sampling, media):
+    assert "needs --audio" in sampling("--task=asr")
+    assert "does not take --image" in sampling("--task=t2i", "--text=red", f"--image={media / 'good.png'}")
+    assert "must be four whole numbers" in sampling(
+        "--task=inpainting", "--text=red", "--hole=1,2,3", f"--image={media / 'good.png'}"
+    )
+    assert "must be a box" in sampling(
+        "--task=inpainting", "--text=red", "--hole=0,0,65,9", f"--image={media / 'good.png'}"
+    )
+    assert "must end with .png" in sampling("--task=t2i", "--text=red", "--out=answer.jpg")
+    assert "--steps=0" in sampling("--task=t2i", "--text=red", "--steps=0")
+    assert "temperature" in sampling("--task=t2i", "--text=red", "--temperature=-1")
+    assert "<|image|>" in sampling("--task=t2i", "--text=red <|image|>")
+
+
+def test_requests_over_the_canvas(sampling, tiny, tmp_path_factory):
+    limit = f"the canvas has {load_config(str(tiny[0])).data.length};"
+    said = sampling("--task=text_qa", f"--text={'word ' * 500}")
+    assert limit in said and "shorten" in said
+    long = tmp_path_factory.mktemp("long") / "long.wav"
+    write_wav(long, Waveform(tone(60.0), RATE))
+    assert limit in sampling("--task=asr", f"--audio={long}")
+
+
+@pytest.mark.parametrize("file", ["good.wav", "8bit.wav", "96k.wav", "stereo.wav"])
+def test_odd_sounds_are_taken(tiny, media, tmp_path, capfd, file):
+    words = [
+        f"--workdir={tiny[1]}",
+        "--task=s2i",
+        f"--audio={media / file}",
+        f"--out={tmp_path / 'drawn'}",
+        "--steps=2",
+    ]
+    capfd.readouterr()
+    command = sample_command.COMMAND
+    assert guard(command.program, lambda: command.call(sample_command.run, words)) == 0
+    assert capfd.readouterr().out == f"{tmp_path / 'drawn.png'}\n" and (tmp_path / "drawn.png").stat().st_size > 100
+
+
+def test_folders_without_a_run(refusal, tiny, tmp_path):
+    for module, words in ((sample_command, ("--task=text_qa", "--text=hi")), (evaluate_command, ())):
+        said = refusal(module, f"--workdir={tmp_path / 'absent'}", *words)
+        assert "no checkpoints in" in said and "omnidiff train" in said
+        (tmp_path / "run" / "checkpoints").mkdir(parents=True, exist_ok=True)
+        assert "no checkpoint in" in refusal(module, f"--workdir={tmp_path / 'run'}", *words)
+    assert not (tmp_path / "absent").exists()
+
+
+def test_a_checkpoint_of_another_config(refusal, tiny):
+    config, workdir = tiny
+    before = sorted(path.relative_to(workdir) for path in workdir.rglob("*"))
+    said = refusal(train_command, f"--config={config}", f"--workdir={workdir}", "--config.model.layers=3")
+    assert "was trained with config.model.layers = 2, this config has 3" in said and "--config.model.layers=2" in said
+    assert sorted(path.relative_to(workdir) for path in workdir.rglob("*")) == before
+
+
+def test_bad_lines_are_counted_and_the_rest_is_used(tiny, media, tmp_path, capsys):
+    hear = {
+        "messages": [{"role": "user", "content": "<|audio|>\n<|image|>"}, {"role": "assistant", "content": "yes"}],
+        "images": ["good.png"],
+    }
+    lines = manifest(
+        media,
+        VQA,
+        '{"messages": [',
+        VQA | {"images": ["absent.png"]},
+        VQA | {"images": ["cut.png"]},
+        VQA | {"images": []},
+        VQA | {"messages": VQA["messages"][:1]},
+        *(
+            hear | {"audios": [name]}
+            for name in ("absent.wav", "silent.wav", "nan.wav", "96k.wav", "stereo.wav", "8bit.wav")
+        ),
+    )
+    expected = {
+        "line is not JSON": 1,
+        "missing image": 1,
+        "unusable image": 1,
+        "images do not match the tags": 1,
+        "no assistant message": 1,
+        "missing audio": 1,
+        "unusable audio": 2,
+    }
+    command = data_command.COMMAND
+    assert guard(command.program, lambda: command.call(data_command.run, ["check", str(lines), "--json"])) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report["accepted"] == 4 and report["rejected"] == expected
+    words = ["build", str(tmp_path / "sets"), f"--config={tiny[0]}", "--task=spoken_vqa", f"--jsonl={lines}", "--json"]
+    assert guard(command.program, lambda: command.call(data_command.run, words)) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])["spoken_vqa"]
+    assert report["examples"] == 4 and report["rejected"] == expected
+
+
+def test_manifests_that_cannot_be_built(refusal, tiny, media, tmp_path):
+    config = f"--config={tiny[0]}"
+    good = manifest(media, VQA)
+    absent = refusal(data_command, "check", tmp_path / "absent.jsonl")
+    assert "cannot read" in absent and "absent.jsonl" in absent
+    assert "--jsonl needs --task" in refusal(data_command, "build", tmp_path / "a", config, f"--jsonl={good}")
+    assert "did you mean 'build'?" in refusal(data_command, "biuld", tmp_path / "a", config)
+    (tmp_path / "taken" / "vqa").mkdir(parents=True)
+    said = refusal(data_command, "build", tmp_path / "taken", config, "--task=vqa", f"--jsonl={good}")
+    assert "exists already" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["taken"]
+
+
+def test_a_run_that_finds_no_data_or_tokenizers(refusal, tiny, tmp_path):
+    config = f"--config={tiny[0]}"
+    run = f"--workdir={tmp_path / 'run'}"
+    said = refusal(train_command, config, run, f"--config.data.folder={tmp_path / 'sets'}")
+    assert "build the data set first" in said and str(tmp_path / "sets") in said
+    said = refusal(train_command, config, run, f"--config.tokenizers.image={tmp_path / 'absent'}")
+    assert "absent" in said and "config.json" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_broken_weights_are_named(refusal, tiny, tmp_path):
+    (tmp_path / "image").mkdir()
+    shutil.copy(nano_dir("image_tokenizer") / "config.json", tmp_path / "image")
+    (tmp_path / "image" / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
+    words = (f"--config={tiny[0]}", f"--workdir={tmp_path / 'run'}", f"--config.tokenizers.image={tmp_path / 'image'}")
+    assert "model.safetensors lacks tensor" in refusal(train_command, *words)
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,108 @@
+"""The main job, tiny, through the commands a user types: train, kill, resume, sample, evaluate."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from PIL import Image
+from tiny_run import write_config
+
+from omnidiff_jax.media.audio import read_audio
+from omnidiff_jax.tasks.registry import TASKS
+from omnidiff_jax.training.metrics import read_metrics
+
+STAGES = ["stage1_visual_language", "stage2_speech_vision_language", "stage3_speech_driven_visual"]
+
+
+def done(result):
+    assert result.returncode == 0, result.stderr[-2000:]
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def trained(omnidiff, tmp_path_factory):
+    """(config file, workdir of a run that nothing interrupted)."""
+    folder = tmp_path_factory.mktemp("tiny")
+    config = write_config(folder)
+    done(omnidiff("train", f"--config={config}", f"--workdir={folder / 'run'}"))
+    return config, folder / "run"
+
+
+def kill_after(workdir, step, command):
+    """Starts the command and kills it, as a pulled plug would, once checkpoint `step` is whole."""
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    with open(workdir / "killed.log", "w") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        while not (workdir / "checkpoints" / str(step)).is_dir():
+            assert process.poll() is None, (workdir / "killed.log").read_text()[-2000:]
+            time.sleep(0.002)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+
+
+def test_a_run_leaves_what_the_contract_names(trained):
+    _, workdir = trained
+    metrics = read_metrics(workdir / "metrics.jsonl")
+    assert [line["step"] for line in metrics] == list(range(1, 25))
+    assert list(dict.fromkeys(line["stage"] for line in metrics)) == STAGES
+    assert {"loss", "task_loss", "tokens_per_second"} <= set(metrics[-1])
+    assert {name for line in metrics for name in line["task_loss"]} == set(TASKS) - {"inpainting"}
+    assert metrics[-1]["loss"] < metrics[0]["loss"]
+    assert list((workdir / "tensorboard").iterdir())
+    assert sorted(int(path.name) for path in (workdir / "checkpoints").iterdir()) == [20, 24]
+
+
+def test_a_killed_run_goes_on_as_if_it_had_not_been(trained, omnidiff, tmp_path):
+    config, whole = trained
+    shutil.copytree(whole / "data", tmp_path / "data")
+    words = ("train", f"--config={config}", f"--workdir={tmp_path}")
+    kill_after(tmp_path, 4, [sys.executable, "-m", "omnidiff_jax.cli", *words])
+    reached = read_metrics(tmp_path / "metrics.jsonl")[-1]["step"]
+    assert 4 <= reached < 24
+    done(omnidiff(*words))
+    runs = [read_metrics(folder / "metrics.jsonl") for folder in (whole, tmp_path)]
+    numbers = ("step", "stage", "loss", "task_loss", "noise_loss", "accuracy")
+    one, other = ([{name: line[name] for name in numbers} for line in run] for run in runs)
+    assert one == other
+    # Started again, a finished run has nothing to do and says the same.
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    done(omnidiff(*words))
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_sampling_text_a_picture_and_speech(trained, omnidiff, tmp_path):
+    _, workdir = trained
+
+    def sample(*words):
+        return omnidiff("sample", f"--workdir={workdir}", f"--out={tmp_path / 'answer'}", *words)
+
+    said = sample("--task=text_qa", "--text=how many objects", "--steps=4")
+    assert said.returncode == 0 or "request is empty" in said.stderr
+    assert done(sample("--task=t2i", "--text=small red circle top left, on white")).strip() == f"{tmp_path}/answer.png"
+    with Image.open(tmp_path / "answer.png") as image:
+        assert image.size == (64, 64) and image.mode == "RGB"
+    spoken = sample("--task=tts", "--text=two")
+    if spoken.returncode == 0:
+        assert spoken.stdout.strip() == f"{tmp_path}/answer.wav"
+        assert read_audio(tmp_path / "answer.wav").seconds > 0.05
+    else:
+        assert "request is empty" in spoken.stderr
+
+
+def test_evaluating_every_task(trained, omnidiff):
+    _, workdir = trained
+    shown = done(omnidiff("evaluate", f"--workdir={workdir}", "--cases=2"))
+    scorecard = json.loads((workdir / "scorecard.json").read_text())
+    assert list(scorecard["tasks"]) == list(TASKS)
+    for name, entry in scorecard["tasks"].items():
+        assert entry["n"] == 2 and name in shown
+        assert abs(entry["ceiling"] - entry["higher_is_better"]) < 0.6
+    report = (workdir / "report.html").read_text()
+    assert "http" not in report and "data:image/png" in report and "loss by task" not in report[:200]
+    names = {path.name.split(".")[0].rstrip("_0123456789") for path in (workdir / "samples").iterdir()}
+    assert set(TASKS) <= names
