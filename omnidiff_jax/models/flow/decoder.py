@@ -39,6 +39,8 @@ class FlowConfig:
       drop_rate: probability of training without conditions.
       guidance: w in v = (1 + w) v_cond - w v_uncond.
       steps: Euler steps.
+      temperature: standard deviation of the noise that sampling starts from; below 1, a small estimator, which cannot
+        take all of the noise out again, gives a clean mean instead.
       dtype: compute dtype; parameters, norms and the integration are float32.
     """
 
@@ -58,6 +60,7 @@ class FlowConfig:
     drop_rate: float = 0.2
     guidance: float = 0.7
     steps: int = 10
+    temperature: float = 1.0
     dtype: str = "float32"
 
     def frames(self, codes: int) -> int:

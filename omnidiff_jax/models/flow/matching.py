@@ -140,11 +140,11 @@ def sample(
     A prompt's codes stand before the others in `codes` and its mel in `condition`; the caller cuts its frames off.
 
     Args:
-      model: decoder (steps and guidance are its config's).
+      model: decoder (steps, guidance and temperature are its config's).
       params: its parameters.
       codes: int [B, L].
       lengths: int [B].
-      noise: the starting point z, [B, T, M].
+      noise: standard normal, [B, T, M]; scaled by the temperature it is the starting point.
       mask: bool [B, T], frames of each utterance (`FlowConfig.frames`).
       speaker: speaker vectors [B, S], None = zero.
       condition: prompt, see `training_loss`.
@@ -177,6 +177,6 @@ def sample(
         delta = until - t
         return (x + delta * velocity(x, t), t + delta), None
 
-    start = (noise.astype(jnp.float32), jnp.float32(0.0))
+    start = (config.temperature * noise.astype(jnp.float32), jnp.float32(0.0))
     (x, _), _ = jax.lax.scan(step, start, jnp.asarray(times(config.steps)[1:]))
     return x * config.mel_std + config.mel_mean
