@@ -1,8 +1,8 @@
-"""What is said about scenes: captions, questions and answers, general knowledge, caption parser, text corpus."""
+"""What is said about scenes: captions, questions and answers, general knowledge, the parser of captions."""
 
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -15,8 +15,6 @@ from data_pipelines.scenes.scene import (
     SIZES,
     Scene,
     Thing,
-    generator,
-    sample_scene,
 )
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -146,12 +144,6 @@ def _thing(match: re.Match[str]) -> Thing:
     return Thing(match["size"], match["color"], match["shape"], match["place"])
 
 
-def parse_object(text: str) -> Thing | None:
-    """The one object that the text names ("small red circle top left"), or None."""
-    match = _OBJECT.fullmatch(text.strip())
-    return _thing(match) if match else None
-
-
 def parse_caption(text: str) -> Scene | None:
     """The scene that a caption describes (jitter 0), or None if it is not a caption.
 
@@ -204,18 +196,3 @@ def heard_words() -> tuple[str, ...]:
     for group in questions(scene).values():
         words |= {word for question in group for word in question.text.split()}
     return tuple(sorted(words))
-
-
-def corpus(count: int, prompts: Sequence[str] = ()) -> Iterator[str]:
-    """Text for training a SentencePiece model: prompts, general knowledge, answer phrases, and `count` captions.
-
-    Captions are those of training scenes; every other one is followed by a question with its answer.
-    """
-    yield from prompts
-    for question in KNOWLEDGE:
-        yield f"{question.text}\n{question.phrase}"
-    yield from answer_phrases()
-    for index in range(count):
-        scene = sample_scene(index, "train")
-        question = draw_question(scene, generator("corpus", index))
-        yield f"{caption(scene)}. {question.text}\n{question.answer}" if index % 2 else caption(scene)
