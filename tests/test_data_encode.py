@@ -16,8 +16,9 @@ from omnidiff_jax.media.audio import write_wav
 from omnidiff_jax.media.image import write_png
 from omnidiff_jax.records import Message, Record, Waveform
 from omnidiff_jax.tasks.chat import ChatLayout
-from omnidiff_jax.vocabulary import Vocabulary
+from omnidiff_jax.tokenizers import assets
 
+FINGERPRINT = "those of the test"
 TFDS_FILES = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
 
@@ -170,9 +171,9 @@ def test_bytes_that_are_no_example_are_refused():
 def test_sets_survive_the_disk(tmp_path, shards):
     made = [example(i, "hear" if i % 2 else "read", 5 + i, (i,) if i % 2 else ()) for i in range(10)]
     rejected = collections.Counter({"too long": 2})
-    manifest = storage.write_set(tmp_path / "set", iter(made), VOCABULARY, shards, rejected, {"seed": 1})
+    manifest = storage.write_set(tmp_path / "set", iter(made), FINGERPRINT, shards, rejected, {"seed": 1})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["set"]
-    source = storage.EncodedSet(tmp_path / "set", VOCABULARY)
+    source = storage.EncodedSet(tmp_path / "set", FINGERPRINT)
     assert source.manifest == manifest and len(source) == 10
     assert manifest.tasks == {"hear": 5, "read": 5} and manifest.rejected == {"too long": 2}
     for index in (0, 9, 3, 4, 4):
@@ -182,30 +183,44 @@ def test_sets_survive_the_disk(tmp_path, shards):
     with pytest.raises(IndexError):
         source[10]
     with pytest.raises(UserError, match="exists already"):
-        storage.write_set(tmp_path / "set", iter(made), VOCABULARY)
-    with pytest.raises(UserError, match="another vocabulary"):
-        storage.EncodedSet(tmp_path / "set", Vocabulary.compact(301, 32, 16))
+        storage.write_set(tmp_path / "set", iter(made), FINGERPRINT)
+    with pytest.raises(UserError, match="other tokenizers"):
+        storage.EncodedSet(tmp_path / "set", "others")
+
+
+def test_fingerprint_of_tokenizers_changes_with_their_files(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "config.json").write_bytes(b"{}")
+    (tmp_path / "a" / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "text.model").write_bytes(b"pieces")
+    parts = [tmp_path / "a", tmp_path / "text.model"]
+    first = assets.fingerprint(parts)
+    assert assets.fingerprint(parts) == first
+    (tmp_path / "a" / "model.safetensors").write_bytes(b"retrained")
+    assert assets.fingerprint(parts) != first
+    with pytest.raises(UserError, match="cannot read"):
+        assets.fingerprint([tmp_path / "none"])
 
 
 def test_broken_sets_are_named(tmp_path):
     with pytest.raises(UserError, match=r"manifest\.json"):
-        storage.EncodedSet(tmp_path / "none", VOCABULARY)
+        storage.EncodedSet(tmp_path / "none", FINGERPRINT)
 
     def failing():
         yield example(1)
         raise OSError("disk full")
 
     with pytest.raises(UserError, match="disk full"):
-        storage.write_set(tmp_path / "half", failing(), VOCABULARY)
+        storage.write_set(tmp_path / "half", failing(), FINGERPRINT)
     assert not list(tmp_path.iterdir())
-    storage.write_set(tmp_path / "set", [example(1), example(2)], VOCABULARY)
+    storage.write_set(tmp_path / "set", [example(1), example(2)], FINGERPRINT)
     (shard,) = (tmp_path / "set").glob("*.array_record")
     shard.write_bytes(b"nonsense")
     with pytest.raises(UserError, match="array_record"):
-        storage.EncodedSet(tmp_path / "set", VOCABULARY)
+        storage.EncodedSet(tmp_path / "set", FINGERPRINT)
     (tmp_path / "set" / "manifest.json").write_text("[]")
     with pytest.raises(UserError, match="not a data set's manifest"):
-        storage.EncodedSet(tmp_path / "set", VOCABULARY)
+        storage.EncodedSet(tmp_path / "set", FINGERPRINT)
 
 
 @pytest.fixture

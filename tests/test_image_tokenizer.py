@@ -268,7 +268,7 @@ def test_shipped_weights_keep_the_objects():
 
 def test_shipped_codes_see_their_own_patch_only():
     shipped = ImageTokenizer.load(assets.nano_dir("image_tokenizer"))
-    seen, _ = scene_pictures("test", (1.0, 0.0, 0.0))(0, 8)
+    seen, _ = scene_pictures(("test",), (1.0, 0.0, 0.0))(0, 8)
     changed = seen.copy()
     changed[:, 16:] = 255 - changed[:, 16:]
     np.testing.assert_array_equal(shipped.encode(seen)[:, :4], shipped.encode(changed)[:, :4])

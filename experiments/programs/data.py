@@ -13,12 +13,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from data_pipelines.scenes.tasks import SceneRecords
-from experiments.programs.omni import task_names
+from experiments.programs.omni import open_sets, task_names
 from experiments.programs.run import plain
 from experiments.programs.tokenizers import load_tokenizers
 from omnidiff_jax.data.encode import encode
 from omnidiff_jax.data.sources import RandomAccess, RejectedRecord
-from omnidiff_jax.data.storage import EncodedSet, Manifest, write_set
+from omnidiff_jax.data.storage import Manifest, write_set
+from omnidiff_jax.errors import UserError
 from omnidiff_jax.records import Record
 
 
@@ -34,7 +35,7 @@ def build_sets(config: ConfigDict, folder: str | os.PathLike[str], processes: in
         the manifest of each set.
 
     Raises:
-        UserError: a folder that cannot be written.
+        UserError: a folder that cannot be written, or a set that was built from something else.
     """
     root, names = Path(folder), task_names(config)
     missing = [name for name in names if not (root / name).is_dir()]
@@ -54,14 +55,26 @@ def build_sets(config: ConfigDict, folder: str | os.PathLike[str], processes: in
                     file=sys.stderr,
                     flush=True,
                 )
-    vocabulary = load_tokenizers(config).vocabulary
-    return {name: EncodedSet(root / name, vocabulary).manifest for name in names}
+    sets = open_sets(root, names, load_tokenizers(config))
+    for name, found in sets.items():
+        if found.manifest.origin != set_origin(config, name):
+            raise UserError(
+                f"{root / name} was built as {dict(found.manifest.origin)}, the config asks for "
+                f"{set_origin(config, name)}; remove it or use another --workdir"
+            )
+    return {name: found.manifest for name, found in sets.items()}
+
+
+def set_origin(config: ConfigDict, task: str) -> dict[str, Any]:
+    """What a task's set is made from; stands in its manifest."""
+    return {"world": "scenes", "task": task, "split": "train", "records": config.data.examples[task]}
 
 
 def build_set(config: dict[str, Any], task: str, folder: str) -> Manifest:
     """One task's training set of the Scenes world; run in a worker process."""
-    records = SceneRecords(task, "train", config["data"]["examples"][task])
-    return encode_set(ConfigDict(config), records, folder, {"world": "scenes", "task": task, "split": "train"})
+    settings = ConfigDict(config)
+    origin = set_origin(settings, task)
+    return encode_set(settings, SceneRecords(task, origin["split"], origin["records"]), folder, origin)
 
 
 def encode_set(
@@ -79,4 +92,4 @@ def encode_set(
                 rejected[error.reason] += 1
 
     examples = encode(usable(), tokenizers.codecs, rejected)
-    return write_set(folder, examples, tokenizers.vocabulary, 1, rejected, origin)
+    return write_set(folder, examples, tokenizers.fingerprint, 1, rejected, origin)

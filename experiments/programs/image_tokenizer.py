@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from data_pipelines.scenes.render import IMAGE_SIZE, render
-from data_pipelines.scenes.scene import Scene, sample_scene
+from data_pipelines.scenes.scene import MAX_INDEX, Scene, sample_scene
 from data_pipelines.scenes.scene_parser import parse_scene
 from experiments.programs.run import Run, tokenizer_run
 from omnidiff_jax.config import build
@@ -20,14 +20,19 @@ def without_jitter(scene: Scene) -> Scene:
     return Scene(tuple(dataclasses.replace(thing, dx=0, dy=0) for thing in scene.objects), scene.background)
 
 
-def scene_pictures(split: str, object_counts: Sequence[float]) -> Pictures:
-    """(index, count) -> the scenes of a split as they are seen, and without jitter."""
+# Exams count scenes from 0 upwards; the tokenizer learns from others.
+_FIRST_LEARNED = 1 << 31
+
+
+def scene_pictures(splits: Sequence[str], object_counts: Sequence[float], start: int = 0) -> Pictures:
+    """(index, count) -> scenes of the splits in turn, as they are seen and without jitter; `start` is scene 0."""
 
     def pictures(first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         seen = np.empty((count, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
         wanted = np.empty_like(seen)
         for row in range(count):
-            scene = sample_scene(first + row, split, object_counts)
+            split = splits[(first + row) % len(splits)]
+            scene = sample_scene((start + first + row) % MAX_INDEX, split, object_counts)
             seen[row], wanted[row] = render(scene), render(without_jitter(scene))
         return seen, wanted
 
@@ -41,16 +46,16 @@ def same_objects(originals: np.ndarray, drawn: np.ndarray) -> np.ndarray:
 
 
 def image_tokenizer_run(config: ConfigDict, workdir: Path) -> Run:
-    """Trains on scenes of the train split and validates on the test split; `workdir` holds the run and nothing else."""
+    """Validates on scenes of all held-out splits; `workdir` holds the run and nothing else."""
     training = dict(config.training) | {
         "model": dict(config.training.model) | {"dtype": config.dtype},
         "batch_size": config.batch_size,
     }
-    counts = config.pictures.object_counts
+    counts, splits = config.pictures.object_counts, config.pictures.splits
     program = ImageTokenizerProgram(
         build(ImageTokenizerTraining, training, "config.training"),
-        scene_pictures("train", counts),
-        scene_pictures("test", counts),
+        scene_pictures(splits, counts, _FIRST_LEARNED),
+        scene_pictures(("test", "compositional"), counts),
         same_objects,
     )
     return tokenizer_run(config, program)

@@ -83,7 +83,7 @@ def data_config(config: ConfigDict, tokenizers: Tokenizers) -> DataConfig:
 
 def open_sets(folder: str | os.PathLike[str], names: Sequence[str], tokenizers: Tokenizers) -> dict[str, EncodedSet]:
     """The encoded data sets `folder/NAME`."""
-    return {name: EncodedSet(Path(folder) / name, tokenizers.vocabulary) for name in names}
+    return {name: EncodedSet(Path(folder) / name, tokenizers.fingerprint) for name in names}
 
 
 def omni_program(

@@ -28,6 +28,7 @@ class Tokenizers:
     voices: codes to media.
     image_grid: codes of a drawn image, (rows, columns).
     speech_encoder: sizes of the encoder of what is heard; `speech_encoder_params` are its parameters.
+    fingerprint: of the vocabulary and every file that encoding depends on; encoded sets carry it.
     """
 
     vocabulary: Vocabulary
@@ -36,6 +37,7 @@ class Tokenizers:
     image_grid: tuple[int, int]
     speech_encoder: SpeechEncoderConfig
     speech_encoder_params: Any
+    fingerprint: str
 
 
 def tokenizer_folder(value: str, name: str) -> Path:
@@ -50,11 +52,16 @@ def load_tokenizers(config: ConfigDict) -> Tokenizers:
         UserError: a folder is missing or does not hold what it should.
     """
     names = config.tokenizers
-    text = text_tokenizers.load(tokenizer_folder(names.text, "text"))
-    image = ImageTokenizer.load(tokenizer_folder(names.image, "image_tokenizer"))
-    speech = SpeechTokenizer.load(tokenizer_folder(names.speech_tokenizer, "speech_tokenizer"))
+    encoders = [
+        tokenizer_folder(names.text, "text"),
+        tokenizer_folder(names.image, "image_tokenizer"),
+        tokenizer_folder(names.speech_tokenizer, "speech_tokenizer"),
+        tokenizer_folder(names.speech_encoder, "speech_encoder"),
+    ]
+    text = text_tokenizers.load(encoders[0])
+    image, speech = ImageTokenizer.load(encoders[1]), SpeechTokenizer.load(encoders[2])
+    encoder, params, frontend = load_speech_encoder(encoders[3])
     voice = SpeechDecoder.load(tokenizer_folder(names.speech_decoder, "speech_decoder"))
-    encoder, params, frontend = load_speech_encoder(tokenizer_folder(names.speech_encoder, "speech_encoder"))
     vocabulary = Vocabulary.compact(text.size, speech.codebook_size, image.config.codebook_size)
     size = names.assistant_image_size
     grid = image.grid(size, size)
@@ -73,4 +80,5 @@ def load_tokenizers(config: ConfigDict) -> Tokenizers:
         user_image_size=names.user_image_size,
         assistant_image_size=size,
     )
-    return Tokenizers(vocabulary, codecs, Voices(draw, speak), grid, encoder, params)
+    fingerprint = f"{vocabulary.fingerprint}:{assets.fingerprint(encoders)}"
+    return Tokenizers(vocabulary, codecs, Voices(draw, speak), grid, encoder, params, fingerprint)

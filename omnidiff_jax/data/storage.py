@@ -16,7 +16,6 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from omnidiff_jax.data.codec import from_bytes, to_bytes
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.records import EncodedExample
-from omnidiff_jax.vocabulary import Vocabulary
 
 MANIFEST = "manifest.json"
 VERSION = 1
@@ -34,7 +33,7 @@ class Manifest:
         tasks: examples of each task.
         tokens: tokens of all examples.
         frames: speech frames of all examples.
-        vocabulary: fingerprint of the vocabulary that the ids belong to.
+        tokenizers: fingerprint of the tokenizers that made the ids and frames.
         shards: examples in each shard, by file name.
         rejected: records left out, by reason.
         origin: how the set was built, free form.
@@ -44,7 +43,7 @@ class Manifest:
     tasks: Mapping[str, int]
     tokens: int
     frames: int
-    vocabulary: str
+    tokenizers: str
     shards: Mapping[str, int]
     rejected: Mapping[str, int]
     origin: Mapping[str, Any]
@@ -53,7 +52,7 @@ class Manifest:
 def write_set(
     directory: str | os.PathLike[str],
     examples: Iterable[EncodedExample],
-    vocabulary: Vocabulary,
+    tokenizers: str,
     shards: int = 1,
     rejected: Mapping[str, int] | None = None,
     origin: Mapping[str, Any] | None = None,
@@ -63,7 +62,7 @@ def write_set(
     Args:
         directory: must not exist yet.
         examples: written in order, example i to shard i mod `shards`.
-        vocabulary: of the examples' ids.
+        tokenizers: fingerprint of those that made the examples; whoever opens the set must name the same.
         shards: number of files.
         rejected: read after the last example, so a counter that `examples` itself fills is right.
         origin: how the set was built.
@@ -82,7 +81,7 @@ def write_set(
     try:
         # `or {}` would lose a counter that is still empty.
         counted = {} if rejected is None else rejected
-        manifest = _write(building, examples, vocabulary, shards, counted, origin or {})
+        manifest = _write(building, examples, tokenizers, shards, counted, origin or {})
         building.chmod(0o755)
         os.rename(building, target)
     except (OSError, RuntimeError) as error:
@@ -95,7 +94,7 @@ def write_set(
 def _write(
     folder: Path,
     examples: Iterable[EncodedExample],
-    vocabulary: Vocabulary,
+    tokenizers: str,
     shards: int,
     rejected: Mapping[str, int],
     origin: Mapping[str, Any],
@@ -118,7 +117,7 @@ def _write(
         dict(sorted(tasks.items())),
         tokens,
         frames,
-        vocabulary.fingerprint,
+        tokenizers,
         dict(zip(names, counts, strict=True)),
         dict(rejected),
         dict(origin),
@@ -135,11 +134,11 @@ class EncodedSet:
         manifest: what it holds.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], vocabulary: Vocabulary):
+    def __init__(self, directory: str | os.PathLike[str], tokenizers: str):
         """Opens the set at `directory`.
 
         Raises:
-            UserError: no set there, one of another version or vocabulary, or shards that are missing or broken.
+            UserError: no set there, one of another version or other tokenizers, or shards that are missing or broken.
         """
         self._folder = Path(directory)
         file = self._folder / MANIFEST
@@ -153,9 +152,9 @@ class EncodedSet:
             raise UserError(f"{file} is not a data set's manifest; build the data set again") from error
         if version != VERSION:
             raise UserError(f"{file} is of version {version}, this code reads {VERSION}; build the data set again")
-        if self.manifest.vocabulary != vocabulary.fingerprint:
+        if self.manifest.tokenizers != tokenizers:
             raise UserError(
-                f"{self._folder} was built for another vocabulary; build it again with this model's tokenizers"
+                f"{self._folder} was encoded by other tokenizers; remove it and build it again with this model's"
             )
         self._readers = [self._open(name, count) for name, count in self.manifest.shards.items()]
 
