@@ -10,6 +10,7 @@ import textwrap
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from omnidiff_jax.errors import UserError
@@ -134,6 +135,22 @@ def test_accumulated_step_equals_undivided_step():
         np.testing.assert_allclose(state.params["free"]["w"], results[0][0].params["free"]["w"], rtol=1e-5)
         np.testing.assert_allclose(metrics["loss"], results[0][1]["loss"], rtol=1e-5)
         np.testing.assert_allclose(metrics["sum/tokens"], batch["weight"].sum(), rtol=1e-6)
+
+
+def test_muon_turns_every_direction_of_a_matrix_equally_and_leaves_the_rest_to_adamw():
+    name = "backbone/layers/attention/query/kernel"
+    params = {name: jnp.zeros((2, 8, 2, 4)), "backbone/head": jnp.zeros((8, 9))}
+    grads = {key: jax.random.normal(jax.random.key(0), leaf.shape) for key, leaf in params.items()}
+    config = OptimizerConfig(algorithm="muon", matrix_rate=4.0)
+    tx, adamw = make_optimizer(config, lambda step: 0.01), optax.adamw(0.01, 0.9, 0.95, nesterov=True)
+    updates, _ = tx.update(grads, tx.init(params), params)
+    singular = np.linalg.svd(np.asarray(updates[name]).reshape(2, 8, 8), compute_uv=False)
+    assert (singular > 0.5 * 0.04).all() and (singular < 1.3 * 0.04).all(), "of the gradient they span a factor of 100"
+    head = {"backbone/head": grads["backbone/head"] / optax.global_norm(grads)}
+    expected, _ = adamw.update(head, adamw.init(head), {"backbone/head": params["backbone/head"]})
+    np.testing.assert_allclose(updates["backbone/head"], expected["backbone/head"], rtol=1e-5)
+    with pytest.raises(UserError, match="no layers of the backbone"):
+        tx.init({"decoder/kernel": jnp.zeros((3, 3))})
 
 
 def test_schedule_warms_up_and_decays_in_every_stage():

@@ -47,13 +47,23 @@ def get_config() -> ConfigDict:
             "hidden": 512,
             "rope_theta": 1e3,
             "init_stddev": 0.06,
+            "embed_stddev": 1.0,
+            "residual_stddev": 0.02,
             "attention": "rows",
             "remat": "none",
             "scan_layers": False,
         }
     )
     config.optimizer = ConfigDict(
-        {"b2": 0.95, "clip_norm": 1.0, "final_fraction": 0.05, "frozen": ("speech_encoder/*",)}
+        {
+            # AdamW needs about five times the samples here (docs/performance.md).
+            "algorithm": "muon",
+            "matrix_rate": 8.0,
+            "b2": 0.95,
+            "clip_norm": 1.0,
+            "final_fraction": 0.05,
+            "frozen": ("speech_encoder/*",),
+        }
     )
 
     config.data = ConfigDict(
@@ -86,16 +96,16 @@ def get_config() -> ConfigDict:
         {
             "stage1_visual_language": ConfigDict(
                 {
-                    "steps": 500,
-                    "learning_rate": 2e-3,
+                    "steps": 600,
+                    "learning_rate": 1.5e-3,
                     "final_fraction": 0.6,
-                    "weights": ConfigDict({"text_qa": 1.5, "captioning": 2.0, "t2i": 2.0}),
+                    "weights": ConfigDict({"text_qa": 2.0, "captioning": 2.0, "t2i": 1.5}),
                 }
             ),
             "stage2_speech_vision_language": ConfigDict(
                 {
-                    "steps": 1000,
-                    "learning_rate": 2e-3,
+                    "steps": 1400,
+                    "learning_rate": 1.5e-3,
                     "final_fraction": 0.6,
                     "weights": ConfigDict(
                         {
@@ -112,7 +122,7 @@ def get_config() -> ConfigDict:
             ),
             "stage3_speech_driven_visual": ConfigDict(
                 {
-                    "steps": 1500,
+                    "steps": 2500,
                     "learning_rate": 1.5e-3,
                     "final_fraction": 0.01,
                     "weights": ConfigDict(

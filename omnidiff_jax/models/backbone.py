@@ -43,7 +43,10 @@ class BackboneConfig:
         hidden: F of the feed-forward.
         norm_epsilon: added to the mean square in RMSNorm.
         rope_theta: RoPE base.
-        init_stddev: standard deviation of every initial weight matrix.
+        init_stddev: standard deviation of the initial weight matrices that have no other.
+        embed_stddev: that of the embedding table. A small model learns much faster when its tokens are louder than what
+            the untrained layers add to them: near 1, with a small `residual_stddev`.
+        residual_stddev: that of the two matrices a layer adds to the residual stream through.
         dtype: of activations and matmuls; parameters, norms and softmax are float32.
         attention: a name in `attention.BACKENDS`.
         remat: a name in `REMAT_POLICIES`.
@@ -62,6 +65,8 @@ class BackboneConfig:
     norm_epsilon: float = 1e-6
     rope_theta: float = 1e6
     init_stddev: float = 0.02
+    embed_stddev: float = 0.02
+    residual_stddev: float = 0.02
     dtype: str = "bfloat16"
     attention: str = "xla"
     remat: str = "full"
@@ -94,10 +99,11 @@ def _linear(
     name: str,
     outputs: tuple[int, ...],
     names: tuple[str, ...],
+    stddev: float,
     contract: int = 1,
     bias: bool = False,
 ) -> Linear:
-    init = nn.initializers.normal(config.init_stddev)
+    init = nn.initializers.normal(stddev)
     return Linear(outputs, names, contract, use_bias=bias, dtype=config.dtype, kernel_init=init, name=name)
 
 
@@ -113,7 +119,8 @@ class Attention(nn.Module):
         c = self.config
 
         def project(name: str, heads: int, axis: str) -> jax.Array:
-            return _linear(c, name, (heads, c.head_dim), (axes.EMBED, axis, axes.HEAD_DIM), bias=True)(x)
+            names = (axes.EMBED, axis, axes.HEAD_DIM)
+            return _linear(c, name, (heads, c.head_dim), names, c.init_stddev, bias=True)(x)
 
         query = apply_rope(project("query", c.heads, axes.HEADS), *rope)
         key = apply_rope(project("key", c.kv_heads, axes.KV_HEADS), *rope)
@@ -123,7 +130,8 @@ class Attention(nn.Module):
         value = constrain(value, axes.BATCH, axes.KV_LENGTH, axes.ACT_KV_HEADS, axes.HEAD_DIM)
         y = attention(query, key, value, *segments, backend=c.attention)
         y = checkpoint_name(y, "attention")
-        return _linear(c, "out", (c.width,), (axes.HEADS, axes.HEAD_DIM, axes.EMBED), contract=2)(y)
+        names = (axes.HEADS, axes.HEAD_DIM, axes.EMBED)
+        return _linear(c, "out", (c.width,), names, c.residual_stddev, contract=2)(y)
 
 
 class FeedForward(nn.Module):
@@ -134,10 +142,10 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         c = self.config
-        gate = _linear(c, "gate", (c.hidden,), (axes.EMBED, axes.MLP))(x)
-        up = _linear(c, "up", (c.hidden,), (axes.EMBED, axes.MLP))(x)
+        gate = _linear(c, "gate", (c.hidden,), (axes.EMBED, axes.MLP), c.init_stddev)(x)
+        up = _linear(c, "up", (c.hidden,), (axes.EMBED, axes.MLP), c.init_stddev)(x)
         y = constrain(nn.silu(gate) * up, axes.BATCH, axes.LENGTH, axes.ACT_MLP)
-        return _linear(c, "down", (c.width,), (axes.MLP, axes.EMBED))(y)
+        return _linear(c, "down", (c.width,), (axes.MLP, axes.EMBED), c.residual_stddev)(y)
 
 
 class Block(nn.Module):
@@ -164,9 +172,11 @@ class Backbone(nn.Module):
 
     def setup(self):
         c = self.config
-        normal = nn.initializers.normal(c.init_stddev)
+        normal = nn.initializers.normal
         self.embedding = self.param(
-            "embedding", nn.with_logical_partitioning(normal, (axes.VOCAB, axes.EMBED)), (c.vocab_size, c.width)
+            "embedding",
+            nn.with_logical_partitioning(normal(c.embed_stddev), (axes.VOCAB, axes.EMBED)),
+            (c.vocab_size, c.width),
         )
         block = Block
         policy = choose(REMAT_POLICIES, c.remat, "remat policy")
@@ -183,7 +193,9 @@ class Backbone(nn.Module):
         )(c)
         self.norm = RMSNorm(c.norm_epsilon)
         self.head = self.param(
-            "head", nn.with_logical_partitioning(normal, (axes.EMBED, axes.VOCAB)), (c.width, c.vocab_size)
+            "head",
+            nn.with_logical_partitioning(normal(c.init_stddev), (axes.EMBED, axes.VOCAB)),
+            (c.width, c.vocab_size),
         )
 
     def __call__(self, inputs_embeds: jax.Array, positions: jax.Array, segment_ids: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""AdamW with per-stage warm-up and cosine schedules, frozen parts by rule, and an optional weight average."""
+"""AdamW or Muon under per-stage warm-up and cosine schedules, frozen parts by rule, and an optional weight average."""
 
 import dataclasses
 import fnmatch
@@ -11,6 +11,7 @@ import optax
 from flax import traverse_util
 
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.training.muon import muon
 
 FlatParams = dict[str, jax.Array]
 
@@ -20,6 +21,8 @@ class OptimizerConfig:
     """Defaults are those of SPEC §4 (arXiv 2603.06577, training details).
 
     Attributes:
+        algorithm: "adamw", or "muon" for the backbone's matrices (`training/muon.py`) with AdamW for the rest.
+        matrix_rate: under "muon", the matrices' learning rate as a multiple of the schedule's.
         b1, b2, eps, weight_decay: AdamW.
         clip_norm: global gradient norm above which gradients are scaled down.
         warmup_fraction: share of each stage's steps spent on linear warm-up from 0.
@@ -29,6 +32,8 @@ class OptimizerConfig:
         ema_decay: decay of the weight average used for sampling; 0 keeps none.
     """
 
+    algorithm: Literal["adamw", "muon"] = "adamw"
+    matrix_rate: float = 8.0
     b1: float = 0.9
     b2: float = 0.95
     eps: float = 1e-8
@@ -87,7 +92,10 @@ def join_params(*parts: FlatParams) -> Any:
 
 
 def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Clip by global norm, then AdamW; works on the flat dict of trainable parameters."""
-    moments = jnp.dtype(config.moment_dtype)
-    adam = optax.adamw(schedule, config.b1, config.b2, config.eps, mu_dtype=moments, weight_decay=config.weight_decay)
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adam)
+    """Clip by global norm, then the algorithm; works on the flat dict of trainable parameters."""
+    moments, decay = jnp.dtype(config.moment_dtype), config.weight_decay
+    if config.algorithm == "muon":
+        update = muon(schedule, config.matrix_rate, config.b1, config.b2, config.eps, decay, moments)
+    else:
+        update = optax.adamw(schedule, config.b1, config.b2, config.eps, mu_dtype=moments, weight_decay=decay)
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
