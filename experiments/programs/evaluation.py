@@ -28,6 +28,7 @@ from omnidiff_jax.media.audio import write_wav
 from omnidiff_jax.media.image import write_png
 from omnidiff_jax.tasks.registry import TASKS
 from omnidiff_jax.training.metrics import read_metrics
+from omnidiff_jax.vocabulary import Vocabulary
 
 SHOWN = 6  # answers of each task in the report
 STRIPS = 2  # of those with their decoding steps
@@ -138,7 +139,8 @@ def _views(sat: Exam, result: Result, tokenizers: Tokenizers) -> list[View]:
 
 
 def _strip(steps: np.ndarray, sat: Exam, tokenizers: Tokenizers, frames: int = 9) -> tuple[Any, ...]:
-    """Some of the decoding steps: pictures with their masked codes gray, or text with its masked tokens as dots."""
+    """Some of the decoding steps: pictures with their masked codes gray, text with its masked tokens as dots, speech as
+    one picture of cells."""
     vocabulary, grid = tokenizers.vocabulary, tokenizers.image_grid
     chosen = steps[np.unique(np.linspace(0, len(steps) - 1, frames).round().astype(int))]
     if sat.task.answer in ("image", "hole"):
@@ -151,8 +153,16 @@ def _strip(steps: np.ndarray, sat: Exam, tokenizers: Tokenizers, frames: int = 9
         return tuple(np.where(shown, pictures, np.uint8(150)))
     if sat.task.answer == "text":
         return tuple(_partly(step, tokenizers) for step in chosen)
-    share = (chosen == vocabulary.mask).mean(axis=1)
-    return tuple(f"{100 * (1 - float(s)):.0f} %" for s in share)
+    return (_cells(chosen, vocabulary),)
+
+
+def _cells(steps: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
+    """Decoding steps as rows of cells: gray is masked, green text, a blue each a speech code, white the rest."""
+    kinds = [steps == vocabulary.mask, vocabulary.text.contains(steps), vocabulary.speech.contains(steps)]
+    shade = (steps % 97)[..., None] / 97.0 * np.array([90, 110, 50]) + np.array([30, 70, 170])
+    fills = [np.full_like(shade, 190), np.broadcast_to([42.0, 157.0, 92.0], shade.shape), shade]
+    pixels = np.select([kind[..., None] for kind in kinds], fills, 255.0).astype(np.uint8)
+    return np.kron(pixels, np.ones((4, 4, 1), np.uint8))
 
 
 def _partly(tokens: np.ndarray, tokenizers: Tokenizers) -> str:

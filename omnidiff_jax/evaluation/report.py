@@ -160,7 +160,8 @@ def _card(view: View) -> str:
     if view.expected not in ("", view.asked):
         parts.append(f"<p class=label>expected: {html.escape(view.expected)}</p>")
     if view.strip:
-        frames = (f"<span>{html.escape(f)}</span>" if isinstance(f, str) else _image(f, 40) for f in view.strip)
+        width = 40 if len(view.strip) > 1 else 280  # a strip of small pictures, or one of all steps
+        frames = (f"<span>{html.escape(f)}</span>" if isinstance(f, str) else _image(f, width) for f in view.strip)
         parts.append(f"<p class=label>decoding steps</p><div class=strip>{''.join(frames)}</div>")
     return "".join(parts) + "</div>"
 
