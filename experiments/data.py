@@ -2,7 +2,11 @@
 
     omnidiff data build OUT --config=experiments/configs/nano.py             the config's Scenes sets, one folder a task
     omnidiff data build OUT --config=… --task=vqa --jsonl=vqa.jsonl          one task's set from a JSONL manifest
+    omnidiff data build OUT --task=spoken_vqa --sdvi=vqa.jsonl               SDVI: a manifest's pairs, spoken
     omnidiff data check SET.jsonl                                            what training would accept and reject
+
+--sdvi takes visual questions (--task=spoken_vqa) or image prompts (--task=s2i), drops what the rules of SDVI call not
+speakable, and writes a manifest with its media.
 
 A manifest holds a line {"messages": [{"role", "content"}], "images": [paths], "audios": [paths]} a sample.
 """
@@ -10,6 +14,8 @@ A manifest holds a line {"messages": [{"role", "content"}], "images": [paths], "
 import json
 from pathlib import Path
 
+from data_pipelines.scenes.tasks import speaker
+from data_pipelines.sdvi.build import build as build_sdvi
 from experiments.common import Command
 from experiments.programs.data import build_sets, encode_set
 from omnidiff_jax.config import suggest
@@ -21,6 +27,7 @@ from omnidiff_jax.tasks.registry import TASKS
 COMMAND = Command("data", __doc__, "build|check PATH")
 CONFIG = COMMAND.config("experiments/configs/nano.py")
 JSONL = COMMAND.string("jsonl", "manifest to build from")
+SDVI = COMMAND.string("sdvi", "manifest of written questions or prompts to speak")
 TASK = COMMAND.choice("task", "task that the manifest's samples train", tuple(TASKS))
 ROOT = COMMAND.string("root", "folder of the manifest's media (default: its own)")
 PROCESSES = COMMAND.integer("processes", "worker processes (default: one a core)", minimum=1)
@@ -35,13 +42,11 @@ def run(action: str, path: str) -> None:
             for reason, count in report["rejected"].items():
                 print(f"  {count} × {reason}, such as {report['examples_of_rejects'][reason]}")
     elif action == "build":
-        report = _build(Path(path))
+        report = _build(Path(path)) if SDVI.value is None else _build_sdvi(Path(path), SDVI.value)
         if not AS_JSON.value:
             for name, part in report.items():
-                print(
-                    f"{name}: {part['examples']} examples, {part['tokens']} tokens, "
-                    f"rejected {part['rejected'] or 'none'}"
-                )
+                counts = ", ".join(f"{count} {what}" for what, count in part.items() if what != "rejected")
+                print(f"{name}: {counts}, rejected {part['rejected'] or 'none'}")
     else:
         raise UserError(f"unknown action {action!r}; {suggest(action, ('build', 'check'))}")
     if AS_JSON.value:
@@ -60,6 +65,12 @@ def _build(out: Path) -> dict[str, dict[str, object]]:
         name: {"examples": m.examples, "tokens": m.tokens, "frames": m.frames, "rejected": dict(m.rejected)}
         for name, m in manifests.items()
     }
+
+
+def _build_sdvi(out: Path, source: str) -> dict[str, dict[str, object]]:
+    if TASK.value is None:
+        raise UserError("--sdvi needs --task: spoken_vqa or s2i")
+    return {TASK.value: build_sdvi(Path(source), out, TASK.value, speaker).to_dict()}
 
 
 if __name__ == "__main__":

@@ -257,6 +257,23 @@ def test_bad_lines_are_counted_and_the_rest_is_used(tiny, media, tmp_path, capsy
     assert report["examples"] == 4 and report["rejected"] == expected
 
 
+def test_sdvi_is_built_from_written_questions(capfd, refusal, media, tmp_path):
+    def pair(question, answer):
+        turns = [{"role": "user", "content": f"{question}\n<|image|>"}, {"role": "assistant", "content": answer}]
+        return {"messages": turns, "images": VQA["images"]}
+
+    written = manifest(media, pair("what is in the picture", "a red circle"), pair("what is 3 + 4", "7"))
+    command = data_command.COMMAND
+    words = ["build", str(tmp_path / "sdvi"), "--task=spoken_vqa", f"--sdvi={written}", "--json"]
+    assert guard(command.program, lambda: command.call(data_command.run, words)) == 0
+    report = json.loads(capfd.readouterr().out.splitlines()[-1])["spoken_vqa"]
+    assert report == {"accepted": 1, "rewritten": 0, "rejected": {"mathematics": 1}}
+    (line,) = (tmp_path / "sdvi" / "data.jsonl").read_text().splitlines()
+    assert len(json.loads(line)["audios"]) == 2, "the question and the answer are spoken"
+    assert "--sdvi needs --task" in refusal(data_command, "build", tmp_path / "other", f"--sdvi={written}")
+    assert "unknown SDVI task 'asr'" in refusal(data_command, *words[:1], tmp_path / "other", "--task=asr", words[3])
+
+
 def test_manifests_that_cannot_be_built(refusal, tiny, media, tmp_path):
     config = f"--config={tiny[0]}"
     good = manifest(media, VQA)
