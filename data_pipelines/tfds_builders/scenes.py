@@ -2,8 +2,10 @@
 
     pip install 'omnidiff_jax[build]'
     python -m data_pipelines.tfds_builders.scenes --config=vqa --data_dir=DIR
+    python -m data_pipelines.tfds_builders.scenes --config=vqa --data_dir=gs://… --beam_runner=DataflowRunner -- --project=…
 
-TensorFlow is needed to write only: `omnidiff_jax.data.sources.TfdsRecords(DIR/scenes/vqa/1.0.0, "train", to_record)`
+Examples are made by Apache Beam, on any of its runners; what follows `--` are the runner's options. TensorFlow and Beam
+are needed to write only: `omnidiff_jax.data.sources.TfdsRecords(DIR/scenes/vqa/1.0.0, "train", to_record)`
 reads the set without it.
 """
 
@@ -11,7 +13,7 @@ import argparse
 import dataclasses
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,9 +63,21 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
             for split in ("train", "test", "compositional")
         }
 
-    def _generate_examples(self, split: str, count: int) -> Iterator[tuple[int, dict[str, Any]]]:
-        for index in range(count):
-            yield index, to_example(make_record(self.builder_config.task, index, split))
+    def _generate_examples(self, split: str, count: int) -> Any:
+        import apache_beam as beam
+
+        return beam.Create(range(count)) | beam.Map(_numbered_example, task=self.builder_config.task, split=split)
+
+
+def _numbered_example(index: int, task: str, split: str) -> tuple[int, dict[str, Any]]:
+    return index, to_example(make_record(task, index, split))
+
+
+def download_config(runner: str, options: Sequence[str] = ()) -> tfds.download.DownloadConfig:
+    """How `download_and_prepare` runs: the name of a Beam runner, and its command-line options."""
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    return tfds.download.DownloadConfig(beam_runner=runner, beam_options=PipelineOptions(list(options)))
 
 
 def to_example(record: Record) -> dict[str, Any]:
@@ -109,9 +123,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", choices=TASKS, required=True, help="task")
     parser.add_argument("--data_dir", required=True, help="folder of TFDS data sets")
+    parser.add_argument("--beam_runner", default="DirectRunner", help="of Apache Beam (default: this machine)")
+    parser.add_argument("beam_options", nargs="*", help="options of the runner, after --")
     arguments = parser.parse_args()
     builder = Scenes(config=arguments.config, data_dir=arguments.data_dir, file_format="array_record")
-    builder.download_and_prepare()
+    builder.download_and_prepare(download_config=download_config(arguments.beam_runner, arguments.beam_options))
     print(builder.info)
 
 
