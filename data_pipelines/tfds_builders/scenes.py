@@ -2,7 +2,7 @@
 
     pip install 'omnidiff_jax[build]'
     python -m data_pipelines.tfds_builders.scenes --config=vqa --data_dir=DIR
-    python -m data_pipelines.tfds_builders.scenes --config=vqa --data_dir=gs://… --beam_runner=DataflowRunner -- --project=…
+    python -m data_pipelines.tfds_builders.scenes --config=vqa --data_dir=gs://… --beam_runner=DataflowRunner -- …
 
 Examples are made by Apache Beam, on any of its runners; what follows `--` are the runner's options. TensorFlow and Beam
 are needed to write only: `omnidiff_jax.data.sources.TfdsRecords(DIR/scenes/vqa/1.0.0, "train", to_record)`
