@@ -25,7 +25,7 @@ def example(share=0.5, seed=0):
     batch = Batch(
         inputs=ModelInputs(rng.integers(0, V, (B, L)).astype(np.int32), segments, np.zeros((B, L), np.int32)),
         targets=targets,
-        tail_pads=np.zeros((B, L), bool),
+        tail_pads=targets & (rng.random((B, L)) < 0.2),
         sample_ids=np.zeros((B, S), np.uint32),
         epochs=np.zeros((B, S), np.int32),
         task_ids=rng.integers(0, TASKS, (B, S)).astype(np.int32),
@@ -50,6 +50,11 @@ def dense(hidden, head, batch, corrupted, config):
     scored = corrupted.masked & valid
     if config.weighting == "inverse_t":
         return jnp.where(scored, nll / corrupted.probability, 0).sum() / (batch.targets & valid).sum(), nll, scored
+    if config.weighting == "sample":
+        answers = batch.targets & ~batch.tail_pads
+        lengths = jnp.stack([(answers & (segments == s + 1)).sum(1) for s in range(S)], 1)
+        each = jnp.take_along_axis(lengths, jnp.maximum(segments - 1, 0), 1)
+        return jnp.where(scored, nll / jnp.maximum(each, 1), 0).sum() / (lengths > 0).sum(), nll, scored
     return jnp.where(scored, nll, 0).sum() / scored.sum(), nll, scored
 
 
@@ -67,6 +72,7 @@ reference = jax.jit(jax.value_and_grad(lambda *args: dense(*args)[0], argnums=(0
     [
         LossConfig(chunk=7),
         LossConfig(chunk=10, groups=2, weighting="inverse_t"),
+        LossConfig(chunk=10, groups=2, weighting="sample"),
         LossConfig(alignment="same_position", chunk=1000, groups=4),
         LossConfig(alignment="shifted_released", chunk=16, capacity=0.5),
     ],

@@ -26,7 +26,8 @@ class LossConfig:
     """Attributes:
     alignment: a name in `alignment.ALIGNMENTS`.
     weighting: "none" = mean over masked positions (paper); "inverse_t" = each divided by the probability with which
-        it was masked, over the number of targets: the variational bound.
+        it was masked, over the number of targets: the variational bound; "sample" = each divided by the length of its
+        sample's answer (without tail pads), over the number of samples, so that a word weighs as much as a picture.
     capacity: share of positions that may be scored; at 1 nothing can overflow. Memory and compile-time
         sizes grow with it, time does not. Rows over it are dropped and counted in `Loss.dropped`.
     chunk: rows whose logits exist at once (in each group).
@@ -36,7 +37,7 @@ class LossConfig:
     """
 
     alignment: str = "shifted"
-    weighting: Literal["none", "inverse_t"] = "none"
+    weighting: Literal["none", "inverse_t", "sample"] = "none"
     capacity: float = 1.0
     chunk: int = 1024
     groups: int = 1
@@ -56,7 +57,7 @@ class Loss:
     Attributes:
         loss: the objective, differentiable: `total / normalizer`.
         total: weighted sum of losses, differentiable.
-        normalizer: number of masked positions ("none") or of targets ("inverse_t").
+        normalizer: number of masked positions ("none"), of targets ("inverse_t") or of answered samples ("sample").
         masked: number of scored positions.
         targets: number of targets that have a predictor.
         nll: unweighted sum of -log p over masked positions.
@@ -126,13 +127,22 @@ def masked_cross_entropy(
     sources = at_rows(index + row_start)
     predicting = jnp.take_along_axis(grouped(hidden), sources[..., None], axis=1)
     labels = at_rows(batch.inputs.tokens)
+    ones = live.astype(jnp.float32)
+    owner = jnp.clip(batch.inputs.segment_ids - 1, 0)
     inverse = jnp.where(live, 1.0 / at_rows(corrupted.probability), 0.0)
-    weights = inverse if config.weighting == "inverse_t" else live.astype(jnp.float32)
+    if config.weighting == "inverse_t":
+        weights, normalizer = inverse, targets
+    elif config.weighting == "sample":
+        lengths = answer_lengths(batch, owner)
+        weights = ones / jnp.maximum(at_rows(jnp.take_along_axis(lengths, owner, axis=1)), 1.0)
+        normalizer = (lengths > 0).sum().astype(jnp.float32)
+    else:
+        weights, normalizer = ones, ones.sum()
+    normalizer = jnp.maximum(normalizer, 1.0)
 
     chunks = (kept.max() + chunk - 1) // chunk
     total, nll, correct = _head_loss(predicting, head, labels, weights, chunks, chunk)
 
-    owner = jnp.clip(batch.inputs.segment_ids - 1, 0)
     tasks = at_rows(jnp.take_along_axis(batch.task_ids, owner, axis=1))
     levels = at_rows(jnp.take_along_axis(corrupted.ratio, owner, axis=1))
     buckets = jnp.clip((levels * config.noise_buckets).astype(jnp.int32), 0, config.noise_buckets - 1)
@@ -140,10 +150,8 @@ def masked_cross_entropy(
     def sums(values: jax.Array, ids: jax.Array, size: int) -> jax.Array:
         return jnp.einsum("gc,gcn->n", values, jax.nn.one_hot(ids, size, dtype=jnp.float32))
 
-    ones = live.astype(jnp.float32)
     nll, correct = jax.lax.stop_gradient(nll) * ones, correct * ones
     masked = ones.sum()
-    normalizer = jnp.maximum(targets if config.weighting == "inverse_t" else masked, 1.0)
     return Loss(
         loss=total / normalizer,
         total=total,
@@ -160,6 +168,13 @@ def masked_cross_entropy(
         noise_masked=sums(ones, buckets, config.noise_buckets),
         dropped=(found - kept).sum().astype(jnp.float32),
     )
+
+
+def answer_lengths(batch: Batch, owner: jax.Array) -> jax.Array:
+    """float32 [B, S]: targets of each sample that are not tail pads; `owner` int32 [B, L] is each position's sample."""
+    answer = (batch.targets & ~batch.tail_pads).astype(jnp.float32)
+    samples = batch.sample_ids.shape[1]
+    return jnp.einsum("bl,bls->bs", answer, jax.nn.one_hot(owner, samples, dtype=jnp.float32))
 
 
 def _score_chunk(hidden, kernel, labels, i, chunk):
