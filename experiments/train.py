@@ -3,8 +3,8 @@
     omnidiff train --config=experiments/configs/nano.py --workdir=DIR
     omnidiff train --config=experiments/configs/tokenizers/image.py --workdir=DIR
 
-Goes on from the newest whole checkpoint in the workdir. Leaves metrics.jsonl, goodput.json, TensorBoard events, logs/ and
-checkpoints/; a tokenizer is also exported to DIR/export, in the form that `config.tokenizers` takes.
+Goes on from the newest whole checkpoint in the workdir. Leaves metrics.jsonl, goodput.json, TensorBoard events, logs/
+and checkpoints/; a tokenizer is also exported to DIR/export, in the form that `config.tokenizers` takes.
 
 As one of several processes (SLURM, Open MPI and TPU pods are recognised) it joins the others; the workdir is then a
 folder that all of them see. SIGTERM saves and ends with status 75; started again it goes on. See docs/operations.md.

@@ -2,8 +2,8 @@
 
     python -m experiments.launch.local 2 omnidiff train --config=… --workdir=DIR
 
-Each process gets --coordinator, --num_processes and --process_id. A signal to the launcher goes to all; when one process
-fails, the others are ended after a grace time, as a cluster's launcher would.
+Each process gets --coordinator, --num_processes and --process_id. A signal to the launcher goes to all; when one
+process fails, the others are ended after a grace time, as a cluster's launcher would.
 """
 
 import os
@@ -14,8 +14,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import IO
-
-_GRACE_SECONDS = 20.0
 
 
 def free_port() -> int:
@@ -49,12 +47,12 @@ def end(processes: Sequence[subprocess.Popen], number: int = signal.SIGKILL) -> 
             process.send_signal(number)
 
 
-def wait(processes: Sequence[subprocess.Popen]) -> int:
-    """Waits for all; returns the first status that is not 0, else 0."""
+def wait(processes: Sequence[subprocess.Popen], grace: float = 20.0) -> int:
+    """Waits for all, and once one has failed, only `grace` seconds for the others; returns the first status not 0."""
     while any(process.poll() is None for process in processes):
         failed = [process.returncode for process in processes if process.poll() not in (None, 0)]
         if failed:
-            deadline = time.monotonic() + _GRACE_SECONDS
+            deadline = time.monotonic() + grace
             while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
                 time.sleep(0.05)
             end(processes)

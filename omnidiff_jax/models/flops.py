@@ -1,7 +1,7 @@
 """How many floating-point operations training takes, counted from the sizes: the one count behind every MFU.
 
-A multiply-add is two operations; the backward pass costs twice the forward one. Counted are the matrices of every layer,
-the head at every position, and attention between all pairs of positions of a row ("full attention": packing and
+A multiply-add is two operations; the backward pass costs twice the forward one. Counted are the matrices of every
+layer, the head at every position, and attention between all pairs of positions of a row ("full attention": packing and
 unmasked positions, which this code skips, make the hardware do less than is counted). Not counted: what
 rematerialisation does again, embeddings, norms, softmax, the frozen speech encoder, the optimizer.
 """
@@ -30,7 +30,7 @@ PEAK_FLOPS = {
 
 
 def matrix_parameters(config: BackboneConfig) -> int:
-    """Parameters that every token is multiplied with: projections, feed-forward and head; no embedding, bias or norm."""
+    """Parameters that every token is multiplied with: projections, feed-forward, head; no embedding, bias or norm."""
     attention = config.width * config.head_dim * 2 * (config.heads + config.kv_heads)
     layer = attention + 3 * config.width * config.hidden
     return config.layers * layer + config.width * config.vocab_size
@@ -43,7 +43,7 @@ def forward_flops(config: BackboneConfig, tokens: int, length: int) -> float:
 
 
 def train_flops(config: BackboneConfig, tokens: int, length: int) -> float:
-    """Operations of one training step (forward and backward) over `tokens` positions in rows of `length`, see `COUNT`."""
+    """Operations of one training step over `tokens` positions in rows of `length`, counted as `COUNT` says."""
     return 3 * forward_flops(config, tokens, length)
 
 

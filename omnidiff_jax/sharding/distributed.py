@@ -71,11 +71,12 @@ def initialize(
         missing = given.keys() - explicit.keys()
         if missing:
             raise UserError(
-                f"{_flags(explicit)} without {_flags(dict.fromkeys(sorted(missing), '…'))}; outside of SLURM, Open MPI and "
-                "TPU pods a process needs all three"
+                f"{_flags(explicit)} without {_flags(dict.fromkeys(sorted(missing), '…'))}; outside of SLURM, Open MPI "
+                "and TPU pods a process needs all three"
             )
     if num_processes is not None and not 0 <= (process_id or 0) < num_processes:
-        raise UserError(f"--process_id={process_id} must be in 0 .. {num_processes - 1} (--num_processes={num_processes})")
+        last = num_processes - 1
+        raise UserError(f"--process_id={process_id} must be in 0 .. {last} (--num_processes={num_processes})")
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         # With all three given, jax would still let a launcher that it finds choose this process's devices.

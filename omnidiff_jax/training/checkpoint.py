@@ -33,9 +33,10 @@ class CheckpointConfig:
 class Checkpointer:
     """Saves and restores runs under `workdir/checkpoints/STEP/{state,iterator,config}`.
 
-    A save is written beside, sealed with checksums (`digest`) and renamed when whole, so that a kill or a full disk leaves
-    the older ones as they were. What is restored has the checksums it was saved with; a damaged checkpoint is named, moved
-    to `workdir/damaged_checkpoints`, and the one before it is used. Every process of a run calls every method.
+    A save is written beside, sealed with checksums (`digest`) and renamed when whole, so that a kill or a full disk
+    leaves the older ones as they were. What is restored has the checksums it was saved with; a damaged checkpoint is
+    named, moved to `workdir/damaged_checkpoints`, and the one before it is used. Every process of a run calls every
+    method.
     """
 
     def __init__(self, workdir: str | os.PathLike[str], config: CheckpointConfig, *, read_only: bool = False):

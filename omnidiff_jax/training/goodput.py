@@ -101,7 +101,8 @@ class Goodput:
         total = self.summary()
         parts = ", ".join(f"{name} {total['seconds'][name]:.1f} s" for name in PHASES if total["seconds"][name] >= 0.05)
         lost = f", {self._lost_steps} steps lost ({self._lost_seconds:.1f} s)" if self._lost_steps else ""
-        return f"goodput {total['goodput']:.1%} of {total['wall_seconds']:.0f} s in {self._starts} starts: {parts}{lost}"
+        share, wall = f"{total['goodput']:.1%}", f"{total['wall_seconds']:.0f} s"
+        return f"goodput {share} of {wall} in {self._starts} starts: {parts}{lost}"
 
     def write(self) -> None:
         """Brings `goodput.json` up to date."""

@@ -12,8 +12,8 @@ _FEWEST = 16  # losses before which nothing counts as a jump
 
 @dataclasses.dataclass(frozen=True)
 class GuardConfig:
-    """Policies by name. "skip": parameters stay as they were and the run goes on; "abort": the run stops; "rewind": back to
-    the newest checkpoint, and on with the data that comes after the bad batch.
+    """Policies by name. "skip": parameters stay as they were and the run goes on; "abort": the run stops; "rewind":
+    back to the newest checkpoint, and on with the data that comes after the bad batch.
 
     Attributes:
         nonfinite: for a loss or gradient that is not finite; such a step never changes the parameters.

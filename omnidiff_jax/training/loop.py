@@ -161,7 +161,8 @@ class _Run:
             if part is not None:
                 self._stack.enter_context(contextlib.closing(part))
         if newest is not None:
-            ckpt.check_same_config(saver.config(newest), stored_config, same_config, f"{self.workdir}, checkpoint {newest}")
+            where = f"{self.workdir}, checkpoint {newest}"
+            ckpt.check_same_config(saver.config(newest), stored_config, same_config, where)
             if writer is not None:
                 self.goodput.lose(len(writer.dropped), seconds_of(writer.dropped))
             state, data = self._restore(target, newest)

@@ -12,8 +12,8 @@ from omnidiff_jax.errors import UserError
 
 
 def parse_steps(text: str | None) -> tuple[int, int] | None:
-    """Steps to trace, counted from 1 at this start: "5" = five steps from the fourth on (the first ones compile and warm
-    up), "10-12" = these three.
+    """Steps to trace, counted from 1 at this start: "5" = five steps from the fourth on (the first ones compile and
+    warm up), "10-12" = these three.
 
     Raises:
         UserError: neither form.

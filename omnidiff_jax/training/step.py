@@ -58,8 +58,9 @@ def make_train_step(
         accumulate: microbatches a step; every leaf of `batch` has leading axis accumulate * rows. The update equals
             the one of the undivided batch.
 
-    The metric `finite` is False where loss or gradient norm was not finite, `accepted` also where the loss was above `limit`.
-    A step that is not accepted leaves parameters, moments and average as they were; only the step counter moves on.
+    The metric `finite` is False where loss or gradient norm was not finite, `accepted` also where the loss was above
+    `limit`. A step that is not accepted leaves parameters, moments and average as they were; only the step counter
+    moves on.
     """
 
     def grads_of(params: Any, batch: Any, key: jax.Array, step: jax.Array):
@@ -105,7 +106,8 @@ def make_train_step(
             ema = optax.incremental_update(updated, state.ema, 1.0 - config.ema_decay)
         new = TrainState(state.step + 1, opt.join_params(updated, held), opt_state, ema)
         accepted = finite & (loss * scale <= limit)
-        kept = jax.tree.map(lambda a, b: jnp.where(accepted, a, b), new, dataclasses.replace(state, step=state.step + 1))
+        old = dataclasses.replace(state, step=state.step + 1)
+        kept = jax.tree.map(lambda a, b: jnp.where(accepted, a, b), new, old)
         return kept, metrics | {"loss": loss * scale, "grad_norm": grad_norm, "finite": finite, "accepted": accepted}
 
     return train_step

@@ -44,7 +44,7 @@ class HostLog:
 
 
 class Watchdog:
-    """Dumps every thread's stack to the host's log and stderr when no `beat` came for `seconds`; again after as many."""
+    """Dumps all threads' stacks to the host's log and stderr when no `beat` came for `seconds`; again after as many."""
 
     def __init__(self, seconds: float, action: Literal["report", "abort"], log: HostLog):
         """Args: seconds, 0 = never; action, "abort" also ends the process with status `HUNG`."""
@@ -90,7 +90,7 @@ def _stacks() -> str:
 class Interrupt:
     """Turns SIGTERM into a question asked after each step, so that a preempted run saves before it goes.
 
-    With several processes the coordination service agrees on the step at which all of them stop, whichever got the signal.
+    With several processes the coordination service agrees on the step at which all stop, whichever got the signal.
     """
 
     def __init__(self):
