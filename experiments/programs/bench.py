@@ -27,15 +27,17 @@ def backbone_config(config: ConfigDict) -> BackboneConfig:
     return build(BackboneConfig, given, "config.model")
 
 
-def packing_config(config: ConfigDict) -> PackingConfig:
-    """Rows without heard speech, whose encoder is frozen and not part of what is measured."""
+def deaf_packing(config: ConfigDict) -> PackingConfig:
+    """Rows without heard speech, whose encoder is frozen and not part of the measured step."""
     data = config.data
     return PackingConfig(data.length, 0, data.samples, data.open_rows, query_rows=())
 
 
 def data_config(config: ConfigDict) -> DataConfig:
+    """The loader of a config, heard speech included, in the released features."""
     data = config.data
-    return DataConfig(config.seed, config.batch_size, data.streams, data.max_tail_pads, packing_config(config))
+    packing = PackingConfig(data.length, data.frames, data.samples, data.open_rows)
+    return DataConfig(config.seed, config.batch_size, data.streams, data.max_tail_pads, packing)
 
 
 def backbone_trainer(config: ConfigDict) -> Trainer:
@@ -56,7 +58,7 @@ def backbone_trainer(config: ConfigDict) -> Trainer:
         seed=config.seed,
         sharding=config.sharding,
     )
-    batch = packed_batch(config.batch_size, packing_config(config), VOCABULARY, config.seed)
+    batch = packed_batch(config.batch_size, deaf_packing(config), VOCABULARY, config.seed)
     return Trainer(program, optimizer_config(config), mesh, batch)
 
 
@@ -65,7 +67,7 @@ TORCH_STEP = Path(__file__).parents[2] / "omnidiff_jax" / "benchmarks" / "torch_
 
 def torch_settings(config: ConfigDict, threads: int) -> dict:
     """What `benchmarks/torch_step.py` is told, so that it trains the same backbone on the same rows."""
-    batch = packed_batch(config.batch_size, packing_config(config), VOCABULARY, config.seed)
+    batch = packed_batch(config.batch_size, deaf_packing(config), VOCABULARY, config.seed)
     names = ("width", "layers", "heads", "kv_heads", "head_dim", "hidden", "rope_theta")
     return {name: config.model[name] for name in names} | {
         "vocab_size": VOCABULARY.size,

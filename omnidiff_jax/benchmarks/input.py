@@ -39,28 +39,29 @@ class InputSpeed:
 def bench_input(
     folder: Path, vocabulary: Vocabulary, config: DataConfig, batches: int, examples: int, consumption: float
 ) -> InputSpeed:
-    """Writes a long-tailed set to `folder` and measures what the loader does with it, in processor time of one thread.
+    """Writes a long-tailed set to `folder` and measures what the loader does with it, in processor time of this process.
 
     Args:
-        config: order and shape; `packing.frames` is 0.
+        config: order and shape; with `packing.frames` some samples hear speech.
         batches: measured, after as many as fill the open rows.
         examples: in the set.
         consumption: to compare with.
     """
     longest = config.packing.length - config.max_tail_pads
-    write_set(folder / "long_tailed", long_tailed(examples, vocabulary, longest), vocabulary)
+    width = config.packing.frame_width if config.packing.frames else 0
+    write_set(folder / "long_tailed", long_tailed(examples, vocabulary, longest, width), vocabulary)
     source = EncodedSet(folder / "long_tailed", vocabulary)
     corpus = Corpus({"mix": source}, (Stage("bench", 1, {"mix": 1.0}),), vocabulary)
     host = HostBatches(corpus, config, [kind.name for kind in LONG_TAILED])
     next(host)  # opens the rows of every stream
     used = room = samples = 0
-    began = time.thread_time()
+    began = time.process_time()
     for _ in range(batches):
         batch = next(host)
         host.get_state()  # as the loader does after each batch
         tokens, positions, *_ = usage(batch)
         used, room, samples = used + int(tokens), room + int(positions), samples + int((batch.task_ids >= 0).sum())
-    seconds = time.thread_time() - began
+    seconds = time.process_time() - began
     rate = used / seconds
     return InputSpeed(
         rate, used / room, samples / seconds, consumption, 8 * rate / consumption, batches, samples, used
