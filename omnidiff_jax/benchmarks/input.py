@@ -39,7 +39,7 @@ class InputSpeed:
 def bench_input(
     folder: Path, vocabulary: Vocabulary, config: DataConfig, batches: int, examples: int, consumption: float
 ) -> InputSpeed:
-    """Writes a long-tailed set to `folder` and measures what the loader does with it, in processor time of this process.
+    """Writes a long-tailed set to `folder` and measures what the loader does with it, in processor time.
 
     Args:
         config: order and shape; with `packing.frames` some samples hear speech.

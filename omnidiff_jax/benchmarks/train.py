@@ -14,10 +14,10 @@ from omnidiff_jax import rng
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.models.flops import COUNT
 from omnidiff_jax.training.goodput import Compilations
-from omnidiff_jax.training.loop import LoopConfig, abstract_state
+from omnidiff_jax.training.loop import LoopConfig, abstract_state, jitted_step
 from omnidiff_jax.training.optimizer import OptimizerConfig, make_optimizer
 from omnidiff_jax.training.program import StagePlan, TrainProgram
-from omnidiff_jax.training.step import init_state, make_train_step
+from omnidiff_jax.training.step import init_state
 
 _STAGES = (StagePlan("bench", 1000, 1e-5),)
 
@@ -59,16 +59,12 @@ class Trainer:
 
     def __init__(self, program: TrainProgram, optimizer: OptimizerConfig, mesh: Mesh, batch: Any):
         """Args: batch, numpy; its rows are split over the mesh's data and fsdp axes."""
-        self._program, self._optimizer, self._mesh = program, optimizer, mesh
-        self._tx = make_optimizer(optimizer, lambda step: 1e-5)
+        self.program, self._optimizer, self._mesh = program, optimizer, mesh
         sharding = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
         self.batch = jax.device_put(batch, sharding)
         with jax.set_mesh(mesh):
             self._target = abstract_state(program, LoopConfig(), optimizer, _STAGES, mesh)
-        self._shardings = jax.tree.map(lambda s: s.sharding, self._target)
-        step = make_train_step(program.loss, self._tx, optimizer, seed=0)
-        outputs = (self._shardings, NamedSharding(mesh, PartitionSpec()))
-        self._step = jax.jit(step, donate_argnums=0, out_shardings=outputs)
+        self._step = jitted_step(program, LoopConfig(), optimizer, _STAGES, self._target)
         self.state: Any = None
 
     def compile(self) -> tuple[float, int]:
@@ -85,10 +81,11 @@ class Trainer:
 
     def start(self) -> None:
         """Makes the state."""
+        tx = make_optimizer(self._optimizer, lambda step: 1e-5)
         with jax.set_mesh(self._mesh):
             make = jax.jit(
-                lambda key: init_state(self._program.init(key), self._tx, self._optimizer),
-                out_shardings=self._shardings,
+                lambda key: init_state(self.program.init(key), tx, self._optimizer),
+                out_shardings=jax.tree.map(lambda s: s.sharding, self._target),
             )
             self.state = jax.block_until_ready(make(rng.stream(0, "init")))
 
@@ -118,7 +115,7 @@ def measure(trainer: Trainer, steps: int, layers: int, compile_seconds: float, c
         late = compilations.count - warm
     devices = jax.devices()
     tokens = int((np.asarray(trainer.batch.inputs.segment_ids) > 0).sum())
-    flops = trainer._program.flops(trainer.batch, tokens) or 0.0
+    flops = trainer.program.flops(trainer.batch, tokens) or 0.0
     median = statistics.median(seconds)
     return TrainSpeed(
         tokens / median,

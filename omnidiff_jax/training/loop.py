@@ -67,9 +67,25 @@ def state_shardings(state: TrainState, specs: Any, mesh: Mesh) -> TrainState:
 def abstract_state(program: TrainProgram, config: LoopConfig, optimizer: OptimizerConfig, stages, mesh: Mesh) -> Any:
     """The train state as shapes with shardings, without computing anything."""
     tx = make_optimizer(optimizer, _schedule(stages, optimizer))
-    shapes = jax.eval_shape(lambda key: init_state(program.init(key), tx, optimizer), rng.stream(config.seed, "init"))
+    # Nothing may run where the mesh is of devices that are not there, not even the making of a key.
+    shapes = jax.eval_shape(lambda: init_state(program.init(rng.stream(config.seed, "init")), tx, optimizer))
     shardings = state_shardings(shapes, program.param_specs(shapes.params, mesh), mesh)
     return jax.tree.map(lambda s, h: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=h), shapes, shardings)
+
+
+def jitted_step(
+    program: TrainProgram, config: LoopConfig, optimizer: OptimizerConfig, stages: tuple[StagePlan, ...], state: Any
+) -> Any:
+    """The step that training runs, `(state, batch, limit=inf) -> (state, metrics)`, jitted with the state donated.
+
+    Args:
+        state: from `abstract_state`; its shardings are those of the new state. Metrics are whole on every device.
+    """
+    tx = make_optimizer(optimizer, _schedule(stages, optimizer))
+    update = make_train_step(program.loss, tx, optimizer, seed=config.seed, accumulate=config.accumulate)
+    shardings = jax.tree.map(lambda s: s.sharding, state)
+    whole = NamedSharding(shardings.step.mesh, PartitionSpec())
+    return jax.jit(update, donate_argnums=0, out_shardings=(shardings, whole))
 
 
 def _schedule(stages: tuple[StagePlan, ...], optimizer: OptimizerConfig):
@@ -142,14 +158,7 @@ class _Run:
         tx = make_optimizer(self.optimizer, _schedule(self.stages, self.optimizer))
         target = abstract_state(self.program, config, self.optimizer, self.stages, self.mesh)
         shardings = jax.tree.map(lambda s: s.sharding, target)
-        self.step_fn = jax.jit(
-            make_train_step(
-                self.program.loss, tx, self.optimizer, seed=config.seed, accumulate=config.accumulate
-            ),
-            donate_argnums=0,
-            # Every process reads the metrics.
-            out_shardings=(shardings, NamedSharding(self.mesh, PartitionSpec())),
-        )
+        self.step_fn = jitted_step(self.program, config, self.optimizer, self.stages, target)
         newest = saver.latest()
         step = newest or 0
         writer = MetricsWriter(self.workdir, step) if is_primary() else None
