@@ -12,7 +12,7 @@ from orbax.checkpoint.multihost import get_barrier_sync_fn
 from omnidiff_jax.errors import UserError
 
 # How processes find each other, in jax's names, beside `auto` (look at the environment) and `off` (one process).
-METHODS = ("auto", "off", "slurm", "ompi", "mpi4py", "gketpu", "gcetpu", "k8s")
+METHODS = ("auto", "off", "slurm", "ompi", "mpi4py", "gketpu", "gcetpu")
 
 
 def detect(environment: Mapping[str, str], tpu_vm: bool = False) -> str | None:
@@ -65,18 +65,23 @@ def initialize(
             raise UserError(f"--distributed=off contradicts {_flags(explicit)}; leave one of them out")
         return
     found = method if method != "auto" else detect(os.environ, _has_tpu())
+    if found == "ompi" and "OMPI_MCA_orte_hnp_uri" not in os.environ:  # Open MPI 5: jax finds no address
+        counts = {"num_processes": "OMPI_COMM_WORLD_SIZE", "process_id": "OMPI_COMM_WORLD_RANK"}
+        explicit = {key: int(os.environ[name]) for key, name in counts.items() if name in os.environ} | explicit
+        found = None
     if found is None:
         if not explicit:
             return
         missing = given.keys() - explicit.keys()
         if missing:
             raise UserError(
-                f"{_flags(explicit)} without {_flags(dict.fromkeys(sorted(missing), '…'))}; outside of SLURM, Open MPI "
-                "and TPU pods a process needs all three"
+                f"{_flags(explicit)} without {_flags(dict.fromkeys(sorted(missing), '…'))}; outside of SLURM, "
+                "Open MPI before 5 and TPU pods a process needs all three"
             )
-    if num_processes is not None and not 0 <= (process_id or 0) < num_processes:
-        last = num_processes - 1
-        raise UserError(f"--process_id={process_id} must be in 0 .. {last} (--num_processes={num_processes})")
+    if {"process_id", "num_processes"} <= explicit.keys():
+        number, last = explicit["process_id"], explicit["num_processes"] - 1
+        if not 0 <= number <= last:
+            raise UserError(f"--process_id={number} must be in 0 .. {last} (--num_processes={last + 1})")
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         # With all three given, jax would still let a launcher that it finds choose this process's devices.

@@ -143,7 +143,7 @@ class Compilations:
     def __exit__(self, *_: object) -> None:
         jax.monitoring.unregister_event_duration_listener(self._note)
 
-    def _note(self, event: str, seconds: float, **_: Any) -> None:
+    def _note(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
             self.count += 1
-            self.seconds += seconds
+            self.seconds += duration_secs
