@@ -39,7 +39,7 @@ class Pod:
 
     def reach(self, processes, step):
         """Waits until `step` is logged."""
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 500
         while not (self.lines and self.lines[-1]["step"] >= step):
             assert all(p.poll() is None for p in processes) and time.monotonic() < deadline, self.output
             time.sleep(0.01)
