@@ -76,7 +76,7 @@ def main(spec) -> None:
     torch.manual_seed(0)
     torch.set_num_threads(spec["threads"])
     model = Model(spec)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, betas=(0.9, 0.95), weight_decay=0.0)
     rows, length = spec["rows"], spec["length"]
     segments = torch.tensor(spec["segments"])
     positions = torch.tensor(spec["positions"])
@@ -90,9 +90,9 @@ def main(spec) -> None:
     print(json.dumps({"ready": torch.__version__}), flush=True)
     for _ in sys.stdin:
         began = time.perf_counter()
-        logits = model(tokens, rope, mask)[:, :-1].float()
-        loss = F.cross_entropy(logits.reshape(-1, spec["vocab_size"]), labels[:, 1:].reshape(-1), ignore_index=-100)
-        del logits
+        logits = model(tokens, rope, mask).float()  # alive until the step ends, as the released model returns them
+        shifted = F.pad(labels[:, 1:], (0, 1), value=-100)
+        loss = F.cross_entropy(logits.view(-1, spec["vocab_size"]), shifted.view(-1), ignore_index=-100)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
