@@ -1,6 +1,7 @@
 # One environment, from the lock file, for every target. `make quickstart` is the whole story in one command.
 
 DIR ?= workdirs/quickstart
+SOAK ?= workdirs/soak
 # pytest-xdist workers: two suit 2 cores and 8 GiB.
 WORKERS ?= 2
 
@@ -11,10 +12,12 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
 
 BIN := .venv/bin
 STAMP := .venv/.complete
+# An interpreter with a jax that sees the GPU; the project's own is given one where none is named.
+GPU_PYTHON ?= $(BIN)/python
 PACKAGES := omnidiff_jax experiments data_pipelines
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lock quickstart fullsize test test-slow test-gpu lint typecheck
+.PHONY: help venv lock quickstart fullsize soak bench-gpu test test-slow test-gpu lint typecheck
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*##/  make \1 — /'
@@ -42,6 +45,18 @@ quickstart: $(STAMP)  ## train the three stages, run every task, write scorecard
 
 fullsize: $(STAMP)  ## MEDIA="FILE…" through the full-size modules with random weights (about 20 GiB of memory)
 	$(BIN)/omnidiff fullsize $(MEDIA)
+
+soak: $(STAMP)  ## SOAK=DIR: 20 kills of two processes, then 2, 1 and 4 processes; each compared with an uninterrupted run
+	$(BIN)/omnidiff soak --workdir=$(SOAK)/kills --kills=20
+	$(BIN)/omnidiff soak --workdir=$(SOAK)/moves --move=2,1,4
+
+bench-gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),.venv/.cuda)  ## unattended: the largest 7B-family step that fits this GPU
+	JAX_PLATFORMS=cuda $(GPU_PYTHON) -m omnidiff_jax.cli bench train --config=experiments/configs/bench_gpu.py \
+		--shrink_to_fit --steps=10 --json $(BENCH_FLAGS)
+
+.venv/.cuda: $(STAMP)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint requirements.lock "jax[cuda12]"
+	@touch $@
 
 test: $(STAMP)  ## lint, type check and the test suite
 	@status=0; \

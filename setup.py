@@ -67,7 +67,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.13",
     packages=find_packages(include=["omnidiff_jax*", "experiments*", "data_pipelines*"]),
-    package_data={"omnidiff_jax": ["assets/**/*"]},
+    package_data={"omnidiff_jax": ["assets/**/*"], "experiments": ["launch/*"]},
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["omnidiff=omnidiff_jax.cli:main"]},

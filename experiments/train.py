@@ -3,32 +3,52 @@
     omnidiff train --config=experiments/configs/nano.py --workdir=DIR
     omnidiff train --config=experiments/configs/tokenizers/image.py --workdir=DIR
 
-Goes on from the newest checkpoint in the workdir. Leaves metrics.jsonl, TensorBoard events and checkpoints/; a
-tokenizer is also exported to DIR/export, in the form that `config.tokenizers` takes.
+Goes on from the newest whole checkpoint in the workdir. Leaves metrics.jsonl, goodput.json, TensorBoard events, logs/
+and checkpoints/; a tokenizer is also exported to DIR/export, in the form that `config.tokenizers` takes.
+
+As one of several processes (SLURM, Open MPI and TPU pods are recognised) it joins the others; the workdir is then a
+folder that all of them see. SIGTERM saves and ends with status 75; started again it goes on. See docs/operations.md.
 """
 
 import json
+import time
 from pathlib import Path
+
+import jax
 
 from experiments.common import Command
 from experiments.programs import PROGRAMS
 from experiments.programs.run import plain
 from experiments.programs.text_tokenizer import train_text_tokenizer
 from omnidiff_jax.config import choose
+from omnidiff_jax.sharding.distributed import METHODS, initialize, is_primary
+from omnidiff_jax.training.goodput import process_age
 from omnidiff_jax.training.loop import train
+from omnidiff_jax.training.profiling import parse_steps
 from omnidiff_jax.training.step import eval_params
 
 COMMAND = Command("train", __doc__)
 CONFIG = COMMAND.config("experiments/configs/nano.py")
 WORKDIR = COMMAND.string("workdir", "folder of the run", required=True)
+DISTRIBUTED = COMMAND.choice("distributed", "how processes find each other", METHODS, default="auto")
+COORDINATOR = COMMAND.string("coordinator", "HOST:PORT of process 0, where no launcher tells")
+NUM_PROCESSES = COMMAND.integer("num_processes", "of the run, where no launcher tells", minimum=1)
+PROCESS_ID = COMMAND.integer("process_id", "of this process, from 0, where no launcher tells", minimum=0)
+PROFILE = COMMAND.string("profile", "trace these steps of this start for xprof: a number such as 5, or 10-12")
 
 
 def run() -> None:
+    began = time.perf_counter() - process_age()
     config, workdir = CONFIG.value, Path(str(WORKDIR.value))
+    profile = parse_steps(PROFILE.value)
     if config.program == "text_tokenizer":  # counted, not trained step by step
         train_text_tokenizer(config, workdir / "export")
         return
-    built = choose(PROGRAMS, config.program, "config.program")(config, workdir)
+    build = choose(PROGRAMS, config.program, "config.program")
+    initialize(str(DISTRIBUTED.value), COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+    if config.get("compilation_cache", ""):
+        jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
+    built = build(config, workdir)
     state = train(
         built.program,
         built.loop,
@@ -38,8 +58,13 @@ def run() -> None:
         built.mesh,
         run_config=plain(config),
         same_config=built.same_config,
+        profile=profile,
+        began=began,
     )
-    params = eval_params(state)
+    if not is_primary():
+        return
+    # One process computes alone from here on; what is exported is replicated, so it has a whole copy.
+    params = jax.tree.map(lambda x: x.addressable_data(0) if x.is_fully_replicated else x, eval_params(state))
     report = built.program.validate(params)
     built.program.export(params, workdir / "export")
     if report:

@@ -5,7 +5,7 @@ Tokenizers are folders converted from the released weights (`omnidiff convert`);
 
 from ml_collections import ConfigDict
 
-from experiments.configs import stages
+from experiments.configs import operations, stages
 
 
 def get_config() -> ConfigDict:
@@ -17,6 +17,9 @@ def get_config() -> ConfigDict:
     config.total_steps = 0
     config.checkpoint_every = 500
     config.keep_checkpoints = 3
+    config.keep_period = 5000  # these are kept for good
+    config.operations = operations.get_config()
+    config.compilation_cache = ""  # a folder; "" = JAX_COMPILATION_CACHE_DIR, or the user's cache
     config.dtype = "bfloat16"
     config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1, "sequence": 1})
     config.sharding = "fsdp"

@@ -14,6 +14,7 @@ from experiments.programs.speech_encoder import speech_encoder_run
 from experiments.programs.tokenizers import load_tokenizers
 from omnidiff_jax.config import suggest
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.sharding.distributed import barrier, is_primary
 
 # (config, workdir) -> the arguments of `training.loop.train`.
 Builder = Callable[[ConfigDict, Path], Run]
@@ -24,7 +25,9 @@ def omni(config: ConfigDict, workdir: Path) -> Run:
     encoded sets of `config.data.folder`, one folder a task (`omnidiff data build`)."""
     if config.data.set == "scenes":
         folder = workdir / "data"
-        build_sets(config, folder)
+        if is_primary():
+            build_sets(config, folder)
+        barrier("data sets are built")
     elif config.data.set == "encoded":
         folder = Path(config.data.folder)
     else:

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from omnidiff_jax.config import build
 from omnidiff_jax.sharding.mesh import MeshConfig, make_mesh
 from omnidiff_jax.training.checkpoint import CheckpointConfig
+from omnidiff_jax.training.journal import OperationsConfig
 from omnidiff_jax.training.loop import LoopConfig
 from omnidiff_jax.training.optimizer import OptimizerConfig
 from omnidiff_jax.training.program import StagePlan, TrainProgram, scale_stages
@@ -62,8 +63,10 @@ def batch_axes(mesh: Mesh) -> tuple[str, ...]:
 
 
 def loop_config(config: ConfigDict) -> LoopConfig:
-    checkpoint = CheckpointConfig(every=config.checkpoint_every, keep=config.keep_checkpoints)
-    return LoopConfig(seed=config.seed, accumulate=config.accumulate, checkpoint=checkpoint)
+    """Of the loop; `keep_period`, `operations` and their parts may be left out of a config."""
+    checkpoint = CheckpointConfig(config.checkpoint_every, config.keep_checkpoints, config.get("keep_period", 0))
+    operations = build(OperationsConfig, config.get("operations", {}), "config.operations")
+    return LoopConfig(config.seed, config.accumulate, checkpoint=checkpoint, operations=operations)
 
 
 def optimizer_config(config: ConfigDict) -> OptimizerConfig:

@@ -180,7 +180,7 @@ class Loader:
         try:
             while not stop.is_set():
                 batch = next(self._host)
-                used = _used(batch)
+                used = usage(batch)
                 output.put(_Prepared(self._place(batch), self._host.get_state(), self._host.rejected, used))
         except BaseException as error:  # handed to the consumer
             output.put(error)
@@ -240,8 +240,8 @@ def gathered(state: dict[str, Any]) -> dict[str, Any]:
     return union
 
 
-def _used(batch: Batch) -> np.ndarray:
-    """int64 [4]: tokens used and available, frames used and available."""
+def usage(batch: Batch) -> np.ndarray:
+    """int64 [4]: token positions used and there at all, frame positions used and there at all."""
     tokens = batch.inputs.segment_ids
     speech = batch.inputs.speech
     frames = (np.count_nonzero(speech.segment_ids), speech.segment_ids.size) if speech is not None else (0, 0)

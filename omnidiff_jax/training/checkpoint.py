@@ -2,13 +2,19 @@
 
 import dataclasses
 import os
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.sharding.distributed import barrier, is_primary
+from omnidiff_jax.training.digest import damage, write_digest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,14 +33,20 @@ class CheckpointConfig:
 class Checkpointer:
     """Saves and restores runs under `workdir/checkpoints/STEP/{state,iterator,config}`.
 
-    A save is written beside and renamed when whole, so that a kill or a full disk leaves the older ones as they were;
-    half-written folders are never restored.
+    A save is written beside, sealed with checksums (`digest`) and renamed when whole, so that a kill or a full disk
+    leaves the older ones as they were. What is restored has the checksums it was saved with; a damaged checkpoint is
+    named, moved to `workdir/damaged_checkpoints`, and the one before it is used. Every process of a run calls every
+    method.
     """
 
     def __init__(self, workdir: str | os.PathLike[str], config: CheckpointConfig, *, read_only: bool = False):
         self._directory = (Path(workdir) / "checkpoints").absolute()
+        self._read_only = read_only
         if read_only and not self._directory.is_dir():
             raise UserError(f"no checkpoints in {workdir}; train there first (omnidiff train --workdir={workdir})")
+        self._saving: int | None = None
+        self._damage: dict[int, str] = {}  # step -> what is wrong with it, "" = verified
+        self._reported: set[int] = set()
         self._manager = ocp.CheckpointManager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
@@ -43,20 +55,83 @@ class Checkpointer:
                 read_only=read_only,
                 create=not read_only,
                 cleanup_tmp_directories=not read_only,
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
             ),
         )
 
     def latest(self) -> int | None:
-        """Step of the newest whole checkpoint, or None."""
-        return self._manager.latest_step()
+        """Step of the newest whole checkpoint, or None where nothing was saved.
+
+        Raises:
+            UserError: there are checkpoints, and all of them are damaged.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        damaged: list[int] = []
+        for step in steps:
+            if not self._verify(step):
+                self._set_aside(damaged, step)
+                return step
+            damaged.append(step)
+        if damaged:
+            what = "; ".join(f"{step}: {self._damage[step]}" for step in damaged)
+            raise UserError(
+                f"every checkpoint in {self._directory} is damaged ({what}); put back a copy, or remove the folder to "
+                "start over"
+            )
+        return None
+
+    @property
+    def saved(self) -> int | None:
+        """Step of the last `save` of this object, whole or under way."""
+        return self._saving
+
+    def _seal(self) -> None:
+        """Called by Orbax in the saving thread, between the last write and the rename."""
+        (folder,) = self._directory.glob(f"{self._saving}.*tmp*")
+        write_digest(folder)
+
+    def _verify(self, step: int) -> str:
+        """What is wrong with a checkpoint, "" if nothing; every process reads its share of the files."""
+        if step not in self._damage:
+            part, parts = jax.process_index(), jax.process_count()
+            found = damage(self._directory / str(step), part, parts)
+            if parts > 1:
+                bad = np.asarray(multihost_utils.process_allgather(np.array([bool(found)]))).reshape(-1)
+                if not found and bad.any():
+                    found = f"found damaged by process {int(np.flatnonzero(bad)[0])}"
+            self._damage[step] = found
+        return self._damage[step]
+
+    def _set_aside(self, damaged: list[int], good: int) -> None:
+        """Reports damaged checkpoints; where this run will save again, they also make way."""
+        damaged = [step for step in damaged if step not in self._reported]
+        if not damaged:
+            return
+        self._reported.update(damaged)
+        for step in damaged:
+            print(f"checkpoint {self._directory / str(step)} is damaged: {self._damage[step]}", file=sys.stderr)
+        print(f"using checkpoint {good} instead", file=sys.stderr)
+        if self._read_only:
+            return
+        if is_primary():
+            for step in damaged:
+                place = self._directory.with_name("damaged_checkpoints") / str(step)
+                shutil.rmtree(place, ignore_errors=True)
+                place.parent.mkdir(exist_ok=True)
+                shutil.move(self._directory / str(step), place)
+        barrier("damaged checkpoints are moved")
+        self._manager.reload()
 
     def save(self, step: int, state: Any, iterator: dict[str, Any], config: dict[str, Any]) -> None:
-        """Starts saving in the background. A failure of an earlier save is raised here or in `wait`.
+        """Starts saving in the background, after the save before. A failure of that one is raised here or in `wait`.
 
         Raises:
             UserError: the disk is full or not writable; earlier checkpoints are untouched.
         """
         try:
+            self._manager.wait_until_finished()  # of the save before: `_seal` knows one step
+            self._saving = step
+            self._damage.pop(step, None)
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -121,11 +196,13 @@ class Checkpointer:
                 )
 
     def _require(self, step: int | None) -> int:
-        found = self._manager.latest_step() if step is None else step
+        found = self.latest() if step is None else step
         if found is None or found not in self._manager.all_steps():
             wanted = "checkpoint" if step is None else f"checkpoint {step}"
             there = ", ".join(map(str, self._manager.all_steps())) or "none"
             raise UserError(f"no {wanted} in {self._directory} (found: {there}); train there or name another folder")
+        if self._verify(found):
+            raise UserError(f"checkpoint {self._directory / str(found)} is damaged: {self._damage[found]}; use another")
         return found
 
     def close(self) -> None:

@@ -1,10 +1,9 @@
 """The training loop: one for the backbone and every tokenizer."""
 
+import contextlib
 import dataclasses
 import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -15,11 +14,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from omnidiff_jax import rng
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.sharding.distributed import is_primary
 from omnidiff_jax.training import checkpoint as ckpt
+from omnidiff_jax.training.goodput import Compilations, Goodput
+from omnidiff_jax.training.guard import Rewind
+from omnidiff_jax.training.journal import Journal, OperationsConfig, seconds_of
 from omnidiff_jax.training.metrics import MetricsWriter, Progress
 from omnidiff_jax.training.optimizer import OptimizerConfig, make_optimizer, split_params, stage_schedule
+from omnidiff_jax.training.profiling import Profiler
 from omnidiff_jax.training.program import BatchStream, StagePlan, TrainProgram, stage_at
 from omnidiff_jax.training.step import TrainState, init_state, make_train_step
+from omnidiff_jax.training.watchdog import PREEMPTED, HostLog, Interrupt, Watchdog
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,15 +33,15 @@ class LoopConfig:
     seed: of parameters, order of data and masks.
     accumulate: microbatches a step.
     log_every: steps between lines of `metrics.jsonl`.
-    max_refused: steps refused in a row (not finite) before the run stops.
     checkpoint: see `CheckpointConfig`.
+    operations: see `OperationsConfig`.
     """
 
     seed: int = 0
     accumulate: int = 1
     log_every: int = 1
-    max_refused: int = 5
     checkpoint: ckpt.CheckpointConfig = dataclasses.field(default_factory=ckpt.CheckpointConfig)
+    operations: OperationsConfig = OperationsConfig()
 
 
 def state_shardings(state: TrainState, specs: Any, mesh: Mesh) -> TrainState:
@@ -59,32 +64,28 @@ def state_shardings(state: TrainState, specs: Any, mesh: Mesh) -> TrainState:
     return dataclasses.replace(rest, params=params)
 
 
-class Interrupt:
-    """Turns SIGTERM into a flag, so that a preempted run saves before it goes."""
-
-    def __init__(self):
-        self.requested = False
-        self._previous: Any = None
-
-    def __enter__(self) -> "Interrupt":
-        if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGTERM, self._note)
-        return self
-
-    def _note(self, signum: int, frame: Any) -> None:
-        self.requested = True
-
-    def __exit__(self, *exc: Any) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
-
-
 def abstract_state(program: TrainProgram, config: LoopConfig, optimizer: OptimizerConfig, stages, mesh: Mesh) -> Any:
     """The train state as shapes with shardings, without computing anything."""
     tx = make_optimizer(optimizer, _schedule(stages, optimizer))
-    shapes = jax.eval_shape(lambda key: init_state(program.init(key), tx, optimizer), rng.stream(config.seed, "init"))
+    # Nothing may run where the mesh is of devices that are not there, not even the making of a key.
+    shapes = jax.eval_shape(lambda: init_state(program.init(rng.stream(config.seed, "init")), tx, optimizer))
     shardings = state_shardings(shapes, program.param_specs(shapes.params, mesh), mesh)
     return jax.tree.map(lambda s, h: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=h), shapes, shardings)
+
+
+def jitted_step(
+    program: TrainProgram, config: LoopConfig, optimizer: OptimizerConfig, stages: tuple[StagePlan, ...], state: Any
+) -> Any:
+    """The step that training runs, `(state, batch, limit=inf) -> (state, metrics)`, jitted with the state donated.
+
+    Args:
+        state: from `abstract_state`; its shardings are those of the new state. Metrics are whole on every device.
+    """
+    tx = make_optimizer(optimizer, _schedule(stages, optimizer))
+    update = make_train_step(program.loss, tx, optimizer, seed=config.seed, accumulate=config.accumulate)
+    shardings = jax.tree.map(lambda s: s.sharding, state)
+    whole = NamedSharding(shardings.step.mesh, PartitionSpec())
+    return jax.jit(update, donate_argnums=0, out_shardings=(shardings, whole))
 
 
 def _schedule(stages: tuple[StagePlan, ...], optimizer: OptimizerConfig):
@@ -104,128 +105,158 @@ def train(
     same_config: tuple[str, ...] = (),
     initial_params: Any = None,
     stop_after: int | None = None,
+    profile: tuple[int, int] | None = None,
+    began: float | None = None,
 ) -> TrainState:
-    """Trains all stages, going on from the newest checkpoint in `workdir` if there is one.
+    """Trains all stages, going on from the newest whole checkpoint in `workdir` if there is one.
+
+    Every process of a run calls it with the same arguments; `workdir` is one folder that all of them see.
 
     Args:
         run_config: stored in every checkpoint.
         same_config: keys of `run_config` that a checkpoint must agree on to be resumed.
         initial_params: start from these instead of `program.init` (ignored when resuming).
         stop_after: stop (and save) once this many updates are done, as a preemption would.
+        profile: steps of this start, (first, last) from 1, of which a trace is written to `workdir/profile`.
+        began: `time.perf_counter()` at which this start began, for the accounts in `goodput.json`.
 
     Returns:
         The state after the last step.
 
     Raises:
-        UserError: checkpoint of another config, save failed, or too many steps that were not finite.
+        UserError: checkpoint of another config, save failed, or a step that the guard does not let pass.
+        SystemExit: SIGTERM came; the state is saved and the status is `PREEMPTED`.
     """
-    total = sum(s.steps for s in stages)
-    tx = make_optimizer(optimizer, _schedule(stages, optimizer))
-    stored_config = dict(run_config or {})
-    with jax.set_mesh(mesh), Interrupt() as interrupt:
-        target = abstract_state(program, config, optimizer, stages, mesh)
-        shardings = jax.tree.map(lambda s: s.sharding, target)
-        saver = ckpt.Checkpointer(workdir, config.checkpoint)
-        batches = program.batches(config.seed)
-        stream: Any = batches if hasattr(batches, "get_state") else BatchStream(batches)
-        start = 0
-        if saver.latest() is not None:
-            where = f"{workdir}, checkpoint {saver.latest()}"
-            ckpt.check_same_config(saver.config(), stored_config, same_config, where)
-            state, position, start = saver.restore(target)
-            stream.set_state(position)
-        else:
-            if initial_params is None:
-                make = jax.jit(lambda key: init_state(program.init(key), tx, optimizer), out_shardings=shardings)
-                state = make(rng.stream(config.seed, "init"))
-            else:
-                make = jax.jit(lambda p: init_state(p, tx, optimizer), out_shardings=shardings)
-                state = make(initial_params)
-        step_fn = jax.jit(
-            make_train_step(program.loss, tx, optimizer, seed=config.seed, accumulate=config.accumulate),
-            donate_argnums=0,
-            out_shardings=(shardings, None),
+    with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
+        return _Run(program, config, optimizer, stages, workdir, mesh, profile, began, stack).train(
+            dict(run_config or {}), same_config, initial_params, stop_after
         )
-        writer, progress = MetricsWriter(workdir, start), Progress(total, start)
-        logger = _Logger(program, config, stages, writer, progress)
-        try:
-            step = start
-            end = total if stop_after is None else min(total, stop_after)
-            while step < end and not interrupt.requested:
-                began = time.perf_counter()
-                batch = next(stream)
-                waited = time.perf_counter() - began
-                if step == start or stage_at(stages, step) is not stage_at(stages, step - 1):
-                    stage = stage_at(stages, step)
-                    progress.say(f"stage {stage.name}: {stage.steps} steps, peak learning rate {stage.learning_rate:g}")
-                state, metrics = step_fn(state, program.place(batch, mesh))
-                step += 1
-                logger.after_dispatch(step, metrics, batch, waited)
-                if config.checkpoint.every and step % config.checkpoint.every == 0 and step < end:
-                    logger.flush()
-                    saver.save(step, state, stream.get_state(), stored_config)
-            logger.flush()
-            if saver.latest() != step:
-                saver.save(step, state, stream.get_state(), stored_config)
-            saver.wait()
-            if interrupt.requested:
-                print(f"stopped by SIGTERM after step {step}; start again to go on", file=sys.stderr)
-                raise SystemExit(0)
-        finally:
-            progress.close()
-            writer.close()
-            stream.close()
-            saver.close()
-    return state
 
 
-class _Logger:
-    """Fetches a step's metrics only after the next one was dispatched, so that the device never waits for the host."""
+class _Run:
+    """One start of a run: its jitted step, its state, and everything that watches it."""
 
-    def __init__(self, program, config: LoopConfig, stages, writer: MetricsWriter, progress: Progress):
-        self._program, self._config, self._stages = program, config, stages
-        self._writer, self._progress = writer, progress
-        self._pending: tuple[int, Any, Any, float] | None = None
-        self._refused = 0
-        self._last = time.perf_counter()
+    def __init__(self, program, config: LoopConfig, optimizer, stages, workdir, mesh, profile, began, stack):
+        self.program, self.config, self.stages, self.mesh = program, config, stages, mesh
+        self.optimizer = optimizer
+        self.total = sum(s.steps for s in stages)
+        enter = stack.enter_context
+        self.goodput = enter(Goodput(workdir, began, keep=is_primary()))
+        self.interrupt = enter(Interrupt())
+        self.log = enter(HostLog(workdir))
+        self.watchdog = enter(Watchdog(config.operations.hang_seconds, config.operations.hang, self.log))
+        self.compilations = enter(Compilations())
+        self.profiler = enter(Profiler(workdir, profile))
+        self.saver = enter(contextlib.closing(ckpt.Checkpointer(workdir, config.checkpoint)))
+        batches = program.batches(config.seed)
+        self.stream = enter(contextlib.closing(batches if hasattr(batches, "get_state") else BatchStream(batches)))
+        self.workdir, self._stack = workdir, stack
+        self.recompilations = 0
 
-    def after_dispatch(self, step: int, metrics: Any, batch: Any, waited: float) -> None:
-        self.flush()
-        self._pending = (step, metrics, batch, waited)
-
-    def flush(self) -> None:
-        if self._pending is None:
-            return
-        step, device_metrics, batch, waited = self._pending
-        self._pending = None
-        metrics = {k: np.asarray(v) for k, v in jax.device_get(device_metrics).items()}
-        now = time.perf_counter()
-        seconds, self._last = now - self._last, now
-        finite = bool(metrics.pop("finite"))
-        stage = stage_at(self._stages, step - 1)
-        values: dict[str, Any] = {"stage": stage.name, "loss": float(metrics["loss"])}
-        values |= self._program.report(metrics)
-        tokens = metrics.get("sum/tokens")
-        if tokens is not None:
-            values["tokens_per_second"] = float(tokens) / seconds
-        values |= {"seconds": seconds, "data_wait_seconds": waited}
-        if not finite:
-            self._refuse(step, batch, values)
+    def train(self, stored_config, same_config, initial_params, stop_after) -> TrainState:
+        config, saver = self.config, self.saver
+        tx = make_optimizer(self.optimizer, _schedule(self.stages, self.optimizer))
+        target = abstract_state(self.program, config, self.optimizer, self.stages, self.mesh)
+        shardings = jax.tree.map(lambda s: s.sharding, target)
+        self.step_fn = jitted_step(self.program, config, self.optimizer, self.stages, target)
+        newest = saver.latest()
+        step = newest or 0
+        writer = MetricsWriter(self.workdir, step) if is_primary() else None
+        progress = Progress(self.total, step) if is_primary() else None
+        self.journal = Journal(
+            self.program, self.stages, config.operations, self.goodput, self.log, config.log_every, writer, progress
+        )
+        for part in (writer, progress):
+            if part is not None:
+                self._stack.enter_context(contextlib.closing(part))
+        if newest is not None:
+            where = f"{self.workdir}, checkpoint {newest}"
+            ckpt.check_same_config(saver.config(newest), stored_config, same_config, where)
+            if writer is not None:
+                self.goodput.lose(len(writer.dropped), seconds_of(writer.dropped))
+            state, data = self._restore(target, newest)
+            self.stream.set_state(data)
+        elif initial_params is None:
+            make = jax.jit(lambda key: init_state(self.program.init(key), tx, self.optimizer), out_shardings=shardings)
+            state = make(rng.stream(config.seed, "init"))
         else:
-            self._refused = 0
-        if step % self._config.log_every == 0 or not finite:
-            self._writer.write(step, values)
-        rate = f"  {values['tokens_per_second']:.0f} tokens/s" if "tokens_per_second" in values else ""
-        self._progress.update(step, f"{stage.name}  loss {values['loss']:.4f}{rate}")
+            make = jax.jit(lambda p: init_state(p, tx, self.optimizer), out_shardings=shardings)
+            state = make(initial_params)
 
-    def _refuse(self, step: int, batch: Any, values: dict[str, Any]) -> None:
-        self._refused += 1
-        who = self._program.describe(batch)
-        values["refused"] = who
-        self._progress.say(f"step {step} refused: loss or gradient is not finite (parameters kept); batch: {who}")
-        if self._refused >= self._config.max_refused:
-            self._writer.write(step, values)
-            raise UserError(
-                f"{self._refused} steps in a row were not finite, the last at step {step}; batch: {who}; "
-                "lower the learning rate or look at these samples"
-            )
+        start, end = step, self.total if stop_after is None else min(self.total, stop_after)
+        self.goodput.enter("step")
+        while step < end:
+            try:
+                state = self._step(state, step, start)
+                step += 1
+                stopping = self.interrupt.requested(step) or step >= end
+                if stopping or (config.checkpoint.every and step % config.checkpoint.every == 0):
+                    self.journal.flush()
+                    self._save(step, state, stored_config)
+                if stopping:
+                    break
+            except Rewind as rewind:
+                saver.wait()
+                newest = saver.latest()
+                if newest is None:
+                    raise UserError(f"{rewind}; there is no checkpoint to rewind to") from rewind
+                self.journal.say(f"{rewind}; rewinding to checkpoint {newest}, with the data that comes next")
+                state, _ = self._restore(target, newest)
+                self.journal.rewind(newest)
+                step = newest
+        with self.goodput.phase("save"):
+            saver.wait()
+        self.goodput.enter("other")
+        self.goodput.facts["recompilations"] = self.recompilations
+        self.log.write(self.goodput.line())
+        if progress is not None:
+            print(self.goodput.line(), file=sys.stderr)
+        if step < end:
+            print(f"stopped by SIGTERM after step {step}; start again to go on", file=sys.stderr)
+            raise SystemExit(PREEMPTED)
+        return state
+
+    def _step(self, state: TrainState, step: int, start: int) -> TrainState:
+        """Dispatches update number `step` (from 0)."""
+        journal, goodput = self.journal, self.goodput
+        idle = journal.device_idle()
+        goodput.enter("data_wait")
+        batch = next(self.stream)
+        waited = goodput.enter("step")
+        stalled = waited if idle or journal.device_idle() else 0.0
+        goodput.move(waited - stalled, "data_wait", "step")  # the device had work all the while
+        stage = stage_at(self.stages, step)
+        if step == start or stage is not stage_at(self.stages, step - 1):
+            journal.say(f"stage {stage.name}: {stage.steps} steps, peak learning rate {stage.learning_rate:g}")
+        batch = self.program.place(batch, self.mesh)
+        limit = journal.limit(step + 1)
+        limits = (np.float32(limit),) if journal.guard.limits_on_device else ()
+        compiled = self.compilations.count
+        with goodput.phase("compile" if step == start else "step"), self.profiler.step(step - start + 1):
+            state, metrics = self.step_fn(state, batch, *limits)
+        self.watchdog.beat(f"dispatching step {step + 1}")
+        if self.compilations.count > compiled and step >= start + 2:
+            self.recompilations += 1
+            journal.say(f"step {step + 1} compiled the training step again: its batch has another shape or sharding")
+        journal.after_dispatch(step + 1, metrics, batch, limit, waited, stalled)
+        self.watchdog.beat(f"finishing step {step}")
+        return state
+
+    def _save(self, step: int, state: TrainState, stored_config: dict[str, Any]) -> None:
+        position = {"data": self.stream.get_state(), "guard": self.journal.guard.get_state()}
+        began = time.perf_counter()
+        with self.goodput.phase("save"):
+            self.saver.save(step, state, position, stored_config)
+        self.journal.note(save_seconds=time.perf_counter() - began)
+        self.log.write(f"saving checkpoint {step}; training stood for {time.perf_counter() - began:.2f} s")
+        self.watchdog.beat(f"saving checkpoint {step}")
+
+    def _restore(self, target: Any, step: int) -> tuple[TrainState, dict[str, Any]]:
+        """State and data position of a checkpoint; the guard goes back too."""
+        began = time.perf_counter()
+        with self.goodput.phase("restore"):
+            state, position, _ = self.saver.restore(target, step)
+        self.journal.guard.set_state(position["guard"])
+        self.journal.note(restore_seconds=time.perf_counter() - began)
+        self.log.write(f"restored checkpoint {step} in {time.perf_counter() - began:.2f} s")
+        return state, position["data"]

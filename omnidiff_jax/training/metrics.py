@@ -18,18 +18,32 @@ class MetricsWriter:
 
     A resumed run goes on in the same file; lines of steps that are trained again are dropped first, so that the
     file holds each step once.
+
+    Attributes:
+        dropped: the lines dropped at the start.
     """
 
     def __init__(self, workdir: str | os.PathLike[str], resume_step: int = 0):
         self._path = Path(workdir) / "metrics.jsonl"
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        if self._path.exists():
-            kept = [line for line in read_metrics(self._path) if line.get("step", 0) <= resume_step]
-            temporary = self._path.with_suffix(".tmp")
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-            temporary.replace(self._path)
+        self.dropped = self._drop_after(resume_step)
         self._file = self._path.open("a")
         self._board = tensorboardX.SummaryWriter(str(Path(workdir) / "tensorboard"), flush_secs=10)
+
+    def rewind(self, step: int) -> list[dict[str, Any]]:
+        """Drops the lines after `step` and returns them."""
+        self._file.close()
+        dropped = self._drop_after(step)
+        self._file = self._path.open("a")
+        return dropped
+
+    def _drop_after(self, step: int) -> list[dict[str, Any]]:
+        lines = read_metrics(self._path) if self._path.exists() else []
+        kept = [line for line in lines if line.get("step", 0) <= step]
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        temporary.replace(self._path)
+        return lines[len(kept) :]
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Logs `values` (numbers, strings, and dicts of numbers) for `step`; a NaN is written as null."""

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.core import meta
 from jax.sharding import Mesh
@@ -13,6 +14,7 @@ from omnidiff_jax.batch import Batch
 from omnidiff_jax.data.loader import Loader
 from omnidiff_jax.diffusion.loss import LossConfig, masked_cross_entropy
 from omnidiff_jax.diffusion.masking import MaskingConfig, corrupt
+from omnidiff_jax.models.flops import train_flops
 from omnidiff_jax.models.omni import OmniConfig, OmniModel, init_params
 from omnidiff_jax.sharding.rules import logical_rules, param_specs
 from omnidiff_jax.training.program import TrainProgram
@@ -47,7 +49,7 @@ class OmniProgram(TrainProgram):
 
     def init(self, key: jax.Array) -> Any:
         params = meta.unbox(init_params(self.model, key))
-        return params | {name: jax.tree.map(jax.numpy.asarray, tree) for name, tree in self.pretrained.items()}
+        return params | {name: jax.tree.map(jnp.asarray, tree) for name, tree in self.pretrained.items()}
 
     def loss(
         self, params: Any, batch: Batch, key: jax.Array, step: jax.Array
@@ -66,7 +68,8 @@ class OmniProgram(TrainProgram):
                 "task_nll", "task_masked", "task_correct", "noise_nll", "noise_masked",
             )
         }  # fmt: skip
-        sums["sum/tokens"] = (batch.inputs.segment_ids > 0).sum().astype(jax.numpy.float32)
+        sums["sum/tokens"] = (batch.inputs.segment_ids > 0).sum().astype(jnp.float32)
+        sums["sum/fingerprint"] = fingerprint(batch, corrupted.tokens)
         return result.loss, {"weight": result.normalizer} | sums
 
     def batches(self, seed: int) -> Loader:
@@ -90,6 +93,7 @@ class OmniProgram(TrainProgram):
             "accuracy": _ratio(sums["correct"], sums["masked"]),
             "masked_share": float(sums["masked"]) / targets,
             "tokens": float(sums["tokens"]),
+            "fingerprint": f"{int(sums['fingerprint']):08x}",
         }
         seen = [i for i in range(len(self.tasks)) if sums["task_masked"][i] > 0]
         values["task_loss"] = {self.tasks[i]: _ratio(sums["task_nll"][i], sums["task_masked"][i]) for i in seen}
@@ -104,8 +108,32 @@ class OmniProgram(TrainProgram):
             values["dropped_targets"] = float(sums["dropped"])
         return values
 
+    def flops(self, batch: Batch, tokens: float) -> float:
+        return train_flops(self.model.backbone, int(tokens), batch.inputs.tokens.shape[1])
+
     def describe(self, batch: Batch) -> str:
         return f"sample ids {sample_ids(batch)}"
+
+
+def fingerprint(batch: Batch, tokens: jax.Array) -> jax.Array:
+    """uint32 scalar of the samples of a batch, their places, epochs and masks, however it is sharded.
+
+    Args:
+        tokens: int32 [B, L], corrupted ids.
+
+    Two runs that log the same fingerprints see the same samples under the same masks in the same order.
+    """
+
+    def mixed(x: jax.Array, salt: int) -> jax.Array:
+        place = jnp.arange(x.size, dtype=jnp.uint32).reshape(x.shape)  # odd weights: no single change goes unseen
+        return (x.astype(jnp.uint32) * (2 * place + 1) * jnp.uint32(salt)).sum(dtype=jnp.uint32)
+
+    return (
+        mixed(batch.sample_ids, 0x9E3779B1)
+        + mixed(batch.epochs, 0x85EBCA77)
+        + mixed(batch.task_ids, 0xC2B2AE3D)
+        + mixed(tokens, 0x27D4EB2F)
+    )
 
 
 def sample_ids(batch: Batch) -> Sequence[int]:

@@ -111,6 +111,10 @@ class TrainProgram:
         """Turns fetched step metrics into what is logged; "sum/..." metrics are the program's to interpret."""
         return {k: float(v) for k, v in metrics.items() if not k.startswith("sum/") and np.ndim(v) == 0}
 
+    def flops(self, batch: Any, tokens: float) -> float | None:
+        """Floating-point operations of a step over `tokens` positions that hold something; None = not counted."""
+        return None
+
     def describe(self, batch: Any) -> str:
         """Names the samples of a batch, for the message about a step that was refused."""
         return "unnamed samples"

@@ -50,16 +50,17 @@ def eval_params(state: TrainState) -> Any:
 
 def make_train_step(
     loss_fn: LossFn, tx: optax.GradientTransformation, config: opt.OptimizerConfig, *, seed: int, accumulate: int = 1
-) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:
-    """Builds `step(state, batch) -> (state, metrics)`, pure, to be jitted with the state donated.
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    """Builds `step(state, batch, limit=inf) -> (state, metrics)`, pure, to be jitted with the state donated.
 
     Args:
         loss_fn: see `LossFn`.
         accumulate: microbatches a step; every leaf of `batch` has leading axis accumulate * rows. The update equals
             the one of the undivided batch.
 
-    The metric `finite` is False where loss or gradient norm was not finite; parameters, moments and average are then
-    those of before, only the step counter moves on.
+    The metric `finite` is False where loss or gradient norm was not finite, `accepted` also where the loss was above
+    `limit`. A step that is not accepted leaves parameters, moments and average as they were; only the step counter
+    moves on.
     """
 
     def grads_of(params: Any, batch: Any, key: jax.Array, step: jax.Array):
@@ -74,7 +75,9 @@ def make_train_step(
         summed = {k: v if k.startswith("sum/") else v * weight for k, v in metrics.items()}
         return grads, loss * weight, weight, summed
 
-    def train_step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+    def train_step(
+        state: TrainState, batch: Any, limit: float | jax.Array = jnp.inf
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(rng.stream(seed, "train"), state.step)
         if accumulate == 1:
             grads, loss, weight, summed = grads_of(state.params, batch, key, state.step)
@@ -102,7 +105,9 @@ def make_train_step(
         if config.ema_decay:
             ema = optax.incremental_update(updated, state.ema, 1.0 - config.ema_decay)
         new = TrainState(state.step + 1, opt.join_params(updated, held), opt_state, ema)
-        kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, dataclasses.replace(state, step=state.step + 1))
-        return kept, metrics | {"loss": loss * scale, "grad_norm": grad_norm, "finite": finite}
+        accepted = finite & (loss * scale <= limit)
+        old = dataclasses.replace(state, step=state.step + 1)
+        kept = jax.tree.map(lambda a, b: jnp.where(accepted, a, b), new, old)
+        return kept, metrics | {"loss": loss * scale, "grad_norm": grad_norm, "finite": finite, "accepted": accepted}
 
     return train_step

@@ -1,0 +1,149 @@
+"""Measures speed: `bench train` the training step, `bench input` the loader.
+
+    omnidiff bench train --config=experiments/configs/bench_mid.py                   MFU against measured products
+    omnidiff bench train --config=experiments/configs/bench_mid.py --against=torch   beside plain PyTorch, in turn
+    omnidiff bench train --config=experiments/configs/bench_gpu.py --shrink_to_fit   the largest that fits this GPU
+    omnidiff bench input --config=experiments/configs/dream7b.py                     tokens/s a core, how full rows are
+
+`train` measures the config's backbone under the released vocabulary, without a speech encoder, on one packed batch of
+a long-tailed mixture. MFU counts the layers, the head and full attention at every position that holds something; what
+this code skips (unmasked positions' logits, other segments' keys) it is credited with, as other stacks are.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from experiments.common import Command
+from experiments.programs.bench import (
+    TORCH_STEP,
+    VOCABULARY,
+    backbone_trainer,
+    data_config,
+    torch_settings,
+)
+from omnidiff_jax.benchmarks.input import H200_TOKENS_PER_SECOND, bench_input
+from omnidiff_jax.benchmarks.matmul import matmul_flops
+from omnidiff_jax.benchmarks.train import Trainer, TrainSpeed, device_bytes, measure, peak_bytes
+from omnidiff_jax.benchmarks.versus import Side, compare
+from omnidiff_jax.config import choose
+from omnidiff_jax.errors import UserError
+
+COMMAND = Command("bench", __doc__, arguments="WHAT")
+CONFIG = COMMAND.config("experiments/configs/bench_mid.py")
+STEPS = COMMAND.integer("steps", "steps measured, after two to warm up", 5, minimum=1)
+AGAINST = COMMAND.choice("against", "what runs beside the training step", ("torch",))
+TORCH_PYTHON = COMMAND.string("torch_python", "the interpreter that has torch, where it is not this one")
+SHRINK = COMMAND.switch("shrink_to_fit", "take layers away until the step fits the device's memory")
+BATCHES = COMMAND.integer("batches", "batches measured by `input`", 20, minimum=1)
+EXAMPLES = COMMAND.integer("examples", "distinct samples of `input`'s set", 4000, minimum=1)
+CONSUMPTION = COMMAND.number("consumption", "tokens/s that the device uses up", H200_TOKENS_PER_SECOND)
+JSON = COMMAND.switch("json", "end with one line of JSON")
+SIDE = COMMAND.switch("side", "used by --against: one of the two processes")
+
+
+def run(what: str) -> None:
+    result = choose({"train": train, "input": read}, what, "benchmark")(CONFIG.value)
+    if JSON.value and result is not None:
+        print(json.dumps(result))
+
+
+def train(config: ConfigDict) -> dict | None:
+    if SIDE.value:
+        step_by_step(config)
+        return None
+    if AGAINST.value:
+        return versus(config)
+    trainer, compile_seconds = fitting(config)
+    ceiling = matmul_flops(config.dtype)
+    speed = measure(trainer, STEPS.value or 1, config.model.layers, compile_seconds, ceiling)
+    print(describe(speed))
+    return dataclasses.asdict(speed)
+
+
+def fitting(config: ConfigDict) -> tuple[Trainer, float]:
+    """The compiled trainer, with fewer layers where asked to and needed; and the seconds that compiling took."""
+    limit = device_bytes()
+    if SHRINK.value and limit is None:
+        raise UserError("--shrink_to_fit: this device does not tell how much memory it has; leave the flag out")
+    while True:
+        trainer = backbone_trainer(config)
+        seconds, needed = trainer.compile()
+        if limit is None or needed <= limit:
+            return trainer, seconds
+        layers = config.model.layers
+        print(f"{layers} layers need {needed / 2**30:.1f} GiB of {limit / 2**30:.1f}", file=sys.stderr, flush=True)
+        if not SHRINK.value or layers == 1:
+            raise UserError(
+                f"config.model.layers = {layers} needs {needed / 2**30:.1f} GiB, the device has {limit / 2**30:.1f}; "
+                "use fewer, or --shrink_to_fit"
+            )
+        # What a layer takes tells how many are too many.
+        config.model.layers = max(1, min(layers - 1, int(layers * limit / needed) + 1))
+
+
+def describe(speed: TrainSpeed) -> str:
+    return (
+        f"{speed.tokens_per_second:.0f} tokens/s, {speed.step_seconds:.3f} s a step of {speed.tokens} tokens, "
+        f"{speed.layers} layers, {speed.devices} x {speed.device}\n"
+        f"MFU {speed.mfu:.1%} of {speed.matmul_flops_measured / 1e12:.2f} TFLOP/s a device (measured matrix products); "
+        f"{speed.flops_per_step / 1e12:.2f} TFLOP a step: {speed.flops_count}\n"
+        f"peak memory {speed.peak_bytes / 2**30:.2f} GiB, compiled in {speed.compile_seconds:.1f} s, "
+        f"{speed.recompilations} recompilations after step 2"
+    )
+
+
+def step_by_step(config: ConfigDict) -> None:
+    """Our side of `--against`."""
+    trainer = backbone_trainer(config)
+    trainer.start()
+    print(json.dumps({"ready": f"jax {jax.__version__}"}), flush=True)
+    for _ in sys.stdin:
+        print(json.dumps({"seconds": trainer.step()}), flush=True)
+    print(json.dumps({"peak_bytes": peak_bytes()}), flush=True)
+
+
+def versus(config: ConfigDict) -> dict:
+    threads = len(os.sched_getaffinity(0))
+    mine = ("--against", "--json", "--torch_python")
+    words = [word for word in sys.argv[1:] if not word.startswith(mine) and word != "train"]
+    ours = [sys.executable, "-m", "experiments.bench", "train", "--side", *words]
+    python = TORCH_PYTHON.value or sys.executable
+    theirs = [python, str(TORCH_STEP), json.dumps(torch_settings(config, threads))]
+    sides = [Side("jax", ours), Side("torch", theirs)]
+    result = compare(sides, STEPS.value or 1)
+    jax_side, torch_side = result["jax"], result["torch"]
+    ratio = torch_side["step_seconds"] / jax_side["step_seconds"]
+    memory = jax_side["peak_bytes"] / torch_side["peak_bytes"]
+    for name, side in result.items():
+        print(f"{name:6} {side['step_seconds']:.2f} s a step, {side['peak_bytes'] / 2**30:.2f} GiB  ({side['ready']})")
+    print(f"{ratio:.2f} times as fast, {memory:.0%} of the memory; {threads} cores, {STEPS.value} steps each, in turn")
+    return {"sides": result, "times_as_fast": ratio, "share_of_memory": memory}
+
+
+def read(config: ConfigDict) -> dict:
+    with tempfile.TemporaryDirectory() as folder:
+        speed = bench_input(
+            Path(folder),
+            VOCABULARY,
+            data_config(config),
+            BATCHES.value or 1,
+            EXAMPLES.value or 1,
+            float(CONSUMPTION.value or H200_TOKENS_PER_SECOND),
+        )
+    print(
+        f"{speed.tokens_per_second_per_core:.0f} tokens/s, {speed.examples_per_second_per_core:.0f} samples/s a core; "
+        f"rows of {config.data.length} are {speed.packing_efficiency:.2%} full\n"
+        f"eight cores supply {speed.times_consumption:.0f} times the {speed.consumption:.0f} tokens/s of the device"
+    )
+    return dataclasses.asdict(speed)
+
+
+if __name__ == "__main__":
+    COMMAND.main(run)

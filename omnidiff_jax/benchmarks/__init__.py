@@ -1,0 +1,1 @@
+"""Measured speed, with what it is measured against beside it."""

@@ -1,0 +1,68 @@
+"""Speed of the loader on one core, and how full it packs rows."""
+
+import dataclasses
+import time
+from pathlib import Path
+
+from omnidiff_jax.benchmarks.batches import LONG_TAILED, long_tailed
+from omnidiff_jax.data.loader import HostBatches, usage
+from omnidiff_jax.data.mixture import Stage
+from omnidiff_jax.data.storage import EncodedSet, write_set
+from omnidiff_jax.data.streams import Corpus, DataConfig
+from omnidiff_jax.vocabulary import Vocabulary
+
+# What one H200 uses up training the 7B backbone at 60 % of its data sheet's 989.5 TFLOP/s, at 46.64 GFLOP a token.
+H200_TOKENS_PER_SECOND = 12_700.0
+
+
+@dataclasses.dataclass(frozen=True)
+class InputSpeed:
+    """Attributes:
+    tokens_per_second_per_core: tokens read, packed and laid out in a second of one core's time.
+    packing_efficiency: share of the positions of all measured rows that hold a sample.
+    examples_per_second_per_core: samples, likewise.
+    consumption: tokens a second that the device uses up.
+    times_consumption: how often eight cores' supply covers it.
+    batches, examples, tokens: measured.
+    """
+
+    tokens_per_second_per_core: float
+    packing_efficiency: float
+    examples_per_second_per_core: float
+    consumption: float
+    times_consumption: float
+    batches: int
+    examples: int
+    tokens: int
+
+
+def bench_input(
+    folder: Path, vocabulary: Vocabulary, config: DataConfig, batches: int, examples: int, consumption: float
+) -> InputSpeed:
+    """Writes a long-tailed set to `folder` and measures what the loader does with it, in processor time.
+
+    Args:
+        config: order and shape; with `packing.frames` some samples hear speech.
+        batches: measured, after as many as fill the open rows.
+        examples: in the set.
+        consumption: to compare with.
+    """
+    longest = config.packing.length - config.max_tail_pads
+    width = config.packing.frame_width if config.packing.frames else 0
+    write_set(folder / "long_tailed", long_tailed(examples, vocabulary, longest, width), vocabulary.fingerprint)
+    source = EncodedSet(folder / "long_tailed", vocabulary.fingerprint)
+    corpus = Corpus({"mix": source}, (Stage("bench", 1, {"mix": 1.0}),), vocabulary)
+    host = HostBatches(corpus, config, [kind.name for kind in LONG_TAILED])
+    next(host)  # opens the rows of every stream
+    used = room = samples = 0
+    began = time.process_time()
+    for _ in range(batches):
+        batch = next(host)
+        host.get_state()  # as the loader does after each batch
+        tokens, positions, *_ = usage(batch)
+        used, room, samples = used + int(tokens), room + int(positions), samples + int((batch.task_ids >= 0).sum())
+    seconds = time.process_time() - began
+    rate = used / seconds
+    return InputSpeed(
+        rate, used / room, samples / seconds, consumption, 8 * rate / consumption, batches, samples, used
+    )

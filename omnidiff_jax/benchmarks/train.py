@@ -1,0 +1,148 @@
+"""Speed of the real training step on one batch: tokens a second, MFU against a measured ceiling, memory, compiling."""
+
+import dataclasses
+import resource
+import statistics
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from omnidiff_jax import rng
+from omnidiff_jax.errors import UserError
+from omnidiff_jax.models.flops import COUNT
+from omnidiff_jax.training.goodput import Compilations
+from omnidiff_jax.training.loop import LoopConfig, abstract_state, jitted_step
+from omnidiff_jax.training.optimizer import OptimizerConfig, make_optimizer
+from omnidiff_jax.training.program import StagePlan, TrainProgram
+from omnidiff_jax.training.step import init_state
+
+_STAGES = (StagePlan("bench", 1000, 1e-5),)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSpeed:
+    """Attributes:
+    tokens_per_second: tokens that hold something, over all devices.
+    mfu: `flops_per_step` / median step time / (`matmul_flops_measured` x devices).
+    peak_bytes: largest memory of a device; on CPUs, of the process.
+    compile_seconds: tracing, lowering and compiling the step.
+    matmul_flops_measured: FLOP/s of one device on plain matrix products, in this run.
+    step_seconds: median of the measured steps.
+    steps: seconds of each measured step.
+    tokens: that hold something, in the batch.
+    recompilations: programs compiled after the second step.
+    flops_per_step, flops_count: what MFU counts.
+    device, devices, layers: what was measured.
+    """
+
+    tokens_per_second: float
+    mfu: float
+    peak_bytes: int
+    compile_seconds: float
+    matmul_flops_measured: float
+    step_seconds: float
+    steps: tuple[float, ...]
+    tokens: int
+    recompilations: int
+    flops_per_step: float
+    flops_count: str
+    device: str
+    devices: int
+    layers: int
+
+
+class Trainer:
+    """The step that `training.loop` would run, on one batch that stays."""
+
+    def __init__(self, program: TrainProgram, optimizer: OptimizerConfig, mesh: Mesh, batch: Any):
+        """Args: batch, numpy; its rows are split over the mesh's data and fsdp axes."""
+        self.program, self._optimizer, self._mesh = program, optimizer, mesh
+        sharding = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+        self.batch = jax.device_put(batch, sharding)
+        with jax.set_mesh(mesh):
+            self._target = abstract_state(program, LoopConfig(), optimizer, _STAGES, mesh)
+        self._step = jitted_step(program, LoopConfig(), optimizer, _STAGES, self._target)
+        self.state: Any = None
+
+    def compile(self) -> tuple[float, int]:
+        """Compiles without running; returns seconds, and bytes that a device would need (0 where unknown)."""
+        began = time.perf_counter()
+        with jax.set_mesh(self._mesh):
+            compiled = self._step.lower(self._target, self.batch).compile()
+        seconds = time.perf_counter() - began
+        memory = compiled.memory_analysis()
+        if memory is None:
+            return seconds, 0
+        held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+        return seconds, held + memory.temp_size_in_bytes
+
+    def start(self) -> None:
+        """Makes the state."""
+        tx = make_optimizer(self._optimizer, lambda step: 1e-5)
+        with jax.set_mesh(self._mesh):
+            make = jax.jit(
+                lambda key: init_state(self.program.init(key), tx, self._optimizer),
+                out_shardings=jax.tree.map(lambda s: s.sharding, self._target),
+            )
+            self.state = jax.block_until_ready(make(rng.stream(0, "init")))
+
+    def step(self) -> float:
+        """One step, to its end; returns its seconds."""
+        began = time.perf_counter()
+        with jax.set_mesh(self._mesh):
+            self.state, metrics = self._step(self.state, self.batch)
+            loss = float(jax.block_until_ready(metrics["loss"]))
+        if not np.isfinite(loss):
+            raise UserError(f"the measured step has loss {loss}; a speed without a result is none")
+        return time.perf_counter() - began
+
+
+def measure(trainer: Trainer, steps: int, layers: int, compile_seconds: float, ceiling: float) -> TrainSpeed:
+    """Warms up with two steps, then measures `steps` of them.
+
+    Args:
+        ceiling: `matmul_flops` of one device.
+    """
+    trainer.start()
+    with Compilations() as compilations:
+        for _ in range(2):
+            trainer.step()
+        warm = compilations.count
+        seconds = tuple(trainer.step() for _ in range(steps))
+        late = compilations.count - warm
+    devices = jax.devices()
+    tokens = int((np.asarray(trainer.batch.inputs.segment_ids) > 0).sum())
+    flops = trainer.program.flops(trainer.batch, tokens) or 0.0
+    median = statistics.median(seconds)
+    return TrainSpeed(
+        tokens / median,
+        flops / median / (ceiling * len(devices)),
+        peak_bytes(),
+        compile_seconds,
+        ceiling,
+        median,
+        seconds,
+        tokens,
+        late,
+        flops,
+        COUNT,
+        devices[0].device_kind,
+        len(devices),
+        layers,
+    )
+
+
+def peak_bytes() -> int:
+    """The largest memory use of a device so far; of this process where devices do not tell."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    peaks = [entry["peak_bytes_in_use"] for entry in stats if "peak_bytes_in_use" in entry]
+    return max(peaks) if peaks else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def device_bytes() -> int | None:
+    """Memory that a device gives to programs; None where it does not tell (CPUs)."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return stats.get("bytes_limit")

@@ -1,0 +1,63 @@
+"""Checksums of a checkpoint's files: written before it counts as whole, compared before it is read."""
+
+import concurrent.futures
+import hashlib
+import json
+import os
+from pathlib import Path
+
+DIGEST = "digest.json"
+# Orbax writes the time of the commit into it afterwards, and restoring needs nothing in it.
+_UNSEALED = (DIGEST, "_CHECKPOINT_METADATA")
+_THREADS = 8
+
+
+def write_digest(folder: Path) -> None:
+    """Seals `folder`: `digest.json` holds size and SHA-256 of the other files under it."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in _UNSEALED)
+    names = sorted(str(path.relative_to(folder)) for path in files)
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:  # hashing releases the interpreter's lock
+        sums = list(pool.map(lambda name: _sum(folder / name), names))
+    content = {name: {"bytes": size, "sha256": digest} for name, (size, digest) in zip(names, sums, strict=True)}
+    temporary = folder / f"{DIGEST}.tmp"
+    with temporary.open("w") as file:
+        json.dump(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(folder / DIGEST)
+
+
+def damage(folder: Path, part: int = 0, parts: int = 1) -> str:
+    """What is wrong with a sealed folder, "" if nothing: the first file that is missing, cut short or changed.
+
+    Args:
+        folder: as `write_digest` left it.
+        part, parts: look at every `parts`-th file only, from number `part`; processes share the reading so.
+    """
+    try:
+        content = json.loads((folder / DIGEST).read_text())
+        expected = [(name, entry["bytes"], entry["sha256"]) for name, entry in sorted(content.items())]
+    except OSError as error:
+        return f"{DIGEST} cannot be read ({error.strerror})"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{DIGEST} is damaged"
+    mine = expected[part::parts]
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        found = pool.map(lambda entry: _compare(folder, *entry), mine)
+        return next((problem for problem in found if problem), "")
+
+
+def _compare(folder: Path, name: str, size: int, digest: str) -> str:
+    try:
+        found = (folder / name).stat().st_size
+        if found != size:
+            return f"{name} has {found} bytes instead of {size}"
+        return "" if _sum(folder / name)[1] == digest else f"{name} does not have the checksum it was saved with"
+    except OSError as error:
+        return f"{name} cannot be read ({error.strerror})"
+
+
+def _sum(path: Path) -> tuple[int, str]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return file.tell(), digest

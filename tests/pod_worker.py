@@ -1,0 +1,94 @@
+"""One process of a small real run, with the flags of `omnidiff train`: `python pod_worker.py SETTINGS_JSON [flags]`.
+
+Settings: workdir, every (steps between saves), pause (seconds a step), and optionally operations.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+
+import jax  # noqa: E402
+from data_world import VOCABULARY, example  # noqa: E402
+from jax.sharding import NamedSharding, PartitionSpec  # noqa: E402
+
+from omnidiff_jax.config import build  # noqa: E402
+from omnidiff_jax.data.loader import Loader  # noqa: E402
+from omnidiff_jax.data.mixture import Stage  # noqa: E402
+from omnidiff_jax.data.packing import PackingConfig  # noqa: E402
+from omnidiff_jax.data.streams import Corpus, DataConfig  # noqa: E402
+from omnidiff_jax.diffusion.loss import LossConfig  # noqa: E402
+from omnidiff_jax.diffusion.masking import MaskingConfig  # noqa: E402
+from omnidiff_jax.models.backbone import BackboneConfig  # noqa: E402
+from omnidiff_jax.models.omni import OmniConfig  # noqa: E402
+from omnidiff_jax.sharding.distributed import initialize  # noqa: E402
+from omnidiff_jax.sharding.mesh import MeshConfig, make_mesh  # noqa: E402
+from omnidiff_jax.training.checkpoint import CheckpointConfig  # noqa: E402
+from omnidiff_jax.training.journal import OperationsConfig  # noqa: E402
+from omnidiff_jax.training.loop import LoopConfig, train  # noqa: E402
+from omnidiff_jax.training.omni import OmniProgram  # noqa: E402
+from omnidiff_jax.training.optimizer import OptimizerConfig  # noqa: E402
+from omnidiff_jax.training.program import StagePlan  # noqa: E402
+
+STAGES = (StagePlan("one", 8, 1e-2), StagePlan("two", 8, 3e-3))
+TASKS = ("read", "draw")
+BATCH = 8
+
+
+class Paused(OmniProgram):
+    """Steps that take a while, so that a test can aim at one."""
+
+    pause = 0.0
+
+    def place(self, batch, mesh):
+        time.sleep(self.pause)
+        return batch
+
+
+def program(mesh, pause):
+    read = [example(i, "read", 3 + i % 17) for i in range(40)]
+    draw = [example(100 + i, "draw", 20 + i % 19) for i in range(30)]
+    weights = ({"read": 2.0, "draw": 1.0}, {"read": 1.0, "draw": 2.0})
+    stages = [Stage(plan.name, plan.steps, w) for plan, w in zip(STAGES, weights, strict=True)]
+    corpus = Corpus({"read": read, "draw": draw}, stages, VOCABULARY)
+    data = DataConfig(
+        seed=5, batch_size=BATCH, streams=4, max_tail_pads=3, packing=PackingConfig(64, 0, 8, 3, query_rows=())
+    )
+    sharding = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    backbone = BackboneConfig(
+        VOCABULARY.size, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, hidden=32, dtype="float32", remat="none"
+    )
+    Paused.pause = pause
+    return Paused(
+        OmniConfig(backbone, None),
+        VOCABULARY,
+        MaskingConfig(),
+        LossConfig(chunk=16, groups=mesh.shape["data"] * mesh.shape["fsdp"]),
+        TASKS,
+        lambda seed: Loader(corpus, data, TASKS, sharding),
+        seed=5,
+    )
+
+
+def main(settings, flags):
+    given = dict(flag.removeprefix("--").split("=") for flag in flags)
+    initialize(
+        coordinator=given.get("coordinator"),
+        num_processes=int(given["num_processes"]) if given else None,
+        process_id=int(given["process_id"]) if given else None,
+    )
+    mesh = make_mesh(MeshConfig(**settings.get("mesh", {})))
+    config = LoopConfig(
+        5,
+        checkpoint=CheckpointConfig(settings["every"], keep=2),
+        operations=build(OperationsConfig, settings.get("operations", {})),
+    )
+    optimizer = OptimizerConfig(frozen=())
+    train(program(mesh, settings.get("pause", 0.0)), config, optimizer, STAGES, settings["workdir"], mesh)
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_platforms", "cpu")
+    main(json.loads(sys.argv[1]), sys.argv[2:])
