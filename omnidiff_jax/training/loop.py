@@ -39,12 +39,16 @@ class LoopConfig:
     checkpoint: ckpt.CheckpointConfig = dataclasses.field(default_factory=ckpt.CheckpointConfig)
 
 
-def state_shardings(state: TrainState, specs: Any, mesh: Mesh) -> TrainState:
+def state_shardings(state: TrainState, specs: Any, mesh: Mesh, moments_on: str = "device") -> TrainState:
     """Shardings of a train state: moments and averages lie as their parameters do, counters are replicated.
 
     Args:
         state: abstract or concrete state.
         specs: tree of `PartitionSpec` like `state.params`.
+        moments_on: see `OptimizerConfig`.
+
+    Raises:
+        UserError: moments on the host of devices that cannot reach it.
     """
     spec_of: dict[str, Any] = split_params(specs, ())[0]
     shape_of = {k: v.shape for k, v in split_params(state.params, ())[0].items()}
@@ -52,11 +56,24 @@ def state_shardings(state: TrainState, specs: Any, mesh: Mesh) -> TrainState:
     def place(path: Any, leaf: Any) -> NamedSharding:
         names = [getattr(k, "key", None) for k in path]
         matches = [n for n in names if isinstance(n, str) and n in spec_of and shape_of[n] == leaf.shape]
+        if moments_on == "host" and matches and getattr(path[0], "name", None) == "opt_state":
+            return NamedSharding(mesh, spec_of[matches[-1]], memory_kind=_host_memory(mesh))
         return NamedSharding(mesh, spec_of[matches[-1]] if matches else PartitionSpec())
 
     params = jax.tree.map(lambda s: NamedSharding(mesh, s), specs, is_leaf=lambda s: isinstance(s, PartitionSpec))
     rest = jax.tree_util.tree_map_with_path(place, dataclasses.replace(state, params=None))
     return dataclasses.replace(rest, params=params)
+
+
+def _host_memory(mesh: Mesh) -> str:
+    device = mesh.devices.flat[0]
+    kinds = {memory.kind for memory in device.addressable_memories()}
+    if device.platform == "cpu" or "pinned_host" not in kinds:
+        raise UserError(
+            f"optimizer.moments_on = 'host' needs devices beside a host's memory; these are {device.platform}: "
+            "use 'device'"
+        )
+    return "pinned_host"
 
 
 class Interrupt:
@@ -82,9 +99,31 @@ class Interrupt:
 def abstract_state(program: TrainProgram, config: LoopConfig, optimizer: OptimizerConfig, stages, mesh: Mesh) -> Any:
     """The train state as shapes with shardings, without computing anything."""
     tx = make_optimizer(optimizer, _schedule(stages, optimizer))
-    shapes = jax.eval_shape(lambda key: init_state(program.init(key), tx, optimizer), rng.stream(config.seed, "init"))
-    shardings = state_shardings(shapes, program.param_specs(shapes.params, mesh), mesh)
+    # Nothing may run where the mesh is of devices that are not there, not even the making of a key.
+    shapes = jax.eval_shape(lambda: init_state(program.init(rng.stream(config.seed, "init")), tx, optimizer))
+    shardings = state_shardings(shapes, program.param_specs(shapes.params, mesh), mesh, optimizer.moments_on)
     return jax.tree.map(lambda s, h: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=h), shapes, shardings)
+
+
+def jitted_step(
+    program: TrainProgram, config: LoopConfig, optimizer: OptimizerConfig, stages: tuple[StagePlan, ...], state: Any
+) -> Any:
+    """The step that training runs, `(state, batch) -> (state, metrics)`, jitted with the state donated.
+
+    Args:
+        state: from `abstract_state`; its shardings are those of the new state.
+    """
+    tx = make_optimizer(optimizer, _schedule(stages, optimizer))
+    update = make_train_step(program.loss, tx, optimizer, seed=config.seed, accumulate=config.accumulate)
+    shardings = jax.tree.map(lambda s: s.sharding, state)
+    if optimizer.moments_on == "device":
+        return jax.jit(update, donate_argnums=0, out_shardings=(shardings, None))
+    near = jax.tree.map(lambda s: s.with_memory_kind("device"), shardings.opt_state)
+
+    def fetch_and_update(state: TrainState, batch: Any) -> Any:
+        return update(dataclasses.replace(state, opt_state=jax.device_put(state.opt_state, near)), batch)
+
+    return jax.jit(fetch_and_update, donate_argnums=0, out_shardings=(shardings, None))
 
 
 def _schedule(stages: tuple[StagePlan, ...], optimizer: OptimizerConfig):
@@ -141,11 +180,7 @@ def train(
             else:
                 make = jax.jit(lambda p: init_state(p, tx, optimizer), out_shardings=shardings)
                 state = make(initial_params)
-        step_fn = jax.jit(
-            make_train_step(program.loss, tx, optimizer, seed=config.seed, accumulate=config.accumulate),
-            donate_argnums=0,
-            out_shardings=(shardings, None),
-        )
+        step_fn = jitted_step(program, config, optimizer, stages, target)
         writer, progress = MetricsWriter(workdir, start), Progress(total, start)
         logger = _Logger(program, config, stages, writer, progress)
         try:
