@@ -1,6 +1,5 @@
 """The programs worth compiling before booking: the real train step, and the real sampler, on abstract arguments."""
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -148,8 +147,3 @@ def sample_job(
 
 def _head(model: OmniConfig) -> float:
     return 2.0 * model.backbone.width * model.backbone.vocab_size
-
-
-def with_attention(model: OmniConfig, backend: str) -> OmniConfig:
-    """The model with another attention backend, for devices that stand in for those which have the wanted one."""
-    return dataclasses.replace(model, backbone=dataclasses.replace(model.backbone, attention=backend))
