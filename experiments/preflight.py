@@ -4,11 +4,12 @@
     omnidiff preflight --config=experiments/configs/dream7b.py:v6e:8x8          (a preset: its mesh, its slice)
     omnidiff preflight --config=experiments/configs/nano.py --topology=cpu:8 --what=sample
 
-Topologies: v5e, v5p and v6e slices (v5p:4x4x4, v5e:16x16*2 for two slices; extra `tpu`, no TPU), GPU nodes (h100:8,
-h200:8x4) and cpu:N. TPU programs are compiled by libtpu. GPU programs are partitioned as they would be, but compiled for
-as many virtual CPU devices, with chunked attention in place of cuDNN: their memory is an estimate, on the high side.
-Nothing is executed and nothing downloaded. With --json the last line is one JSON object. Exit status 0 means that it
-fits and moves no whole-vocabulary logits; 3 that it does not.
+Topologies: v5e, v5p and v6e slices (v5p:4x4x4, v5e:16x16*2 for two slices), GPU nodes (h100:8, h200:8x4) and cpu:N.
+TPU programs are compiled by libtpu (extra `tpu`, no TPU needed). GPU programs are partitioned as they would be, but
+compiled for as many virtual CPU devices, with chunked attention in place of cuDNN: their memory is an estimate, on the
+high side. Nothing is executed. Operations are those of matrix products in the traced program, bytes and collectives
+those of the compiled one, loops counted as often as they run; the time is what no run can undercut. With --json the
+last line is one JSON object. Exit status: 0 = fits and moves no whole-vocabulary logits between devices, 3 = does not.
 """
 
 import dataclasses
@@ -24,6 +25,7 @@ from ml_collections import ConfigDict
 from experiments.common import Command
 from experiments.programs.omni import decoding_settings, no_data, omni_program, packing_config
 from experiments.programs.run import loop_config, optimizer_config, stage_plans
+from experiments.programs.scaling import record
 from experiments.programs.tokenizers import Sizes, config_sizes
 from omnidiff_jax.config import build
 from omnidiff_jax.errors import UserError
@@ -43,6 +45,7 @@ TASK = COMMAND.string("task", "whose decoding settings the sampler is compiled w
 ROWS = COMMAND.integer("rows", "canvases of the sampler, all devices together (default: one a device)", minimum=1)
 LENGTH = COMMAND.integer("length", "positions of a canvas", default=384, minimum=8)
 ANSWER = COMMAND.integer("answer", "positions to generate in a canvas", default=258, minimum=1)
+RECORD = COMMAND.string("record", "Markdown file whose table gets this result as a row, such as docs/scaling.md")
 JSON = COMMAND.switch("json", "ends with one line of JSON")
 
 
@@ -53,6 +56,8 @@ def run() -> None:
         raise UserError("--topology is missing: --topology=v5p:4x4x4, or a config with a preset (dream7b.py:v5p:4x4x4)")
     result = preflight(config, topology, str(WHAT.value))
     print(render(result))
+    if RECORD.value:
+        record(RECORD.value, CONFIG.name, result)
     if JSON.value:
         print(json.dumps(result))
     if not result["fits"] or result["logits_collectives"]:
@@ -118,7 +123,7 @@ def _sample(config: ConfigDict, sizes: Sizes, mesh: Mesh) -> Job:
 def _result(
     config: ConfigDict, target: Target, mesh: Mesh, job: Job, report: Report, settings: Settings | None
 ) -> dict[str, Any]:
-    devices = "virtual CPU devices (chunked attention for cuDNN)" if target.stand_in else target.kind
+    devices = "CPU devices in place of GPUs (attention chunked)" if target.stand_in else target.kind
     return {
         "what": job.name,
         "topology": target.topology,
@@ -155,8 +160,8 @@ def render(result: dict[str, Any]) -> str:
     mesh = " ".join(f"{name}={size}" for name, size in r["mesh"].items()) or "one device"
     used = r["peak_bytes_per_device"] / GIB
     lines = [
-        f"{r['what']} on {r['topology']}: {r['devices']} devices, {r['sharding']} ({mesh}), attention {r['attention']}, "
-        f"remat {r['remat']}, {r['batch_size']} rows of {r['length']}",
+        f"{r['what']} on {r['topology']}: {r['devices']} devices, {r['sharding']} ({mesh}), "
+        f"attention {r['attention']}, remat {r['remat']}, {r['batch_size']} rows of {r['length']}",
         f"  memory      {used:.2f} of {r['device_bytes'] / GIB:.2f} GiB a device "
         f"({r['argument_bytes_per_device'] / GIB:.2f} of it arguments): {'fits' if r['fits'] else 'DOES NOT FIT'}",
         f"  operations  {r['flops_per_device'] / 1e12:.1f} T a device in matrix products "
@@ -165,7 +170,8 @@ def render(result: dict[str, Any]) -> str:
     if r["bytes_accessed_per_device"] is not None:
         lines.append(f"  traffic     {r['bytes_accessed_per_device'] / 1e9:.1f} GB a device to and from memory")
     bounds = ", ".join(f"{name} {seconds:.3g} s" for name, seconds in r["roofline_seconds"].items())
-    lines.append(f"  a step      at least {r['step_seconds_estimate']:.3g} s ({bounds}); MFU at most {r['mfu_ceiling']:.0%}")
+    least = f"at least {r['step_seconds_estimate']:.3g} s ({bounds})"
+    lines.append(f"  a step      {least}; MFU at most {r['mfu_ceiling']:.0%}")
     totals: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     for c in r["collectives"] or ():
         totals[c["kind"]][0] += c["count"]
@@ -173,10 +179,9 @@ def render(result: dict[str, Any]) -> str:
     for kind, (count, moved) in sorted(totals.items(), key=lambda item: -item[1][1]):
         lines.append(f"  {kind:<19} {count:>6.0f} a step, {moved / 1e9:.3f} GB sent by a device")
     for c in (r["collectives"] or ())[:5]:
-        between = " between slices" if c["crosses"] else ""
-        lines.append(
-            f"    {c['kind']} of {c['shape']} among {c['group']}{between}: {c['count']:.0f} times, {c['bytes'] / 1e9:.3f} GB"
-        )
+        where = f"among {c['group']}{' between slices' if c['crosses'] else ''}"
+        size = f"{c['count']:.0f} times, {c['bytes'] / 1e9:.3f} GB"
+        lines.append(f"    {c['kind']} of {c['shape'][:60]} {where}: {size}")
     if r["what"] == "train" and r["collectives"] is not None:
         found = "; ".join(f"{c['kind']} of {c['shape']}" for c in r["logits_collectives"])
         lines.append(f"  whole-vocabulary logits between devices: {found or 'none'}")

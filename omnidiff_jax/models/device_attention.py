@@ -114,7 +114,12 @@ def _kernel(heads: int, length: int, kv_length: int, interpret: bool) -> splash.
     mask = masks.MultiHeadMask([masks.FullMask((length, kv_length))] * heads)
     # Under the remat policy of this name the kernel's own residuals are kept, not only its output.
     return splash.make_splash_mha(
-        mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, residual_checkpoint_name="attention", interpret=interpret
+        mask,
+        block_sizes=sizes,
+        head_shards=1,
+        q_seq_shards=1,
+        residual_checkpoint_name="attention",
+        interpret=interpret,
     )
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -16,7 +16,9 @@ _BYTES = {
 _ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\]")
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*)$")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .*)?\{$")
-_CALLED = re.compile(r"(?:calls|body|to_apply|condition)=%?([\w.\-]+)|(?:branch_computations|called_computations)=\{([^}]*)\}")
+_CALLED = re.compile(
+    r"(?:calls|body|to_apply|condition)=%?([\w.\-]+)|(?:branch_computations|called_computations)=\{([^}]*)\}"
+)
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
 # What moves no bytes of its own.
@@ -33,7 +35,8 @@ class Collective:
 
     Attributes:
         kind: a name in `KINDS`.
-        shape: dtype and extents of the whole array of a group, as in `f32[3584,44066]`.
+        shape: dtype and extents of the arrays that one device ends up with (of `reduce-scatter`: the part), largest
+            first, as in `2*bf16[3584,18944] f32[512]`.
         group: devices that exchange.
         crosses: whether a group spans slices or nodes.
         count: times a step, rounds of loops included.
@@ -250,8 +253,13 @@ def _collective(instruction: _Instruction, kind: str, granules: Sequence[int]) -
     whole = sum(_size(*a) for a in arrays) * (size if kind == "reduce-scatter" else 1)
     share = (size - 1) / size if size else 0.0
     sent = whole * {"all-reduce": 2 * share, "collective-permute": 1.0}.get(kind, share)
-    shape = " ".join(f"{dtype}[{','.join(map(str, extents))}]" for dtype, extents in arrays[:4])
-    return kind, shape, size, crosses, sent
+    return kind, _shapes(arrays), size, crosses, sent
+
+
+def _shapes(arrays: Sequence[tuple[str, tuple[int, ...]]]) -> str:
+    counts = Counter(sorted(arrays, key=lambda array: -_size(*array)))
+    texts = {array: f"{array[0]}[{','.join(map(str, array[1]))}]" for array in counts}
+    return " ".join(f"{count}*{texts[a]}" if count > 1 else texts[a] for a, count in counts.items())
 
 
 def _groups(text: str, devices: int) -> list[list[int]]:

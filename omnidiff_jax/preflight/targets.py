@@ -138,7 +138,9 @@ def target_devices(target: Target) -> Sequence[jax.Device]:
     """
     if target.is_tpu:
         if importlib.util.find_spec("libtpu") is None:
-            raise UserError(f"topology {target.topology!r} needs libtpu: pip install 'omnidiff_jax[tpu]' (no TPU needed)")
+            raise UserError(
+                f"topology {target.topology!r} is compiled by libtpu (no TPU needed): pip install 'omnidiff_jax[tpu]'"
+            )
         shape = target.topology.partition("*")[0]
         extra = {"num_slices": target.granules} if target.granules > 1 else {}
         try:
