@@ -14,7 +14,7 @@ STAMP := .venv/.complete
 PACKAGES := omnidiff_jax experiments data_pipelines
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lock quickstart fullsize test test-slow test-gpu lint typecheck
+.PHONY: help venv lock quickstart fullsize scaling test test-slow test-gpu lint typecheck
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*##/  make \1 — /'
@@ -42,6 +42,11 @@ quickstart: $(STAMP)  ## train the three stages, run every task, write scorecard
 
 fullsize: $(STAMP)  ## MEDIA="FILE…" through the full-size modules with random weights (about 20 GiB of memory)
 	$(BIN)/omnidiff fullsize $(MEDIA)
+
+scaling: $(STAMP)  ## compile every preset for its slice and record it in docs/scaling.md (needs extra `tpu`, minutes a row)
+	$(BIN)/python -c 'from experiments.configs.slices import PRESETS; \
+		print(*(f"experiments/configs/{m}.py:{s}" for m in PRESETS for s in PRESETS[m]), sep="\n")' \
+	| while read preset; do $(BIN)/omnidiff preflight --config=$$preset --record=docs/scaling.md; done
 
 test: $(STAMP)  ## lint, type check and the test suite
 	@status=0; \

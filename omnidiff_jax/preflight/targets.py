@@ -12,7 +12,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
-from omnidiff_jax.config import choose, suggest
+from omnidiff_jax.config import choose
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.sharding.mesh import MeshConfig, make_mesh, mesh_shape
 from omnidiff_jax.sharding.rules import MESH_AXES
@@ -102,9 +102,9 @@ def parse_target(topology: str) -> Target:
     sizes = [int(size) for size in shape.split("x")]
     if kind in SLICES:
         if shape not in SLICES[kind]:
-            same = [s for s in SLICES[kind] if math.prod(map(int, s.split("x"))) == math.prod(sizes)]
-            hint = f"did you mean '{kind}:{same[0]}'?" if same else suggest(shape, SLICES[kind])
-            raise UserError(f"unknown topology {topology!r}; {hint}")
+            chips = math.log(max(math.prod(sizes), 1))
+            near = min(SLICES[kind], key=lambda s: abs(math.log(math.prod(map(int, s.split("x")))) - chips))
+            raise UserError(f"unknown topology {topology!r}; did you mean '{kind}:{near}'?")
         count = int(slices or 1)
         return Target(topology, kind, chip, math.prod(sizes) * count, count)
     if slices or len(sizes) > (2 if chip.node else 1) or min(sizes) < 1:
