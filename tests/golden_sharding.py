@@ -65,7 +65,8 @@ def describe(case: str) -> dict:
     moments = state.opt_state[1][0]
     for moment in (moments.mu, moments.nu):
         assert {k: v.sharding for k, v in moment.items()} == {k: v.sharding for k, v in trained.items()}
-    on_device = [math.prod(x.sharding.shard_shape(x.shape)) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(state)]
+    leaves = jax.tree.leaves(state)
+    on_device = [math.prod(x.sharding.shard_shape(x.shape)) * np.dtype(x.dtype).itemsize for x in leaves]
     return {
         "mesh": dict(zip(MESH_AXES, sizes, strict=True)),
         "sharding": config.sharding,

@@ -1,4 +1,4 @@
-"""The train states of the full-size configs lie on the presets' meshes as recorded (`python tests/golden_sharding.py`)."""
+"""Full-size train states lie on the presets' meshes as recorded (`python tests/golden_sharding.py` records them)."""
 
 import json
 

@@ -47,7 +47,8 @@ def test_moments_on_the_host_need_a_host():
     """A CPU is its own host."""
     config = OptimizerConfig(moments_on="host")
     params = {"w": jnp.zeros(8)}
-    state = jax.eval_shape(lambda p: init_state(p, make_optimizer(config, optax.constant_schedule(1.0)), config), params)
+    tx = make_optimizer(config, optax.constant_schedule(1.0))
+    state = jax.eval_shape(lambda p: init_state(p, tx, config), params)
     mesh = make_mesh(MeshConfig())
     with pytest.raises(UserError, match="moments_on = 'host' needs devices beside a host's memory; these are cpu"):
         state_shardings(state, {"w": PartitionSpec()}, mesh, config.moments_on)

@@ -1,4 +1,4 @@
-"""Ahead-of-time compilation: targets, what is read from programs, and the real train step and sampler on eight devices."""
+"""Ahead-of-time compilation: targets, reading programs, and the real train step and sampler on eight devices."""
 
 import json
 
