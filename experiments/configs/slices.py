@@ -18,8 +18,8 @@ def _row(sharding: str = "fsdp", accumulate: int = 1, **mesh: int) -> dict[str, 
     return {"sharding": sharding, "accumulate": accumulate, "mesh": mesh}
 
 
-# A shard of the width (3584, 5120, 8192) in multiples of 16 rows is what TPUs gather without padding: hence `data=2`
-# or `tensor` rather than 3584 / 64 = 56.
+# `data=2` or `tensor` keep a shard of the width (3584, 5120, 8192) a multiple of 16 rows, a TPU's tile; 3584 / 64 = 56
+# is none, and was gathered by all-reduce (docs/scaling.md).
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "dream7b": {
         "v5e:16x16": _row("fsdp_tensor", data=2, fsdp=32, tensor=4),
