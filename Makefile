@@ -17,7 +17,7 @@ GPU_PYTHON ?= $(BIN)/python
 PACKAGES := omnidiff_jax experiments data_pipelines
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lock quickstart fullsize soak bench-gpu test test-slow test-gpu lint typecheck
+.PHONY: help venv lock quickstart fullsize soak scaling bench-gpu test test-slow test-gpu lint typecheck
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*##/  make \1 — /'
@@ -57,6 +57,11 @@ bench-gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),.venv/.cuda)  ## unattende
 .venv/.cuda: $(STAMP)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint requirements.lock "jax[cuda12]"
 	@touch $@
+
+scaling: $(STAMP)  ## compile every preset for its slice and record it in docs/scaling.md (needs extra `tpu`, minutes a row)
+	$(BIN)/python -c 'from experiments.configs.slices import PRESETS; \
+		print(*(f"experiments/configs/{m}.py:{s}" for m in PRESETS for s in PRESETS[m]), sep="\n")' \
+	| while read preset; do $(BIN)/omnidiff preflight --config=$$preset --record=docs/scaling.md; done
 
 test: $(STAMP)  ## lint, type check and the test suite
 	@status=0; \

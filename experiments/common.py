@@ -35,9 +35,10 @@ PROJECT = Path(__file__).parents[1]
 
 
 class ConfigHolder:
-    """The config of a command; `value` is filled when the command line is parsed."""
+    """The config of a command; `value`, and `name` of its file, are filled when the command line is parsed."""
 
     value: ConfigDict
+    name: str
 
     def __init__(self, default: str | None):
         self.default = default
@@ -182,6 +183,7 @@ class Command:
         if not file:
             raise UserError("--config is missing: --config=experiments/configs/nano.py, or a file of your own")
         self._config.value = load_config(file, overrides)
+        self._config.name = Path(file.partition(":")[0]).stem
         return rest
 
 

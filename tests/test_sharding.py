@@ -225,12 +225,22 @@ def expected(params):
 @pytest.mark.parametrize(
     ("strategy", "sizes", "groups"),
     [
+        ("replicated", MeshConfig(data=4, fsdp=1), 4),
+        ("fsdp", MeshConfig(fsdp=1), 1),
         ("fsdp", MeshConfig(data=2, fsdp=2, tensor=2), 4),
+        ("fsdp_tensor", MeshConfig(fsdp=1, tensor=2), 1),
+        ("fsdp_tensor", MeshConfig(fsdp=2, tensor=2), 2),
+        ("fsdp_tensor", MeshConfig(fsdp=4, tensor=2), 4),
+        ("fsdp_sequence", MeshConfig(fsdp=1, sequence=2), 1),
+        ("fsdp_sequence", MeshConfig(fsdp=2, sequence=4), 2),
         ("fsdp_tensor_sequence", MeshConfig(fsdp=2, tensor=2, sequence=2), 2),
     ],
+    ids=lambda value: f"{value.data}{value.fsdp}{value.tensor}{value.sequence}" if hasattr(value, "fsdp") else None,
 )
 def test_sharded_equals_single(strategy, sizes, groups, shapes, params, expected):
-    device_mesh = make_mesh(sizes)
+    """On 1, 2, 4 and 8 devices."""
+    count = sizes.data * sizes.fsdp * sizes.tensor * sizes.sequence
+    device_mesh = make_mesh(sizes, jax.devices()[:count])
     shardings = param_shardings(shapes, strategy, device_mesh)
     step = jax.jit(jax.value_and_grad(loss), static_argnums=2, out_shardings=(None, shardings))
     with jax.set_mesh(device_mesh), logical_rules(strategy):
@@ -240,7 +250,8 @@ def test_sharded_equals_single(strategy, sizes, groups, shapes, params, expected
         constrained = str(jax.make_jaxpr(loss, static_argnums=2)(placed, batch, groups))
     assert constrained.count("sharding_constraint") >= 6  # linen drops them where the mesh is not set
     table = placed["backbone"]["embedding"]
-    assert table.sharding.shard_shape(table.shape)[1] == 16 // device_mesh.shape["fsdp"]
+    split = 1 if strategy == "replicated" else device_mesh.shape["fsdp"]
+    assert table.sharding.shard_shape(table.shape)[1] == 16 // split
     np.testing.assert_allclose(value, expected[0], rtol=1e-5)
     for mine, theirs in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected[1]), strict=True):
         np.testing.assert_allclose(mine, theirs, atol=1e-5 * max(1.0, np.abs(theirs).max()))

@@ -1,14 +1,21 @@
 """Omni-Diffusion at its released size: the Dream-7B backbone, 3072-token rows, 128 rows a step (SPEC §3 and §4).
 
 Tokenizers are folders converted from the released weights (`omnidiff convert`); `data.set` names encoded sets.
+`dream7b.py:v5p:4x4x4` is this config with the preset of that slice (`slices.py`).
 """
 
 from ml_collections import ConfigDict
 
-from experiments.configs import operations, stages
+from experiments.configs import operations, slices, stages
 
 
-def get_config() -> ConfigDict:
+def get_config(slice_name: str = "") -> ConfigDict:
+    config = base()
+    return slices.apply(config, "dream7b", slice_name) if slice_name else config
+
+
+def base() -> ConfigDict:
+    """Without a preset: parameters over all devices, attention that runs anywhere."""
     config = ConfigDict()
     config.program = "omni"
     config.seed = 0
@@ -21,7 +28,9 @@ def get_config() -> ConfigDict:
     config.operations = operations.get_config()
     config.compilation_cache = ""  # a folder; "" = JAX_COMPILATION_CACHE_DIR, or the user's cache
     config.dtype = "bfloat16"
+    config.slice = ""  # of the preset, if one was chosen
     config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1, "sequence": 1})
+    config.mesh.dcn = ConfigDict({"data": 1, "fsdp": 1, "tensor": 1, "sequence": 1})  # between slices or nodes
     config.sharding = "fsdp"
 
     config.masking = "paper"
@@ -55,7 +64,15 @@ def get_config() -> ConfigDict:
         }
     )
     config.optimizer = ConfigDict(
-        {"b2": 0.95, "clip_norm": 1.0, "final_fraction": 0.0, "frozen": ("speech_encoder/*",)}
+        {
+            "b2": 0.95,
+            "clip_norm": 1.0,
+            "final_fraction": 0.0,
+            "frozen": ("speech_encoder/*",),
+            "moment_dtype": "float32",
+            "second_moment_dtype": "float32",
+            "moments_on": "device",
+        }
     )
     config.data = ConfigDict(
         {

@@ -2,10 +2,10 @@
 
 from ml_collections import ConfigDict
 
-from experiments.configs import dream7b
+from experiments.configs import dream7b, slices
 
 
-def get_config() -> ConfigDict:
-    config = dream7b.get_config()
+def get_config(slice_name: str = "") -> ConfigDict:
+    config = dream7b.base()
     config.model.update({"width": 8192, "layers": 80, "heads": 64, "kv_heads": 8, "hidden": 29568})
-    return config
+    return slices.apply(config, "omni70b", slice_name) if slice_name else config

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from experiments.programs.run import Run, batch_axes, config_mesh, loop_config, optimizer_config, stage_plans
-from experiments.programs.tokenizers import Tokenizers, load_tokenizers
+from experiments.programs.tokenizers import Sizes, Tokenizers, load_tokenizers
 from omnidiff_jax.config import build, choose, suggest, to_dict
 from omnidiff_jax.data.loader import Loader
 from omnidiff_jax.data.mixture import Stage
@@ -48,7 +48,7 @@ def task_names(config: ConfigDict) -> tuple[str, ...]:
     return tuple(name for name in TASKS if name in used)
 
 
-def model_config(config: ConfigDict, tokenizers: Tokenizers) -> OmniConfig:
+def model_config(config: ConfigDict, tokenizers: Sizes) -> OmniConfig:
     """Sizes of the model; the vocabulary's and the speech encoder's follow from the tokenizers."""
     given = dict(config.model)
     backbone = build(
@@ -59,7 +59,7 @@ def model_config(config: ConfigDict, tokenizers: Tokenizers) -> OmniConfig:
     return OmniConfig(backbone, encoder, adapter)
 
 
-def packing_config(config: ConfigDict, tokenizers: Tokenizers) -> PackingConfig:
+def packing_config(config: ConfigDict, tokenizers: Sizes) -> PackingConfig:
     data, encoder = config.data, tokenizers.speech_encoder
     return PackingConfig(
         length=data.length,
@@ -71,7 +71,7 @@ def packing_config(config: ConfigDict, tokenizers: Tokenizers) -> PackingConfig:
     )
 
 
-def data_config(config: ConfigDict, tokenizers: Tokenizers) -> DataConfig:
+def data_config(config: ConfigDict, tokenizers: Sizes) -> DataConfig:
     return DataConfig(
         seed=config.seed,
         batch_size=config.batch_size,
@@ -87,10 +87,11 @@ def open_sets(folder: str | os.PathLike[str], names: Sequence[str], tokenizers: 
 
 
 def omni_program(
-    config: ConfigDict, tokenizers: Tokenizers, mesh: Mesh, open_loader: Callable[[int], Loader]
+    config: ConfigDict, tokenizers: Sizes, mesh: Mesh, open_loader: Callable[[int], Loader]
 ) -> OmniProgram:
     """The backbone's training program."""
     groups = math.prod(mesh.shape[axis] for axis in batch_axes(mesh))
+    weights = tokenizers.speech_encoder_params
     return OmniProgram(
         model=model_config(config, tokenizers),
         vocabulary=tokenizers.vocabulary,
@@ -99,7 +100,7 @@ def omni_program(
         tasks=task_names(config),
         open_loader=open_loader,
         seed=config.seed,
-        pretrained={"speech_encoder": tokenizers.speech_encoder_params},
+        pretrained={"speech_encoder": weights} if weights is not None else {},
         sharding=config.sharding,
     )
 
@@ -196,11 +197,13 @@ def load_generator(
     )
 
 
+def no_data(seed: int) -> Loader:
+    """Stands where a program that reads no training data must name some."""
+    raise AssertionError("this program reads no training data")
+
+
 def load_denoiser(config: ConfigDict, workdir: str | os.PathLike[str], tokenizers: Tokenizers) -> Denoiser:
     """The model of the newest checkpoint as the sampler sees it."""
-
-    def no_data(seed: int) -> Loader:
-        raise AssertionError("sampling reads no training data")
 
     mesh = config_mesh(config)
     program = omni_program(config, tokenizers, mesh, no_data)

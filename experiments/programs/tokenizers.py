@@ -21,22 +21,32 @@ from omnidiff_jax.vocabulary import Vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
-class Tokenizers:
+class Sizes:
+    """What the model must know of the tokenizers. The defaults are the released ones, without their weights.
+
+    Attributes:
+        vocabulary: the ids that follow from the tokenizers.
+        speech_encoder: sizes of the encoder of what is heard; `speech_encoder_params` are its parameters, None where
+            the program is only compiled.
+    """
+
+    vocabulary: Vocabulary = dataclasses.field(default_factory=Vocabulary.released)
+    speech_encoder: SpeechEncoderConfig = SpeechEncoderConfig()
+    speech_encoder_params: Any = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tokenizers(Sizes):
     """Attributes:
-    vocabulary: the ids that follow from the tokenizers.
     codecs: media to codes.
     voices: codes to media.
     image_grid: codes of a drawn image, (rows, columns).
-    speech_encoder: sizes of the encoder of what is heard; `speech_encoder_params` are its parameters.
     fingerprint: of the vocabulary and every file that encoding depends on; encoded sets carry it.
     """
 
-    vocabulary: Vocabulary
     codecs: Codecs
     voices: Voices
     image_grid: tuple[int, int]
-    speech_encoder: SpeechEncoderConfig
-    speech_encoder_params: Any
     fingerprint: str
 
 
@@ -80,5 +90,21 @@ def load_tokenizers(config: ConfigDict) -> Tokenizers:
         user_image_size=names.user_image_size,
         assistant_image_size=size,
     )
-    fingerprint = f"{vocabulary.fingerprint}:{assets.fingerprint(encoders)}"
-    return Tokenizers(vocabulary, codecs, Voices(draw, speak), grid, encoder, params, fingerprint)
+    return Tokenizers(
+        vocabulary,
+        encoder,
+        params,
+        codecs=codecs,
+        voices=Voices(draw, speak),
+        image_grid=grid,
+        fingerprint=f"{vocabulary.fingerprint}:{assets.fingerprint(encoders)}",
+    )
+
+
+def config_sizes(config: ConfigDict) -> Sizes:
+    """Sizes alone, for programs that are compiled and not run: released ones where the folders are not there yet."""
+    names = config.tokenizers
+    for name in ("text", "image", "speech_tokenizer", "speech_decoder", "speech_encoder"):
+        if names[name] != "nano" and not Path(names[name]).exists():
+            return Sizes()
+    return load_tokenizers(config)

@@ -26,6 +26,13 @@ REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "attention": jax.checkpoint_policies.save_only_these_names("attention"),
+    # Between forward and backward pass a layer's input waits in the host's memory.
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=["layer_input"],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
 }
 
 
@@ -156,6 +163,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x, rope, segments):
         c = self.config
+        x = checkpoint_name(x, "layer_input")
         self.sow("intermediates", "input", x)
         y = RMSNorm(c.norm_epsilon, name="attention_norm")(x)
         x += Attention(c, name="attention")(y, rope, segments)

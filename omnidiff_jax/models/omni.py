@@ -89,4 +89,6 @@ def example_inputs(config: OmniConfig) -> ModelInputs:
 
 def init_params(config: OmniConfig, key: jax.Array) -> dict:
     """Initial float32 parameters, boxed with their logical axis names (`flax.linen.meta.unbox` removes them)."""
+    # Parameters do not depend on the attention backend; the reference runs wherever this is called.
+    config = dataclasses.replace(config, backbone=dataclasses.replace(config.backbone, attention="xla"))
     return OmniModel(config).init(key, example_inputs(config))["params"]

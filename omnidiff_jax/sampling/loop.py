@@ -7,6 +7,7 @@ masked rows of the running blocks. The carry holds no history: a position is wri
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ from omnidiff_jax.sampling.denoiser import Denoiser
 from omnidiff_jax.sampling.guidance import stack_canvases
 from omnidiff_jax.sampling.penalties import position_factor, seen_tokens
 from omnidiff_jax.sampling.rows import RowTables, prediction_sources, score_rows
-from omnidiff_jax.sampling.schedule import Plan, make_plan
+from omnidiff_jax.sampling.schedule import Plan, make_plan, total_steps
 
 
 @struct.dataclass
@@ -73,13 +74,39 @@ def sample(
                 "unconditional_canvas, or set guidance.scale = 0"
             )
         canvas = stack_canvases(canvas, unconditional)
-    masks = int(generate.sum())
+    static = _static(config, int(generate.sum()), canvas.generate.size, length)
+    return _run(denoiser, canvas, plan, rng.stream(seed, "sampling"), **static)
+
+
+def trace_sampler(denoiser: Denoiser, canvas: Canvas, config: SamplerConfig, *, rows: int, answer: int) -> Any:
+    """What `sample` runs, traced and not executed: for compiling ahead of time.
+
+    Args:
+        denoiser: with abstract params (`jax.ShapeDtypeStruct`).
+        canvas: of abstract arrays; under guidance the unconditional rows are in it too.
+        config: how to decode.
+        rows: B, canvases with an answer of their own.
+        answer: positions to generate in each.
+    """
+    length = canvas.generate.shape[1]
+    steps = total_steps(config, answer)
+
+    def abstract(*shape: int, dtype: Any = jnp.int32) -> Any:
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    columns = abstract(rows, steps)
+    plan: Any = Plan(abstract(rows, steps, dtype=jnp.float32), columns, columns, abstract(rows))
+    key = jax.eval_shape(lambda: rng.stream(0, "sampling"))
+    return _run.trace(denoiser, canvas, plan, key, **_static(config, rows * answer, canvas.generate.size, length))
+
+
+def _static(config: SamplerConfig, masks: int, positions: int, length: int) -> dict[str, Any]:
+    """The arguments that identify compiled code, for `masks` positions to generate among `positions`."""
     chunk = min(config.rows_per_chunk, max(1 << (masks - 1).bit_length(), 32))  # few sizes, few compilations
-    capacity = chunk if masks <= chunk else bucket(canvas.generate.size, chunk)
-    key = rng.stream(seed, "sampling")
+    capacity = chunk if masks <= chunk else bucket(positions, chunk)
     # What the plan already says is left out of the compiled code's identity.
-    static = dataclasses.replace(config, steps=None, steps_per_token=1.0, schedule=Schedule(), blocks=Blocks())
-    return _run(denoiser, canvas, plan, key, config=static, chunk=chunk, capacity=capacity, length=length)
+    settings = dataclasses.replace(config, steps=None, steps_per_token=1.0, schedule=Schedule(), blocks=Blocks())
+    return {"config": settings, "chunk": chunk, "capacity": capacity, "length": length}
 
 
 def film(canvas: Canvas, result: SampleResult) -> np.ndarray:

@@ -83,3 +83,9 @@ def split_over(name: str) -> tuple[str, ...]:
 def is_split(name: str) -> bool:
     """Whether the rules in force split the activation axis `name`."""
     return bool(split_over(name))
+
+
+def platform() -> str:
+    """Of the devices that what is being traced is for: those of the mesh in force (there or not), else jax's own."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device is not None else jax.default_backend()

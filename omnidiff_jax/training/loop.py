@@ -44,12 +44,16 @@ class LoopConfig:
     operations: OperationsConfig = OperationsConfig()
 
 
-def state_shardings(state: TrainState, specs: Any, mesh: Mesh) -> TrainState:
+def state_shardings(state: TrainState, specs: Any, mesh: Mesh, moments_on: str = "device") -> TrainState:
     """Shardings of a train state: moments and averages lie as their parameters do, counters are replicated.
 
     Args:
         state: abstract or concrete state.
         specs: tree of `PartitionSpec` like `state.params`.
+        moments_on: see `OptimizerConfig`.
+
+    Raises:
+        UserError: moments on the host of devices that cannot reach it.
     """
     spec_of: dict[str, Any] = split_params(specs, ())[0]
     shape_of = {k: v.shape for k, v in split_params(state.params, ())[0].items()}
@@ -57,6 +61,8 @@ def state_shardings(state: TrainState, specs: Any, mesh: Mesh) -> TrainState:
     def place(path: Any, leaf: Any) -> NamedSharding:
         names = [getattr(k, "key", None) for k in path]
         matches = [n for n in names if isinstance(n, str) and n in spec_of and shape_of[n] == leaf.shape]
+        if moments_on == "host" and matches and getattr(path[0], "name", None) == "opt_state":
+            return NamedSharding(mesh, spec_of[matches[-1]], memory_kind=_host_memory(mesh))
         return NamedSharding(mesh, spec_of[matches[-1]] if matches else PartitionSpec())
 
     params = jax.tree.map(lambda s: NamedSharding(mesh, s), specs, is_leaf=lambda s: isinstance(s, PartitionSpec))
@@ -64,12 +70,23 @@ def state_shardings(state: TrainState, specs: Any, mesh: Mesh) -> TrainState:
     return dataclasses.replace(rest, params=params)
 
 
+def _host_memory(mesh: Mesh) -> str:
+    device = mesh.devices.flat[0]
+    kinds = {memory.kind for memory in device.addressable_memories()}
+    if device.platform == "cpu" or "pinned_host" not in kinds:
+        raise UserError(
+            f"optimizer.moments_on = 'host' needs devices beside a host's memory; these are {device.platform}: "
+            "use 'device'"
+        )
+    return "pinned_host"
+
+
 def abstract_state(program: TrainProgram, config: LoopConfig, optimizer: OptimizerConfig, stages, mesh: Mesh) -> Any:
     """The train state as shapes with shardings, without computing anything."""
     tx = make_optimizer(optimizer, _schedule(stages, optimizer))
     # Nothing may run where the mesh is of devices that are not there, not even the making of a key.
     shapes = jax.eval_shape(lambda: init_state(program.init(rng.stream(config.seed, "init")), tx, optimizer))
-    shardings = state_shardings(shapes, program.param_specs(shapes.params, mesh), mesh)
+    shardings = state_shardings(shapes, program.param_specs(shapes.params, mesh), mesh, optimizer.moments_on)
     return jax.tree.map(lambda s, h: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=h), shapes, shardings)
 
 
@@ -84,8 +101,15 @@ def jitted_step(
     tx = make_optimizer(optimizer, _schedule(stages, optimizer))
     update = make_train_step(program.loss, tx, optimizer, seed=config.seed, accumulate=config.accumulate)
     shardings = jax.tree.map(lambda s: s.sharding, state)
-    whole = NamedSharding(shardings.step.mesh, PartitionSpec())
-    return jax.jit(update, donate_argnums=0, out_shardings=(shardings, whole))
+    out = shardings, NamedSharding(shardings.step.mesh, PartitionSpec())
+    if optimizer.moments_on == "device":
+        return jax.jit(update, donate_argnums=0, out_shardings=out)
+    near = jax.tree.map(lambda s: s.with_memory_kind("device"), shardings.opt_state)
+
+    def fetch_and_update(state: TrainState, batch: Any, *limit: Any) -> Any:
+        return update(dataclasses.replace(state, opt_state=jax.device_put(state.opt_state, near)), batch, *limit)
+
+    return jax.jit(fetch_and_update, donate_argnums=0, out_shardings=out)
 
 
 def _schedule(stages: tuple[StagePlan, ...], optimizer: OptimizerConfig):

@@ -76,7 +76,7 @@ class OmniProgram(TrainProgram):
         return self.open_loader(seed)
 
     def param_specs(self, params: Any, mesh: Mesh) -> Any:
-        boxed = jax.eval_shape(lambda key: init_params(self.model, key), jax.random.key(0))
+        boxed = jax.eval_shape(lambda: init_params(self.model, jax.random.key(0)))
         return param_specs(boxed, self.sharding, mesh)
 
     def place(self, batch: Batch, mesh: Mesh) -> Batch:

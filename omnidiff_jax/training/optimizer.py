@@ -28,6 +28,9 @@ class OptimizerConfig:
         warmup_fraction: share of each stage's steps spent on linear warm-up from 0.
         final_fraction: learning rate at the end of a stage's cosine, as a share of its peak.
         moment_dtype: dtype of the first moment ("bfloat16" saves two bytes a parameter).
+        second_moment_dtype: likewise; bfloat16 holds 8 bits of a number, so b2 may be 0.99 at most: a step must
+            change the average by more than its rounding.
+        moments_on: "host" keeps both moments in the host's memory and fetches them in every step.
         frozen: patterns over "/"-joined parameter paths (`fnmatch`, "*" crosses "/"); matching ones get no update.
         ema_decay: decay of the weight average used for sampling; 0 keeps none.
     """
@@ -42,8 +45,14 @@ class OptimizerConfig:
     warmup_fraction: float = 0.03
     final_fraction: float = 0.0
     moment_dtype: Literal["float32", "bfloat16"] = "float32"
+    second_moment_dtype: Literal["float32", "bfloat16"] = "float32"
+    moments_on: Literal["device", "host"] = "device"
     frozen: tuple[str, ...] = ("speech_encoder/*",)
     ema_decay: float = 0.0
+
+    def __post_init__(self):
+        if self.second_moment_dtype == "bfloat16" and self.b2 > 0.99:
+            raise ValueError(f"b2 = {self.b2} must be at most 0.99 for second_moment_dtype = 'bfloat16'")
 
 
 def stage_schedule(
@@ -98,4 +107,24 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.G
         update = muon(schedule, config.matrix_rate, config.b1, config.b2, config.eps, decay, moments)
     else:
         update = optax.adamw(schedule, config.b1, config.b2, config.eps, mu_dtype=moments, weight_decay=decay)
+    if config.second_moment_dtype != "float32":
+        update = _store_second_moment(update, jnp.dtype(config.second_moment_dtype))
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
+
+
+def _store_second_moment(inner: optax.GradientTransformation, dtype: jnp.dtype) -> optax.GradientTransformation:
+    """`inner` with Adam's `nu` kept in `dtype` between steps and computed in float32."""
+
+    def cast(state: Any, to: jnp.dtype) -> Any:
+        def one(part: Any) -> Any:
+            if not isinstance(part, optax.ScaleByAdamState):
+                return part
+            return part._replace(nu=jax.tree.map(lambda x: x.astype(to), part.nu))
+
+        return jax.tree.map(one, state, is_leaf=lambda part: isinstance(part, optax.ScaleByAdamState))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = inner.update(updates, cast(state, jnp.dtype("float32")), params)
+        return updates, cast(state, dtype)
+
+    return optax.GradientTransformation(lambda params: cast(inner.init(params), dtype), update)

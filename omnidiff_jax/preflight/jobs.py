@@ -1,0 +1,149 @@
+"""The programs worth compiling before booking: the real train step, and the real sampler, on abstract arguments."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax.core import meta
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from omnidiff_jax.batch import Batch, ModelInputs, SpeechFrames
+from omnidiff_jax.data.packing import PackingConfig
+from omnidiff_jax.errors import UserError
+from omnidiff_jax.models.backbone import BackboneConfig
+from omnidiff_jax.models.omni import OmniConfig, OmniModel, init_params
+from omnidiff_jax.preflight.report import Job
+from omnidiff_jax.sampling.canvas import Canvas
+from omnidiff_jax.sampling.config import SamplerConfig
+from omnidiff_jax.sampling.denoiser import module_denoiser
+from omnidiff_jax.sampling.loop import trace_sampler
+from omnidiff_jax.sharding.rules import logical_rules, param_specs
+from omnidiff_jax.training.loop import LoopConfig, abstract_state, jitted_step
+from omnidiff_jax.training.omni import OmniProgram
+from omnidiff_jax.training.optimizer import OptimizerConfig
+from omnidiff_jax.training.program import StagePlan
+
+
+def token_flops(config: BackboneConfig, length: int) -> float:
+    """Operations of one token's forward pass: products with every matrix and full attention over `length` positions."""
+    c = config
+    heads = (2 * c.heads + 2 * c.kv_heads) * c.head_dim * c.width
+    layer = heads + 3 * c.width * c.hidden + 2 * c.heads * c.head_dim * length
+    return 2.0 * (c.layers * layer + c.width * c.vocab_size)
+
+
+def abstract_batch(rows: int, packing: PackingConfig, hears: bool, sharding: NamedSharding) -> Batch:
+    """A packed batch without contents."""
+
+    def array(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=sharding)
+
+    tokens, frames, samples = array(packing.length), array(packing.frames), array(packing.samples)
+    flags = array(packing.length, dtype=jnp.bool_)
+    features = array(packing.frames, packing.frame_width, dtype=jnp.float32)
+    speech: Any = SpeechFrames(features, frames, frames, frames, frames) if hears else None
+    inputs: Any = ModelInputs(tokens, tokens, tokens, speech)
+    ids: Any = array(packing.samples, dtype=jnp.uint32)
+    return Batch(inputs, flags, flags, ids, samples, samples)  # type: ignore[arg-type]
+
+
+def train_job(
+    program: OmniProgram,
+    loop: LoopConfig,
+    optimizer: OptimizerConfig,
+    stages: tuple[StagePlan, ...],
+    mesh: Mesh,
+    *,
+    rows: int,
+    packing: PackingConfig,
+) -> Job:
+    """The step that `training.loop.train` runs, optimizer and masking included.
+
+    Args:
+        rows: global batch.
+        packing: sizes of a row.
+
+    Raises:
+        UserError: a batch that the mesh or the microbatches do not divide.
+    """
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    if rows % (shards * loop.accumulate):
+        raise UserError(
+            f"batch_size = {rows} rows cannot be split over {shards} devices (mesh axes data and fsdp) in "
+            f"{loop.accumulate} microbatches; use a multiple of {shards * loop.accumulate}"
+        )
+    model = program.model
+    sharding = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+    def trace() -> Any:
+        state = abstract_state(program, loop, optimizer, stages, mesh)
+        batch = abstract_batch(rows, packing, model.speech_encoder is not None, sharding)
+        return jitted_step(program, loop, optimizer, stages, state).trace(state, batch)
+
+    positions = rows * packing.length
+    chunk = program.loss_config.chunk
+    return Job(
+        "train",
+        trace,
+        mesh,
+        useful_flops=3.0 * token_flops(model.backbone, packing.length) * positions,
+        # The loss ends with the last masked row: half of all positions, on average over t.
+        trips=max(0.5 * positions / loop.accumulate / program.loss_config.groups / chunk, 1.0),
+        vocabulary=model.backbone.vocab_size,
+        width=model.backbone.width,
+    )
+
+
+def sample_job(
+    model: OmniConfig,
+    config: SamplerConfig,
+    mesh: Mesh,
+    *,
+    rows: int,
+    length: int,
+    answer: int,
+    strategy: str,
+    mask_id: int,
+) -> Job:
+    """The sampler's whole loop over `rows` canvases of `length` positions, `answer` of them to be generated.
+
+    Weights are held in the compute dtype. The numbers of a step are those of one round of the loop.
+    """
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    if rows % shards:
+        raise UserError(f"batch of {rows} canvases cannot be split over {shards} devices; use a multiple of {shards}")
+    guided = 2 if config.guidance.scale > 0 else 1
+    by_row = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+    def array(*shape: int, dtype: Any = jnp.int32) -> Any:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=by_row)
+
+    def trace() -> Any:
+        boxed = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+        specs = param_specs(boxed, strategy, mesh)
+        params = jax.tree.map(
+            lambda x, spec: jax.ShapeDtypeStruct(x.shape, model.backbone.dtype, sharding=NamedSharding(mesh, spec)),
+            meta.unbox(boxed),
+            specs,
+        )
+        all_rows = guided * rows
+        tokens = array(all_rows, length)
+        canvas = Canvas(
+            inputs=ModelInputs(tokens, tokens, tokens, None),
+            generate=array(all_rows, length, dtype=jnp.bool_),
+            answer_start=array(all_rows),
+            answer_length=array(all_rows),
+            groups=tokens,
+            allowed=None,
+            example_ids=array(all_rows, dtype=jnp.uint32),
+            mask_id=mask_id,
+        )
+        with logical_rules(strategy):
+            return trace_sampler(module_denoiser(OmniModel(model), params), canvas, config, rows=rows, answer=answer)
+
+    per_step = rows * (guided * length * (token_flops(model.backbone, length) - _head(model)) + answer * _head(model))
+    return Job("sample", trace, mesh, useful_flops=per_step, trips=1.0, vocabulary=0, width=model.backbone.width)
+
+
+def _head(model: OmniConfig) -> float:
+    return 2.0 * model.backbone.width * model.backbone.vocab_size

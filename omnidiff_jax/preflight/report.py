@@ -1,0 +1,163 @@
+"""A program compiled ahead of time, as numbers: memory, operations, traffic, and the time they cannot undercut."""
+
+import dataclasses
+import math
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from omnidiff_jax.preflight.flops import matmul_flops
+from omnidiff_jax.preflight.hlo import Collective, carries_logits, read_program
+from omnidiff_jax.preflight.targets import Chip, Target, granules_of
+
+_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What is compiled.
+
+    Attributes:
+        name: `train` or `sample`.
+        trace: () -> a traced jit function (`jitted.trace(…)` on abstract arguments).
+        mesh: of the target's devices; in force while tracing and compiling.
+        useful_flops: of all devices in a step by the usual count: no recomputation, every position through the head.
+        trips: rounds of the loops whose number is known only at run time.
+        vocabulary, width: V and D, to tell logits from parameters; V = 0 where logits may move.
+    """
+
+    name: str
+    trace: Callable[[], Any]
+    mesh: Mesh
+    useful_flops: float
+    trips: float
+    vocabulary: int
+    width: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Bytes are of one device; seconds are lower bounds.
+
+    Attributes:
+        fits: peak_bytes <= device_bytes.
+        peak_bytes: what the compiler says the program holds at most; if it refused, what it would have needed.
+        device_bytes: what a program may use.
+        argument_bytes: parameters, optimizer state and batch.
+        flops_per_device: of matrix products, recomputation included.
+        useful_flops_per_device: see `Job`.
+        bytes_accessed: between memory and cores.
+        collectives: None where the compiler refused the program.
+        logits: the collectives that move whole-vocabulary logits; there should be none.
+        seconds: of each bound: compute, memory, network.
+        step_seconds: the largest of them.
+        mfu_ceiling: useful operations a second at `step_seconds` over the chip's peak.
+        compile_seconds: tracing included.
+        problem: the compiler's first line where it refused.
+    """
+
+    fits: bool
+    peak_bytes: float
+    device_bytes: float
+    argument_bytes: float
+    flops_per_device: float
+    useful_flops_per_device: float
+    bytes_accessed: float | None
+    collectives: tuple[Collective, ...] | None
+    logits: tuple[Collective, ...]
+    seconds: dict[str, float]
+    step_seconds: float
+    mfu_ceiling: float
+    compile_seconds: float
+    problem: str = ""
+
+
+def compile_job(job: Job, target: Target) -> Report:
+    """Compiles a job for its target; nothing is executed.
+
+    Raises:
+        jax.errors.JaxRuntimeError: the compiler refused for another reason than memory.
+    """
+    began = time.perf_counter()
+    devices, chip = job.mesh.size, target.chip
+    problem, traffic = "", None
+    with jax.set_mesh(job.mesh):
+        traced = job.trace()
+        lowered = traced.lower()
+        arguments = _argument_bytes(traced, job.mesh)
+        try:
+            compiled = lowered.compile()
+            stats = compiled.memory_analysis()
+            peak = _peak(stats)
+            arguments = float(stats.argument_size_in_bytes)
+            traffic = read_program(compiled.as_text(), granules_of(job.mesh, target), job.trips)
+        except jax.errors.JaxRuntimeError as error:
+            peak, problem = _needed(str(error)), _first_line(str(error))
+            if not peak:
+                raise
+    elapsed = time.perf_counter() - began
+    flops = matmul_flops(traced.jaxpr, job.trips) / devices
+    seconds = {"compute": flops / chip.flops}
+    if traffic is not None:
+        seconds["memory"] = traffic.bytes / chip.bandwidth
+        seconds["network"] = sum(_exchange_seconds(c, chip, devices) for c in traffic.collectives)
+    step = max(seconds.values())
+    ways = tuple(n for n in job.mesh.shape.values() if n > 1)
+    useful = job.useful_flops / devices
+    return Report(
+        fits=peak <= chip.memory,
+        peak_bytes=peak,
+        device_bytes=chip.memory,
+        argument_bytes=arguments,
+        flops_per_device=flops,
+        useful_flops_per_device=useful,
+        bytes_accessed=traffic.bytes if traffic else None,
+        collectives=traffic.collectives if traffic else None,
+        logits=carries_logits(traffic.collectives, job.vocabulary, job.width, ways)
+        if traffic and job.vocabulary
+        else (),
+        seconds=seconds,
+        step_seconds=step,
+        mfu_ceiling=useful / (chip.flops * step) if step else 0.0,
+        compile_seconds=elapsed,
+        problem=problem,
+    )
+
+
+def _peak(stats: Any) -> float:
+    """The compiler's peak where it gives one that holds the arguments; else the sum of all it allocates."""
+    held = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
+    return float(max(stats.peak_memory_in_bytes, held + stats.temp_size_in_bytes))
+
+
+def _argument_bytes(traced: Any, mesh: Mesh) -> float:
+    """Bytes of the arguments on one device, from their shardings."""
+    total = 0.0
+    for leaf in jax.tree.leaves(traced.args_info if hasattr(traced, "args_info") else ()):
+        aval = getattr(leaf, "aval", getattr(leaf, "_aval", leaf))
+        sharding = getattr(aval, "sharding", None)
+        shape = sharding.shard_shape(aval.shape) if hasattr(sharding, "shard_shape") else aval.shape
+        total += math.prod(shape) * getattr(aval.dtype, "itemsize", 4)
+    return total
+
+
+def _needed(message: str) -> float:
+    """Bytes that a program which does not fit would use, from libtpu's message; 0 where the message is another."""
+    match = re.search(r"Used ([\d.]+)([KMGT])i?B? of ([\d.]+)([KMGT])", message)
+    return float(match[1]) * _UNITS[match[2]] if match else 0.0
+
+
+def _first_line(message: str) -> str:
+    return " ".join(message.strip().splitlines()[0].split())[:300]
+
+
+def _exchange_seconds(collective: Collective, chip: Chip, devices: int) -> float:
+    if collective.crosses:
+        return collective.bytes / chip.network
+    # A group along one axis of the torus has that axis's links only.
+    share = 1.0 if collective.group == devices else 1.0 / chip.torus
+    return collective.bytes / (chip.link * share)

@@ -1,0 +1,89 @@
+"""How the full-size train states lie on the meshes of the presets, as tests/golden/sharding/*.json record it.
+
+    python tests/golden_sharding.py        writes them anew, after a rule or a preset was changed on purpose
+"""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import AbstractMesh, AxisType
+
+FOLDER = Path(__file__).parent / "golden" / "sharding"
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from experiments.common import load_config  # noqa: E402
+from experiments.programs.omni import no_data, omni_program  # noqa: E402
+from experiments.programs.run import loop_config, optimizer_config, stage_plans  # noqa: E402
+from experiments.programs.tokenizers import Sizes  # noqa: E402
+from omnidiff_jax.config import build  # noqa: E402
+from omnidiff_jax.sharding.mesh import MeshConfig, mesh_shape  # noqa: E402
+from omnidiff_jax.sharding.rules import MESH_AXES  # noqa: E402
+from omnidiff_jax.training.loop import abstract_state  # noqa: E402
+from omnidiff_jax.training.optimizer import split_params  # noqa: E402
+
+# name -> (config, overrides, devices)
+CASES: dict[str, tuple[str, tuple[str, ...], int]] = {
+    "dream7b.v5p-4x4x4": ("dream7b.py:v5p:4x4x4", (), 64),
+    "dream7b.v6e-8x8": ("dream7b.py:v6e:8x8", (), 64),
+    "dream7b.h200-8x8": ("dream7b.py:h200:8x8", (), 64),
+    "dream7b.fsdp_sequence": (
+        "dream7b.py",
+        ("--config.sharding=fsdp_sequence", "--config.mesh.fsdp=16", "--config.mesh.sequence=4"),
+        64,
+    ),
+    "dream7b.fsdp_tensor_sequence": (
+        "dream7b.py",
+        (
+            "--config.sharding=fsdp_tensor_sequence",
+            "--config.mesh.fsdp=8",
+            "--config.mesh.tensor=4",
+            "--config.mesh.sequence=2",
+        ),
+        64,
+    ),
+    "omni13b.v5p-4x4x4": ("omni13b.py:v5p:4x4x4", (), 64),
+    "omni70b.v5p-8x8x8": ("omni70b.py:v5p:8x8x8", (), 512),
+}
+
+
+def describe(case: str) -> dict:
+    """Mesh, rule table, bytes of state on a device, and of every parameter its shape, dtype and mesh axes."""
+    file, overrides, devices = CASES[case]
+    config = load_config(f"experiments/configs/{file}", overrides)
+    inner, outer = mesh_shape(build(MeshConfig, config.mesh, "config.mesh"), devices)
+    sizes = [a * b for a, b in zip(inner, outer, strict=True)]
+    mesh = AbstractMesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+    program = omni_program(config, Sizes(), mesh, no_data)
+    optimizer = optimizer_config(config)
+    state = abstract_state(program, loop_config(config), optimizer, stage_plans(config), mesh)
+    parameters = split_params(state.params, ())[0]
+    trained = split_params(state.params, optimizer.frozen)[0]
+    moments = state.opt_state[1][0]
+    for moment in (moments.mu, moments.nu):
+        assert {k: v.sharding for k, v in moment.items()} == {k: v.sharding for k, v in trained.items()}
+    leaves = jax.tree.leaves(state)
+    on_device = [math.prod(x.sharding.shard_shape(x.shape)) * np.dtype(x.dtype).itemsize for x in leaves]
+    return {
+        "mesh": dict(zip(MESH_AXES, sizes, strict=True)),
+        "sharding": config.sharding,
+        "state_bytes_per_device": sum(on_device),
+        "parameters": {
+            name: f"{x.dtype}{list(x.shape)} over {[p or None for p in x.sharding.spec]}"
+            for name, x in sorted(parameters.items())
+        },
+    }
+
+
+def write() -> None:
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for case in CASES:
+        (FOLDER / f"{case}.json").write_text(json.dumps(describe(case), indent=1) + "\n", encoding="utf-8")
+        print(FOLDER / f"{case}.json")
+
+
+if __name__ == "__main__":
+    write()

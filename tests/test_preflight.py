@@ -1,0 +1,209 @@
+"""Ahead-of-time compilation: targets, reading programs, and the real train step and sampler on eight devices."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from experiments import preflight
+from experiments.common import load_config
+from experiments.configs.slices import PRESETS
+from experiments.programs.scaling import record
+from omnidiff_jax.errors import UserError
+from omnidiff_jax.preflight.advice import larger_slice
+from omnidiff_jax.preflight.flops import matmul_flops
+from omnidiff_jax.preflight.hlo import carries_logits, read_program
+from omnidiff_jax.preflight.report import _needed
+from omnidiff_jax.preflight.targets import CHIPS, parse_target
+
+needs_eight = pytest.mark.skipif(len(jax.devices()) < 8, reason="needs 8 devices")
+
+
+# ---- targets ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("topology", "devices", "granules"),
+    [("v5p:4x4x4", 64, 1), ("v6e:8x8", 64, 1), ("v5e:16x16*2", 512, 2), ("h100:8x4", 32, 4), ("cpu:8", 8, 1)],
+)
+def test_targets(topology, devices, granules):
+    target = parse_target(topology)
+    assert (target.devices, target.granules, target.kind) == (devices, granules, topology.partition(":")[0])
+    assert target.chip.memory > 0
+
+
+@pytest.mark.parametrize(
+    ("topology", "message"),
+    [
+        ("v5q:4x4x4", "unknown kind of device in topology 'v5q'; did you mean 'v5p'"),
+        ("v5p:4x4x5", "unknown topology 'v5p:4x4x5'; did you mean 'v5p:4x4x4'"),
+        ("v5p:8x8", "unknown topology 'v5p:8x8'; did you mean 'v5p:4x4x4'"),
+        ("v6e", "topology 'v6e' names no devices; write v6e:4x8"),
+        ("h100:16", "a node has at most 8 GPUs; write h100:8xNODES"),
+        ("cpu:2x2", "'cpu:2x2' is not a number of devices; write cpu:8"),
+    ],
+)
+def test_unknown_targets(topology, message):
+    with pytest.raises(UserError, match=message):
+        parse_target(topology)
+
+
+def test_presets_are_of_known_slices():
+    for model, rows in PRESETS.items():
+        for name in rows:
+            target = parse_target(name)
+            config = load_config(f"experiments/configs/{model}.py:{name}")
+            sizes = {axis: size for axis, size in config.mesh.items() if axis != "dcn"}
+            product = 1
+            for size in (*sizes.values(), *config.mesh.dcn.values()):
+                product *= size
+            assert product == target.devices, (model, name)
+            assert config.slice == name and target.kind in CHIPS
+    with pytest.raises(UserError, match="unknown slice of dream7b 'v5p:4x4x5'; did you mean 'v5p:4x4x4'"):
+        load_config("experiments/configs/dream7b.py:v5p:4x4x5")
+
+
+def test_the_next_larger_slice():
+    assert larger_slice(parse_target("v5p:4x4x4")) == "v5p:4x4x8"
+    assert larger_slice(parse_target("h100:8")) == ""
+
+
+# ---- reading programs -------------------------------------------------------------------------------------
+
+PROGRAM = """HloModule jit_step
+
+%body (p: (s32[], f32[64,32])) -> (s32[], f32[64,32]) {
+  %p = (s32[]{:T(128)}, f32[64,32]{1,0:T(8,128)}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
+  %x = f32[64,32]{1,0:T(8,128)} get-tuple-element(%p), index=1
+  %sum = f32[64,32]{1,0:T(8,128)} all-reduce(%x), replica_groups=mesh['a'=4,'b'=2] {'a'}, to_apply=%add
+  ROOT %t = (s32[]{:T(128)}, f32[64,32]{1,0:T(8,128)}) tuple(%i, %sum)
+}
+
+%condition (q: (s32[], f32[64,32])) -> pred[] {
+  %n = s32[]{:T(128)} constant(28)
+  %q = (s32[]{:T(128)}, f32[64,32]{1,0:T(8,128)}) parameter(0)
+  %j = s32[]{:T(128)} get-tuple-element(%q), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%j, %n), direction=LT
+}
+
+ENTRY %main (a: f32[8,1000]) -> f32[64,1000] {
+  %a = f32[8,1000]{1,0} parameter(0)
+  %logits = f32[64,1000]{1,0} all-gather(%a), replica_groups=[1,8]<=[8], dimensions={0}
+  %head = bf16[32,1000]{1,0} all-gather(%a), replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}
+  %pairs = f32[8,10]{1,0} collective-permute(%a), source_target_pairs={{0,1},{1,0}}
+  %tuple = (s32[], f32[64,32]{1,0}) tuple(%a, %a)
+  %loop = (s32[], f32[64,32]{1,0}) while(%tuple), condition=%condition, body=%body
+  ROOT %copy = f32[64,1000]{1,0} copy(%logits)
+}
+"""
+
+
+def test_collectives_are_counted_as_often_as_they_run():
+    traffic = read_program(PROGRAM, [0, 0, 0, 0, 1, 1, 1, 1], trips=5)
+    rows = {(c.kind, c.shape): c for c in traffic.collectives}
+    sums = rows["all-reduce", "f32[64,32]"]
+    assert (sums.count, sums.group, sums.crosses) == (28, 4, True)
+    assert sums.bytes == 28 * 2 * 3 / 4 * 64 * 32 * 4
+    logits, head = rows["all-gather", "f32[64,1000]"], rows["all-gather", "bf16[32,1000]"]
+    assert (logits.group, logits.bytes, logits.crosses) == (8, 7 / 8 * 64000 * 4, True)
+    assert (head.group, head.bytes, head.crosses) == (4, 3 / 4 * 64000, False)
+    assert rows["collective-permute", "f32[8,10]"].bytes == 320
+    assert traffic.unknown_loops == 0
+    # An all-gather reads 8x1000 and writes the whole; the copy reads and writes it.
+    assert traffic.bytes > 4 * 64000 * 3
+
+
+def test_logits_between_devices_are_noticed():
+    """1000 words, width 32: the gathered head is a parameter, 64 rows of logits are not."""
+    collectives = read_program(PROGRAM, [0] * 8, trips=1).collectives
+    assert [c.shape for c in carries_logits(collectives, 1000, 32, (8,))] == ["f32[64,1000]"]
+    assert carries_logits(collectives, 1001, 32, (8,)) == ()
+
+
+def test_operations_count_loops_and_recomputation():
+    def layer(x, w):
+        return jnp.tanh(x @ w), None
+
+    def forward(x, ws):
+        return jax.lax.scan(jax.checkpoint(layer), x, ws)[0].sum()
+
+    x, ws = jnp.ones((4, 8)), jnp.ones((3, 8, 8))
+    one = 2 * 4 * 8 * 8
+    assert matmul_flops(jax.make_jaxpr(forward)(x, ws), 1) == 3 * one
+    # Forward, again in the backward pass, and two products for the gradients.
+    assert matmul_flops(jax.make_jaxpr(jax.grad(forward, argnums=(0, 1)))(x, ws), 1) == 3 * 4 * one
+
+    def loop(x, w, n):
+        return jax.lax.fori_loop(0, n, lambda i, x: x @ w, x)
+
+    assert matmul_flops(jax.make_jaxpr(loop)(x, ws[0], 7), 5.0) == 5 * one  # n is known at run time only
+
+
+def test_the_compilers_refusal_is_understood():
+    text = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 18.50G of 15.75G hbm. Exceeded by 2.75G."
+    assert _needed(text) == 18.5 * 2**30
+    assert _needed("INTERNAL: something else") == 0
+
+
+# ---- the real programs ------------------------------------------------------------------------------------
+
+SMALL = (
+    "--config.model.width=64",
+    "--config.model.layers=2",
+    "--config.model.heads=4",
+    "--config.model.kv_heads=2",
+    "--config.model.head_dim=16",
+    "--config.model.hidden=128",
+    "--config.batch_size=8",
+    "--config.data.length=256",
+    "--config.data.frames=32",
+    "--config.data.samples=4",
+    "--config.loss.chunk=48",
+    "--config.mesh.fsdp=4",
+    "--config.mesh.tensor=2",
+    "--config.sharding=fsdp_tensor",
+)
+
+
+def small(*others):
+    return load_config("experiments/configs/dream7b.py", (*SMALL, *others))
+
+
+@needs_eight
+def test_train_step_moves_no_logits(tmp_path):
+    """The whole vocabulary of 176,264 over two devices, hidden rows over four."""
+    result = preflight.preflight(small(), "cpu:8")
+    assert result["fits"] and result["logits_collectives"] == []
+    assert result["peak_bytes_per_device"] > result["argument_bytes_per_device"] > 0
+    # Recomputed layers, but only half of the rows through the head.
+    assert result["flops_per_device"] > 0.3 * result["useful_flops_per_device"]
+    assert 0 < result["mfu_ceiling"] and result["step_seconds_estimate"] > 0
+    wide = [c for c in result["collectives"] if "176264" in c["shape"]]
+    assert not wide, "the vocabulary is split over `tensor`, so no array of all of it should move"
+    text = preflight.render(result)
+    assert "whole-vocabulary logits between devices: none" in text and "fits" in text
+    json.dumps(result)
+
+    table = tmp_path / "scaling.md"
+    table.write_text("# Scaling\n\nText.\n")
+    record(table, "dream7b", result)
+    record(table, "dream7b", result)
+    rows = [line for line in table.read_text().splitlines() if line.startswith("| dream7b")]
+    assert len(rows) == 1 and "cpu:8" in rows[0] and "fsdp=4 tensor=2" in rows[0]
+
+
+@needs_eight
+def test_the_sampler_compiles():
+    sampled = preflight.preflight(small(), "cpu:8", "sample")
+    assert sampled["fits"] and sampled["what"] == "sample"
+    assert sampled["flops_per_device"] > 0
+
+
+@needs_eight
+def test_a_batch_that_the_mesh_does_not_divide():
+    with pytest.raises(UserError, match=r"batch_size = 6 rows cannot be split over 4 devices .* multiple of 4"):
+        preflight.preflight(small("--config.batch_size=6"), "cpu:8")
+    with pytest.raises(UserError, match="does not use exactly the 8 devices"):
+        preflight.preflight(small("--config.mesh.tensor=4"), "cpu:8")
