@@ -1,6 +1,7 @@
 """Attention kernels of particular devices: cuDNN on NVIDIA GPUs, splash on TPUs. Neither keeps whole score matrices."""
 
 import functools
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -37,18 +38,18 @@ def masked_attention(
     query_segments: jax.Array | None,
     key_segments: jax.Array | None,
     *,
-    implementation: str,
+    implementation: Literal["xla", "cudnn"],
 ) -> jax.Array:
     """`jax.nn.dot_product_attention` within segments; 0 where a query sees no key."""
     if query_segments is None or key_segments is None:
-        return jax.nn.dot_product_attention(query, key, value, implementation=implementation)  # type: ignore[arg-type]
+        return jax.nn.dot_product_attention(query, key, value, implementation=implementation)
     visible = (query_segments[:, :, None] == key_segments[:, None, :]) & (query_segments > 0)[:, :, None]
     out = jax.nn.dot_product_attention(
         query,
         key,
         value,
         mask=visible[:, None],
-        implementation=implementation,  # type: ignore[arg-type]
+        implementation=implementation,
     )
     return jnp.where(visible.any(-1)[:, :, None, None], out, jnp.zeros((), out.dtype))
 
@@ -92,7 +93,8 @@ def _splash(
 
     def row(q: jax.Array, k: jax.Array, v: jax.Array, sq: jax.Array, sk: jax.Array) -> jax.Array:
         q, k, v = (x.transpose(1, 0, 2) for x in (q, k, v))
-        return kernel(q, k, v, splash.SegmentIds(sq, sk)).transpose(1, 0, 2)
+        out: Any = kernel(q, k, v, splash.SegmentIds(sq, sk))
+        return out.transpose(1, 0, 2)
 
     out = jax.vmap(row)(q, k, v, sq_padded, sk_padded)[:, :length]
     # A query that sees no key has the mean of all values so far.

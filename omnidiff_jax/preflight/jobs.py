@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from omnidiff_jax.batch import Batch, ModelInputs, SpeechFrames
 from omnidiff_jax.data.packing import PackingConfig
 from omnidiff_jax.errors import UserError
-from omnidiff_jax.models.backbone import BackboneConfig
+from omnidiff_jax.models.flops import forward_flops, train_flops
 from omnidiff_jax.models.omni import OmniConfig, OmniModel, init_params
 from omnidiff_jax.preflight.report import Job
 from omnidiff_jax.sampling.canvas import Canvas
@@ -24,18 +24,10 @@ from omnidiff_jax.training.optimizer import OptimizerConfig
 from omnidiff_jax.training.program import StagePlan
 
 
-def token_flops(config: BackboneConfig, length: int) -> float:
-    """Operations of one token's forward pass: products with every matrix and full attention over `length` positions."""
-    c = config
-    heads = (2 * c.heads + 2 * c.kv_heads) * c.head_dim * c.width
-    layer = heads + 3 * c.width * c.hidden + 2 * c.heads * c.head_dim * length
-    return 2.0 * (c.layers * layer + c.width * c.vocab_size)
-
-
 def abstract_batch(rows: int, packing: PackingConfig, hears: bool, sharding: NamedSharding) -> Batch:
     """A packed batch without contents."""
 
-    def array(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+    def array(*shape: int, dtype: Any = jnp.int32) -> Any:
         return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=sharding)
 
     tokens, frames, samples = array(packing.length), array(packing.frames), array(packing.samples)
@@ -44,7 +36,7 @@ def abstract_batch(rows: int, packing: PackingConfig, hears: bool, sharding: Nam
     speech: Any = SpeechFrames(features, frames, frames, frames, frames) if hears else None
     inputs: Any = ModelInputs(tokens, tokens, tokens, speech)
     ids: Any = array(packing.samples, dtype=jnp.uint32)
-    return Batch(inputs, flags, flags, ids, samples, samples)  # type: ignore[arg-type]
+    return Batch(inputs, flags, flags, ids, samples, samples)
 
 
 def train_job(
@@ -86,7 +78,7 @@ def train_job(
         "train",
         trace,
         mesh,
-        useful_flops=3.0 * token_flops(model.backbone, packing.length) * positions,
+        useful_flops=train_flops(model.backbone, positions, packing.length),
         # The loss ends with the last masked row: half of all positions, on average over t.
         trips=max(0.5 * positions / loop.accumulate / program.loss_config.groups / chunk, 1.0),
         vocabulary=model.backbone.vocab_size,
@@ -141,7 +133,8 @@ def sample_job(
         with logical_rules(strategy):
             return trace_sampler(module_denoiser(OmniModel(model), params), canvas, config, rows=rows, answer=answer)
 
-    per_step = rows * (guided * length * (token_flops(model.backbone, length) - _head(model)) + answer * _head(model))
+    layers = forward_flops(model.backbone, 1, length) - _head(model)
+    per_step = rows * (guided * length * layers + answer * _head(model))
     return Job("sample", trace, mesh, useful_flops=per_step, trips=1.0, vocabulary=0, width=model.backbone.width)
 
 

@@ -138,9 +138,9 @@ def _argument_bytes(traced: Any, mesh: Mesh) -> float:
     """Bytes of the arguments on one device, from their shardings."""
     total = 0.0
     for leaf in jax.tree.leaves(traced.args_info if hasattr(traced, "args_info") else ()):
-        aval = getattr(leaf, "aval", getattr(leaf, "_aval", leaf))
+        aval: Any = getattr(leaf, "aval", getattr(leaf, "_aval", leaf))
         sharding = getattr(aval, "sharding", None)
-        shape = sharding.shard_shape(aval.shape) if hasattr(sharding, "shard_shape") else aval.shape
+        shape = aval.shape if sharding is None else sharding.shard_shape(aval.shape)
         total += math.prod(shape) * getattr(aval.dtype, "itemsize", 4)
     return total
 
