@@ -56,7 +56,7 @@ def get_config() -> ConfigDict:
     )
     config.optimizer = ConfigDict(
         {
-            # AdamW needs about five times the samples here (docs/performance.md).
+            # What AdamW reaches in the same steps: docs/performance.md.
             "algorithm": "muon",
             "matrix_rate": 8.0,
             "b2": 0.95,
