@@ -97,15 +97,15 @@ def get_config() -> ConfigDict:
         {
             "stage1_visual_language": ConfigDict(
                 {
-                    "steps": 1200,
+                    "steps": 1100,
                     "learning_rate": 1e-3,
                     "final_fraction": 0.5,
-                    "weights": ConfigDict({"text_qa": 2.0, "captioning": 2.0, "vqa": 2.0, "t2i": 1.0}),
+                    "weights": ConfigDict({"text_qa": 2.0, "captioning": 2.0, "vqa": 2.0, "t2i": 1.5}),
                 }
             ),
             "stage2_speech_vision_language": ConfigDict(
                 {
-                    "steps": 1400,
+                    "steps": 1300,
                     "learning_rate": 1e-3,
                     "final_fraction": 0.5,
                     "weights": ConfigDict(
@@ -113,7 +113,7 @@ def get_config() -> ConfigDict:
                             "text_qa": 1.0,
                             "captioning": 1.0,
                             "vqa": 1.0,
-                            "t2i": 0.5,
+                            "t2i": 1.0,
                             "asr": 4.0,
                             "tts": 1.5,
                             "spoken_qa": 2.0,
@@ -123,7 +123,7 @@ def get_config() -> ConfigDict:
             ),
             "stage3_speech_driven_visual": ConfigDict(
                 {
-                    "steps": 2000,
+                    "steps": 1900,
                     "learning_rate": 1e-3,
                     "final_fraction": 0.01,
                     "weights": ConfigDict(
@@ -131,7 +131,7 @@ def get_config() -> ConfigDict:
                             "text_qa": 0.8,
                             "captioning": 0.8,
                             "vqa": 0.8,
-                            "t2i": 0.5,
+                            "t2i": 0.8,
                             "asr": 1.5,
                             "tts": 0.7,
                             "spoken_qa": 1.5,
