@@ -105,7 +105,7 @@ def get_config() -> ConfigDict:
             ),
             "stage2_speech_vision_language": ConfigDict(
                 {
-                    "steps": 1300,
+                    "steps": 1200,
                     "learning_rate": 1e-3,
                     "final_fraction": 0.5,
                     "weights": ConfigDict(
@@ -123,7 +123,7 @@ def get_config() -> ConfigDict:
             ),
             "stage3_speech_driven_visual": ConfigDict(
                 {
-                    "steps": 1900,
+                    "steps": 1700,
                     "learning_rate": 1e-3,
                     "final_fraction": 0.01,
                     "weights": ConfigDict(
