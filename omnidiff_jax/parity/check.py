@@ -68,7 +68,8 @@ class Check:
             return
         error = np.sort(_errors(expected[where], np.asarray(actual)[where], relative=True))
         kept = error[: max(int(np.ceil(least * len(error))), 1)]
-        self._add(output, float(kept[-1]) if len(kept) else 0.0, tolerance)
+        worst = float(kept[-1]) if len(kept) else 0.0
+        self._add(output, worst if np.isfinite(error).all() else np.inf, tolerance)
 
     def fail(self, output: str, note: str) -> None:
         self.rows.append(Row(self.fixture.name, output, None, 0.0, False, note))
