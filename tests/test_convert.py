@@ -1,0 +1,320 @@
+"""Checkpoints between the released form and Orbax: no bit lost, nothing left over, nothing half-written."""
+
+import json
+import os
+import pickle
+import zipfile
+
+import jax
+import ml_dtypes
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from omnidiff_jax.config import to_dict
+from omnidiff_jax.conversion import stream
+from omnidiff_jax.conversion.components import COMPONENTS, OmniParts, recognise
+from omnidiff_jax.conversion.magvit import buffers
+from omnidiff_jax.conversion.rules import to_flax, torch_shapes
+from omnidiff_jax.conversion.sources import open_released
+from omnidiff_jax.conversion.tensor_files import SafetensorsFile, SafetensorsWriter
+from omnidiff_jax.errors import UserError
+from omnidiff_jax.models.adapter import AdapterConfig
+from omnidiff_jax.models.backbone import BackboneConfig
+from omnidiff_jax.models.flow import EstimatorConfig, FlowConfig, TokenEncoderConfig
+from omnidiff_jax.models.hift import HiftConfig
+from omnidiff_jax.models.magvit import MagvitConfig
+from omnidiff_jax.models.sanm import SpeechEncoderConfig
+from omnidiff_jax.models.whisper_vq import WhisperVQConfig
+
+BF16 = np.dtype(ml_dtypes.bfloat16)
+BACKBONE = BackboneConfig(vocab_size=40, width=16, layers=3, heads=4, kv_heads=2, head_dim=4, hidden=24)
+ENCODER = SpeechEncoderConfig(features=14, width=8, heads=2, ffn=12, blocks=3, tp_blocks=2, kernel=5, vocab_size=7)
+TINY = {
+    "omni": OmniParts(BACKBONE, ENCODER, AdapterConfig(8, 16)),
+    "adapter": AdapterConfig(8, 16),
+    "sensevoice": ENCODER,
+    "whisper_vq": WhisperVQConfig(
+        num_mels=8, width=64, heads=1, ffn=16, layers=3, max_positions=20, pooling_position=3, quantize_position=3,
+        codebook_size=9,
+    ),
+    "magvit": MagvitConfig(
+        channels=32, encoder_multipliers=(1, 2), encoder_blocks=(1, 2), encoder_kernels=(3, 3),
+        decoder_multipliers=(1, 2), decoder_blocks=(2, 1), code_bits=5,
+    ),
+    "flow": FlowConfig(
+        codes=11, mels=6, speaker_dim=5, code_width=8, encoder=TokenEncoderConfig(8, 2, 12, 2),
+        estimator=EstimatorConfig((8, 16), mid_blocks=2, transformers=1, heads=1, head_dim=64),
+    ),
+    "hift": HiftConfig(mels=6, base_channels=16, pitch_channels=8, pitch_layers=2),
+}  # fmt: skip
+
+
+def released_tensors(name, seed=0, dtype=np.float32):
+    """Random tensors of a tiny checkpoint, in the released names."""
+    component, rng = COMPONENTS[name], np.random.default_rng(seed)
+    shapes = torch_shapes(component.rules(TINY[name]), component.abstract(TINY[name]))
+    tensors = {n: rng.standard_normal(shape, np.float32).astype(dtype) for n, shape in shapes.items()}
+    if name == "magvit":
+        tensors |= {n: value.astype(dtype) for n, value in buffers(5).items()}
+    if name == "whisper_vq":
+        tensors |= {"ema_count": np.ones(9, dtype), "ema_weight": rng.standard_normal((9, 64)).astype(dtype)}
+    return tensors
+
+
+def write_file(path, tensors):
+    writer = SafetensorsWriter(path, [(n, t.dtype, t.shape) for n, t in tensors.items()], {"format": "pt"})
+    for name, tensor in tensors.items():
+        writer.write(name, tensor)
+    writer.close()
+
+
+def write_folder(folder, tensors, config=None, files=1):
+    """A released folder of one file or several with an index."""
+    folder.mkdir()
+    if config is not None:
+        (folder / "config.json").write_text(json.dumps(config))
+    if files == 1:
+        write_file(folder / "model.safetensors", tensors)
+        return folder
+    names = sorted(tensors)
+    weight_map = {}
+    for part in range(files):
+        file = f"model-{part + 1:05d}-of-{files:05d}.safetensors"
+        write_file(folder / file, {name: tensors[name] for name in names[part::files]})
+        weight_map |= dict.fromkeys(names[part::files], file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return folder
+
+
+def read_folder(folder):
+    with open_released(folder) as found:
+        return {name: found.read(name) for name in found.owner}, {n: f for n, f in found.owner.items()}
+
+
+def same_bits(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert a[name].dtype == b[name].dtype and a[name].shape == b[name].shape, name
+        assert a[name].tobytes() == b[name].tobytes(), name
+
+
+def own_config(name):
+    return {"omnidiff": {"component": name, "config": to_dict(TINY[name])}}
+
+
+OMNI_JSON = {
+    "vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "intermediate_size": 24, "rms_norm_eps": 1e-6, "rope_theta": 1e6, "hidden_act": "silu",
+    "encoder_conf": {"attention_heads": 2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [n for n in TINY])
+def test_round_trip_keeps_every_bit(name, tmp_path, monkeypatch):
+    """Sizes told from the tensors (and, for the backbone, the hub's config); moved in parts."""
+    monkeypatch.setattr(stream, "PART", 512)
+    tensors = released_tensors(name, dtype=BF16 if name == "omni" else np.float32)
+    config = OMNI_JSON if name == "omni" else None
+    source = write_folder(tmp_path / "a", tensors, config, files=3 if name == "omni" else 1)
+    summary = stream.to_orbax(source, tmp_path / "b")
+    assert (summary.component, summary.tensors) == (name, len(tensors))
+    stream.to_released(tmp_path / "b", tmp_path / "c")
+    back, owner = read_folder(tmp_path / "c")
+    same_bits(tensors, back)
+    assert owner == read_folder(source)[1]
+    if config:
+        assert json.loads((tmp_path / "c" / "config.json").read_text()) == config
+    # What Orbax reads is what the rules give.
+    params = ocp.StandardCheckpointer().restore(tmp_path / "b")
+    component = COMPONENTS[name]
+    rules = component.rules(TINY[name] if name == "omni" else component.config({n: t.shape for n, t in tensors.items()}, {}))
+    expected = to_flax(rules, tensors)
+    same_bits(*({jax.tree_util.keystr(p): x for p, x in jax.tree_util.tree_leaves_with_path(t)} for t in (expected, params)))
+
+
+def test_a_new_folder_is_split_by_size_and_says_its_config(tmp_path):
+    tensors = released_tensors("omni")
+    source = write_folder(tmp_path / "a", tensors, own_config("omni"))
+    stream.to_orbax(source, tmp_path / "b")
+    about = json.loads((tmp_path / "b" / "omnidiff.json").read_text())
+    about["released"] = None
+    (tmp_path / "b" / "omnidiff.json").write_text(json.dumps(about))
+    (tmp_path / "b" / "released_files" / "config.json").unlink()
+    stream.to_released(tmp_path / "b", tmp_path / "c", shard_bytes=4000)
+    names = sorted(p.name for p in (tmp_path / "c").glob("*.safetensors"))
+    assert len(names) > 2 and names[0].endswith(f"-of-{len(names):05d}.safetensors")
+    assert all(os.path.getsize(tmp_path / "c" / n) < 12000 for n in names)
+    config = json.loads((tmp_path / "c" / "config.json").read_text())
+    assert (config["num_key_value_heads"], config["head_dim"]) == (2, 4)
+    stream.to_orbax(tmp_path / "c", tmp_path / "d")
+    same_bits(tensors, read_folder(tmp_path / "c")[0])
+    with SafetensorsFile(tmp_path / "c" / names[0]) if hasattr(SafetensorsFile, "__enter__") else _closing(
+        SafetensorsFile(tmp_path / "c" / names[0])
+    ) as file:
+        assert file.metadata == {"format": "pt"}
+
+
+def _closing(file):
+    import contextlib
+
+    return contextlib.closing(file)
+
+
+def test_arrays_are_cut_for_the_mesh_and_land_on_it(tmp_path):
+    source = write_folder(tmp_path / "a", released_tensors("omni"), OMNI_JSON)
+    stream.to_orbax(source, tmp_path / "b", layout=stream.Layout({"fsdp": 4, "tensor": 2}, "fsdp_tensor"))
+    spec = json.loads((tmp_path / "b" / "backbone.layers.mlp.up.kernel" / ".zarray").read_text())
+    assert (spec["shape"], spec["chunks"]) == ([3, 16, 24], [1, 4, 12])
+    mesh = jax.make_mesh((8,), ("fsdp",))
+    shape = jax.ShapeDtypeStruct((40, 16), np.float32, sharding=NamedSharding(mesh, PartitionSpec("fsdp")))
+    metadata = ocp.StandardCheckpointer().metadata(tmp_path / "b").item_metadata.tree
+    target = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype), metadata)
+    target["backbone"]["embedding"] = shape
+    restored = ocp.StandardCheckpointer().restore(tmp_path / "b", target)
+    assert len(restored["backbone"]["embedding"].sharding.device_set) == 8
+    np.testing.assert_array_equal(restored["backbone"]["embedding"], read_folder(source)[0]["model.embed_tokens.weight"])
+
+
+def test_casting_touches_only_floats(tmp_path):
+    tensors = released_tensors("adapter")
+    stream.to_orbax(write_folder(tmp_path / "a", tensors), tmp_path / "b", dtype=BF16)
+    stream.to_released(tmp_path / "b", tmp_path / "c")
+    same_bits({n: t.astype(BF16) for n, t in tensors.items()}, read_folder(tmp_path / "c")[0])
+
+
+# ---- bad input ----------------------------------------------------------------------------------------------
+
+
+def refused(tmp_path, match, source, **options):
+    with pytest.raises(UserError, match=match) as error:
+        stream.to_orbax(source, tmp_path / "out", **options)
+    assert "\n" not in str(error.value)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [source.name], "something is left behind"
+
+
+def test_a_truncated_shard_is_named(tmp_path):
+    source = write_folder(tmp_path / "a", released_tensors("adapter"))
+    file = source / "model.safetensors"
+    os.truncate(file, file.stat().st_size - 5)
+    refused(tmp_path, r"model\.safetensors is not a whole safetensors file: it has \d+ bytes where", source)
+    os.truncate(file, 4)
+    refused(tmp_path, "hold no header", source)
+
+
+def test_missing_and_left_over_tensors_are_listed(tmp_path):
+    tensors = released_tensors("adapter")
+    del tensors["mlp.2.weight"]
+    source = write_folder(tmp_path / "a", tensors)
+    refused(tmp_path, r"lacks 1 tensors: mlp\.2\.weight", source)
+    (source / "model.safetensors").unlink()
+    write_file(source / "model.safetensors", released_tensors("adapter") | {"mlp.4.weight": np.ones((2, 2), np.float32)})
+    refused(tmp_path, r"1 tensors have no rule .*mlp\.4\.weight", source)
+
+
+def test_a_missing_layer_is_named(tmp_path):
+    tensors = {n: t for n, t in released_tensors("omni").items() if ".layers.1." not in n}
+    refused(tmp_path, "lacks layer 1 of the stack", write_folder(tmp_path / "a", tensors, OMNI_JSON))
+
+
+def test_a_wrong_shape_is_named(tmp_path):
+    tensors = released_tensors("omni") | {"lm_head.weight": np.zeros((41, 16), np.float32)}
+    source = write_folder(tmp_path / "a", tensors, OMNI_JSON)
+    refused(tmp_path, r"'lm_head\.weight' has shape \[41, 16\] where the config says \[40, 16\]", source)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, BF16])
+def test_nan_is_named_unless_allowed(tmp_path, dtype):
+    tensors = released_tensors("adapter", dtype=dtype)
+    tensors["mlp.0.weight"][3, 2] = np.nan
+    source = write_folder(tmp_path / "a", tensors)
+    refused(tmp_path, r"'mlp\.0\.weight' holds NaN.*--allow_nan", source)
+    stream.to_orbax(source, tmp_path / "out", allow_nan=True)
+    stream.to_released(tmp_path / "out", tmp_path / "back", allow_nan=True)
+    same_bits(tensors, read_folder(tmp_path / "back")[0])
+
+
+@pytest.mark.parametrize("file", ["../secret.safetensors", "/etc/x.safetensors", "sub/x.safetensors", "..", "config.json"])
+def test_an_index_may_not_point_elsewhere(tmp_path, file):
+    source = write_folder(tmp_path / "a", released_tensors("adapter"), files=2)
+    index = source / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"]["mlp.0.weight"] = file
+    index.write_text(json.dumps(content))
+    refused(tmp_path, r"index\.json: tensor 'mlp\.0\.weight' points to", source)
+
+
+def test_an_index_may_not_lie(tmp_path):
+    source = write_folder(tmp_path / "a", released_tensors("adapter"), files=2)
+    index = source / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    swapped = {"mlp.0.weight": "model-00002-of-00002.safetensors", "mlp.2.weight": "model-00001-of-00002.safetensors"}
+    if content["weight_map"].items() >= swapped.items():
+        swapped = {n: f.replace("00001-of", "00003-of").replace("00002-of", "00001-of") for n, f in swapped.items()}
+    index.write_text(json.dumps({"weight_map": content["weight_map"] | {"ghost": "model-00001-of-00002.safetensors"}}))
+    refused(tmp_path, "tensor 'ghost' is in model-00001-of-00002.safetensors, but it is in no file", source)
+    index.write_text(json.dumps({"weight_map": {n: f for n, f in content["weight_map"].items() if n != "mlp.0.weight"}}))
+    refused(tmp_path, r"does not list 1 tensors of its files, such as 'mlp\.0\.weight'", source)
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.system, ("touch exploded",)
+
+
+def test_code_in_a_pickle_is_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
+    with zipfile.ZipFile(tmp_path / "a" / "model.pt", "w") as archive:
+        archive.writestr("model/data.pkl", pickle.dumps({"mlp.0.weight": Bomb()}, protocol=2))
+        archive.writestr("model/version", "3\n")
+    refused(tmp_path, r"model\.pt (needs torch to be read|is not a torch file of tensors alone)", tmp_path / "a")
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_torch_files_are_read(tmp_path):
+    torch = pytest.importorskip("torch")
+    tensors = released_tensors("adapter", dtype=BF16)
+    (tmp_path / "a").mkdir()
+    state = {n: torch.from_numpy(t.view(np.int16)).view(torch.bfloat16) for n, t in tensors.items()}
+    torch.save({"state_dict": state}, tmp_path / "a" / "model.pt")
+    stream.to_orbax(tmp_path / "a", tmp_path / "b")
+    stream.to_released(tmp_path / "b", tmp_path / "c")
+    same_bits(tensors, read_folder(tmp_path / "c")[0])
+
+
+def test_an_existing_folder_is_left_alone(tmp_path):
+    source = write_folder(tmp_path / "a", released_tensors("adapter"))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("precious")
+    with pytest.raises(UserError, match="exists already"):
+        stream.to_orbax(source, tmp_path / "out")
+    assert (tmp_path / "out" / "mine").read_text() == "precious"
+    with pytest.raises(UserError, match="does not say what it holds"):
+        stream.to_released(source, tmp_path / "other")
+
+
+def test_a_disk_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    source = write_folder(tmp_path / "a", released_tensors("adapter"))
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(stream.ArrayFolder, "write", full)
+    refused(tmp_path, "No space left on device; free space", source)
+
+
+def test_unknown_tensors_are_refused(tmp_path):
+    source = write_folder(tmp_path / "a", {"what.weight": np.ones(3, np.float32)})
+    refused(tmp_path, r"no known checkpoint has these tensors \(what\.weight", source)
+    refused(tmp_path, "did you mean 'magvit'", source, component="magvitt")
+    assert recognise(["model.embed_tokens.weight"]).name == "omni"
+
+
+def test_the_command_converts_both_ways(tmp_path, omnidiff):
+    source = write_folder(tmp_path / "a", released_tensors("adapter"))
+    done = omnidiff("convert", "--from=released", "--to=orbax", source, tmp_path / "b")
+    assert done.returncode == 0 and "adapter: 4 tensors" in done.stdout, done.stderr
+    wrong = omnidiff("convert", "--from=orbax", "--to=orbax", source, tmp_path / "c")
+    assert wrong.returncode == 1 and "both orbax" in wrong.stderr
