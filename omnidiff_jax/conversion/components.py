@@ -1,4 +1,4 @@
-"""The released checkpoints: how each is recognised, what its sizes are, which rules move it, which parameters it fills."""
+"""The released checkpoints: how each is recognised, its sizes, the rules that move it, the parameters it fills."""
 
 from __future__ import annotations
 

@@ -50,7 +50,9 @@ class TorchFile:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(f"{path} is not a torch file of tensors alone (code in it is not run): {reason}") from error
         self._tensors = self._unwrapped(loaded)
-        self.entries = {name: _TorchEntry(self._numpy(t[:0] if t.ndim else t).dtype, t) for name, t in self._tensors.items()}
+        self.entries = {
+            name: _TorchEntry(self._numpy(t[:0] if t.ndim else t).dtype, t) for name, t in self._tensors.items()
+        }
 
     def _unwrapped(self, loaded: Any) -> dict[str, Any]:
         while isinstance(loaded, dict):
@@ -186,7 +188,8 @@ def _weight_map(path: Path) -> dict[str, str]:
 def _inside_cache(folder: Path, file: str) -> bool:
     """The hub's cache keeps files as links from `snapshots/REV/` to `blobs/` beside it."""
     target, home = (folder / file).resolve(), folder.resolve()
-    return target.is_relative_to(home) or (home.parent.name == "snapshots" and target.parent == home.parents[1] / "blobs")
+    in_cache = home.parent.name == "snapshots" and target.parent == home.parents[1] / "blobs"
+    return in_cache or target.is_relative_to(home)
 
 
 def _check_index(path: Path, owner: dict[str, str]) -> None:

@@ -165,8 +165,9 @@ def _leaves(
         same = shapes[kept.source] == shapes[place.source]
         if not same or folder.dtype(kept.source) != folder.dtype(place.source):
             raise UserError(
-                f"tensors {kept.source!r} ({folder.dtype(kept.source)}{list(shapes[kept.source])}) and {place.source!r} "
-                f"({folder.dtype(place.source)}{list(shapes[place.source])}) belong to one stack and must be alike"
+                f"tensors {kept.source!r} ({folder.dtype(kept.source)}{list(shapes[kept.source])}) and "
+                f"{place.source!r} ({folder.dtype(place.source)}{list(shapes[place.source])}) belong to one stack and "
+                "must be alike"
             )
     for path, place in first.items():
         source = shapes[place.source]
@@ -352,7 +353,8 @@ def to_released(
 def _about(source: Path) -> dict[str, Any]:
     try:
         about = json.loads((source / ABOUT).read_text())
-        return {"component": str(about["component"]), "config": dict(about["config"]), "released": about.get("released")}
+        known = {"component": str(about["component"]), "config": dict(about["config"])}
+        return known | {"released": about.get("released")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{source} does not say what it holds ({ABOUT}: {type(error).__name__}); give a folder that "
@@ -467,7 +469,8 @@ def new_folder(target: Path) -> Iterator[Path]:
             target.rmdir()
         os.rename(partial, target)
     except OSError as error:
-        raise UserError(f"cannot write {target}: {error.strerror or error}; free space or name another folder") from error
+        reason = error.strerror or error
+        raise UserError(f"cannot write {target}: {reason}; free space or name another folder") from error
     except ValueError as error:
         # tensorstore's way to say that a file could not be written
         if "writing" in str(error) or "No space" in str(error):

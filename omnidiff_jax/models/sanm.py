@@ -42,8 +42,8 @@ class SpeechEncoderConfig:
         vocab_size: classes of the CTC head; 0 is the blank.
         position_table: "float32", or "bfloat16": the table that the released deployment computes, every step
             of it rounded. It is another table (up to 1.8 away), and the one the paper's model was trained on.
-        padding: "masked": padding attends to nothing; "released": each padding frame attends to its row's last utterance,
-            which cannot see it. No vector of an utterance depends on it.
+        padding: "masked": padding attends to nothing; "released": each padding frame attends to its row's last
+            utterance, which cannot see it. No vector of an utterance depends on it.
         attention: a name in `attention.BACKENDS`.
         max_positions: rows of the position table = the longest utterance, queries included.
         dtype: compute dtype; norms and softmax are in float32.

@@ -12,6 +12,7 @@ import numpy as np
 
 from omnidiff_jax.batch import Batch, ModelInputs
 from omnidiff_jax.conversion import dream, released
+from omnidiff_jax.conversion.components import backbone_params
 from omnidiff_jax.conversion.rules import to_torch
 from omnidiff_jax.diffusion.loss import LossConfig, masked_cross_entropy
 from omnidiff_jax.diffusion.masking import Corrupted
@@ -31,13 +32,6 @@ def released_backbone(cfg: Mapping[str, Any]) -> BackboneConfig:
     )
 
 
-def abstract(config: BackboneConfig) -> Any:
-    """Shapes and names of the backbone's parameters."""
-    ones = jnp.ones((1, 1), jnp.int32)
-    init = Backbone(config).init
-    return jax.eval_shape(lambda key: init(key, jnp.ones((1, 1, config.width)), ones, ones), jax.random.key(0))["params"]
-
-
 def segments(positions: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
     """Released segments: a new one at each position 0; padding (mask 0) is a key of the last one only."""
     return np.cumsum(positions == 0, axis=1, dtype=np.int32) * (attention_mask != 0)
@@ -45,7 +39,7 @@ def segments(positions: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
 
 def dream_backbone(fixture: Fixture, check: Check, _: FixtureSet) -> None:
     config = released_backbone(fixture.setting("cfg"))
-    params = check.converted(dream.rules(config), fixture.tensors, abstract(config))
+    params = check.converted(dream.rules(config), fixture.tensors, backbone_params(config))
     _inference(fixture, check, config, params)
     _training(fixture, check, config, params)
 
@@ -125,7 +119,7 @@ def _gradients(check: Check, gradients: Mapping[str, np.ndarray]) -> None:
 def audio_prompt(fixture: Fixture, check: Check, _: FixtureSet) -> None:
     """The recorded speech vectors take their tokens' places; everything else is ours."""
     config = released_backbone(fixture.setting("cfg"))
-    params = {"backbone": check.converted(dream.rules(config), fixture.tensors, abstract(config))}
+    params = {"backbone": check.converted(dream.rules(config), fixture.tensors, backbone_params(config))}
     positions = fixture["in/position_ids"].astype(np.int32)
     owners = segments(positions, fixture["in/attention_mask"])
     inputs = ModelInputs(fixture["in/ids"].astype(np.int32), owners, positions)

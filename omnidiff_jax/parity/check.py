@@ -14,7 +14,7 @@ from omnidiff_jax.errors import UserError
 from omnidiff_jax.parity.fixtures import Fixture
 
 RELATIVE = 1e-4
-"""Of a value, or of the root mean square of its array where that is larger (float32 noise does not follow one value)."""
+"""Of a value, or of its array's root mean square where that is larger (float32 noise does not follow one value)."""
 
 
 @dataclass(frozen=True)

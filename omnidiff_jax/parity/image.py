@@ -11,6 +11,7 @@ import numpy as np
 
 from omnidiff_jax.conversion import magvit as conversion
 from omnidiff_jax.conversion import released
+from omnidiff_jax.conversion.components import magvit_params
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.models import lfq
 from omnidiff_jax.models.magvit import Magvit
@@ -22,14 +23,12 @@ def magvitv2(fixture: Fixture, check: Check, _: FixtureSet) -> None:
     keys = ("ch", "encoder_ch_mult", "encoder_num_res_blocks", "decoder_ch_mult", "decoder_num_res_blocks")
     config = released.magvit(*(fixture.setting(key) for key in keys), code_bits=fixture.setting("z_channels"))
     model = Magvit(config)
-    image = jax.ShapeDtypeStruct((1, config.downsampling, config.downsampling, 3), jnp.float32)
-    like = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
     tensors = fixture.tensors or seeded_weights(fixture)
     constants = {name: tensors.pop(name) for name in conversion.BUFFERS if name in tensors}
     for name, value in conversion.buffers(config.code_bits).items():
         if name in constants and not np.array_equal(constants[name], value):
             check.fail(f"params/{name}", "is not the constant of a look-up-free quantizer")
-    params = check.converted(conversion.RULES, tensors, like)
+    params = check.converted(conversion.RULES, tensors, magvit_params(config))
 
     pixels = fixture["in/image"].transpose(0, 2, 3, 1)
     grid = (pixels.shape[1] // config.downsampling, pixels.shape[2] // config.downsampling)

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from omnidiff_jax.conversion import dream
+from omnidiff_jax.conversion.components import backbone_params
 from omnidiff_jax.models.omni import OmniConfig, OmniModel
-from omnidiff_jax.parity.backbone import abstract, released_backbone
+from omnidiff_jax.parity.backbone import released_backbone
 from omnidiff_jax.parity.check import Check, unsupported
 from omnidiff_jax.parity.fixtures import Fixture, FixtureSet
 from omnidiff_jax.sampling import (
@@ -38,7 +39,7 @@ BOA_FRACTION = 0.2
 def sampler_weights(fixture: Fixture, check: Check, _: FixtureSet) -> None:
     """Nothing is run: the weights must convert, and back."""
     config = released_backbone(fixture.setting("cfg"))
-    check.converted(dream.rules(config), fixture.tensors, abstract(config))
+    check.converted(dream.rules(config), fixture.tensors, backbone_params(config))
 
 
 def sampler(fixture: Fixture, check: Check, others: FixtureSet) -> None:
@@ -50,7 +51,7 @@ def sampler(fixture: Fixture, check: Check, others: FixtureSet) -> None:
     backbone = dataclasses.replace(
         released_backbone(meta.get("cfg") or weights.setting("cfg")), padding_visible=False
     )
-    params = Check(weights).converted(dream.rules(backbone), weights.tensors, abstract(backbone))
+    params = Check(weights).converted(dream.rules(backbone), weights.tensors, backbone_params(backbone))
     table, head = params["embedding"], params["head"] * np.float32(meta.get("lm_head_scale", 1.0))
     if "in/lm_head_override_rows" in fixture:
         head[:, fixture["in/lm_head_override_rows"]] = fixture["in/lm_head_override_values"].T

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from omnidiff_jax.conversion import released, whisper_vq
+from omnidiff_jax.conversion.components import whisper_vq_params
 from omnidiff_jax.models import whisper_vq as W
 from omnidiff_jax.parity.check import Check, unsupported
 from omnidiff_jax.parity.fixtures import Fixture, FixtureSet
@@ -48,12 +49,10 @@ def _masks(check: Check, config: W.WhisperVQConfig, valid: np.ndarray) -> None:
 
 def _encode(fixture: Fixture, check: Check, config: W.WhisperVQConfig, mels: np.ndarray, valid: np.ndarray) -> None:
     model = W.WhisperVQEncoder(config)
-    example = jnp.zeros((1, 2 * config.pooling_kernel, config.num_mels))
-    shapes = jax.eval_shape(model.init, jax.random.key(0), example, jnp.ones(example.shape[:2], bool))["params"]
     tensors = fixture.tensors
     # The moving averages of the codebook are kept beside the parameters.
     averages = {name: tensors[name] for name in ("ema_count", "ema_weight") if name in tensors}
-    params = check.converted(whisper_vq.rules(config), tensors, {**shapes, **averages})
+    params = check.converted(whisper_vq.rules(config), tensors, {**whisper_vq_params(config), **averages})
     out = jax.jit(model.apply)({"params": params}, mels, valid)
     check.absolute("out/pre_vq_hidden", out.features, 2e-5)
     check.exact("out/quantized_token_ids", out.codes)

@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from omnidiff_jax.conversion import adapter, released, sensevoice
+from omnidiff_jax.conversion.components import adapter_params, sensevoice_params
 from omnidiff_jax.media import features as F
 from omnidiff_jax.models import sanm
 from omnidiff_jax.models.adapter import Adapter, AdapterConfig
@@ -64,7 +65,6 @@ def sensevoice_frontend(fixture: Fixture, check: Check, _: FixtureSet) -> None:
 
 def sensevoice_encoder(fixture: Fixture, check: Check, _: FixtureSet) -> None:
     feats, lengths = fixture["in/feats_padded"], fixture["in/lengths"].astype(np.int32)
-    tensors = fixture.tensors
     plain = released.sensevoice(
         fixture.setting("encoder_conf"),
         features=fixture.setting("input_size"),
@@ -74,9 +74,7 @@ def sensevoice_encoder(fixture: Fixture, check: Check, _: FixtureSet) -> None:
         padding="released",
     )
     rules = sensevoice.rules(plain)
-    frames = sanm.padded_frames(np.zeros((1, 3, plain.features), np.float32), np.array([3]), plain.queries)
-    like = jax.eval_shape(sanm.SpeechEncoder(plain).init, jax.random.key(0), frames)["params"]
-    params = check.converted(rules, tensors, like)
+    params = check.converted(rules, fixture.tensors, sensevoice_params(plain))
 
     def encode(config: sanm.SpeechEncoderConfig, params: dict, ids: np.ndarray) -> tuple[jax.Array, jax.Array]:
         queries = tuple(int(i) for i in ids)
@@ -120,8 +118,7 @@ def resampler_projector(fixture: Fixture, check: Check, _: FixtureSet) -> None:
     outputs, inputs = fixture["params/mlp.0.weight"].shape
     epsilon = fixture.meta.get("layernorm_eps", 1e-5)
     config = AdapterConfig(inputs, outputs, epsilon, dtype="float32")
-    like = jax.eval_shape(Adapter(config).init, jax.random.key(0), jnp.zeros((1, inputs)))["params"]
-    params = check.converted(adapter.rules(), fixture.tensors, like)
+    params = check.converted(adapter.rules(), fixture.tensors, adapter_params(config))
     run: Callable[..., jax.Array] = jax.jit(Adapter(config).apply)
     check.absolute("out/y", run({"params": params}, fixture["in/x"]), 1e-5)
 

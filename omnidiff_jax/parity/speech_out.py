@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from omnidiff_jax.conversion import components
 from omnidiff_jax.conversion import flow as flow_conversion
 from omnidiff_jax.conversion import hift as hift_conversion
 from omnidiff_jax.conversion.released import expect
 from omnidiff_jax.models.flow import EstimatorConfig, FlowConfig, FlowDecoder, TokenEncoderConfig, matching
 from omnidiff_jax.models.flow.encoder import TokenEncoder, relative_positions
 from omnidiff_jax.models.flow.unet import time_sinusoid
-from omnidiff_jax.models.hift import Hift, HiftConfig, SourceNoise, draw_source_noise
+from omnidiff_jax.models.hift import Hift, HiftConfig, SourceNoise
 from omnidiff_jax.parity.check import Check, unsupported
 from omnidiff_jax.parity.fixtures import Fixture, FixtureSet
 
@@ -60,13 +61,7 @@ def flow_config(fixture: Fixture) -> FlowConfig:
 
 
 def flow_params(fixture: Fixture, check: Check, config: FlowConfig) -> dict:
-    def initial() -> dict:
-        frames = config.frames(4)
-        noise, mask = jnp.zeros((1, frames, config.mels)), jnp.ones((1, frames), bool)
-        codes, lengths = jnp.zeros((1, 4), int), jnp.full((1,), 4)
-        return FlowDecoder(config).init(jax.random.key(0), codes, lengths, noise, mask, jnp.zeros(1))["params"]
-
-    return check.converted(flow_conversion.rules(config), fixture.tensors, jax.eval_shape(initial))
+    return check.converted(flow_conversion.rules(config), fixture.tensors, components.flow_params(config))
 
 
 def _apply(config: FlowConfig, params: dict, method: Any, *args: Any) -> jax.Array:
@@ -185,11 +180,7 @@ def _pitch_layers(fixture: Fixture) -> int:
 
 
 def hift_params(fixture: Fixture, check: Check, config: HiftConfig) -> dict:
-    def initial() -> dict:
-        noise = draw_source_noise(jax.random.key(0), 1, 2 * config.frame_samples, config.harmonics)
-        return Hift(config).init(jax.random.key(0), jnp.zeros((1, 2, config.mels)), jnp.full((1,), 2), noise)["params"]
-
-    return check.converted(hift_conversion.rules(config), fixture.tensors, jax.eval_shape(initial))
+    return check.converted(hift_conversion.rules(config), fixture.tensors, components.hift_params(config))
 
 
 def _vocode(
