@@ -9,7 +9,7 @@ import optax
 import pytest
 from flax.core import meta
 from flax.traverse_util import flatten_dict
-from test_convert import BACKBONE, OMNI_JSON, read_folder, released_tensors, write_folder
+from released_toys import BACKBONE, OMNI_JSON, read_folder, released_tensors, write_folder
 
 from omnidiff_jax.conversion import stream
 from omnidiff_jax.errors import UserError
@@ -97,14 +97,14 @@ def test_lora_trains_thin_matrices_alone(text_only):
 
     def loss(params, batch, key, step):
         whole = lora.merged(params, CONFIG)["backbone"]["layers"]
-        layers = (whole["attention"]["out"]["kernel"], whole["attention"]["query"]["kernel"], whole["mlp"]["up"]["kernel"])
-        return sum(jnp.mean(jnp.square(x - 1.0)) for x in layers), {}
+        groups = (whole["attention"]["out"], whole["attention"]["query"], whole["mlp"]["up"])
+        return sum(jnp.mean(jnp.square(group["kernel"] - 1.0)) for group in groups), {}
 
     optimizer = OptimizerConfig(frozen=("speech_encoder/*", "adapter/*", "backbone/*"))
     tx = optax.adam(1e-2)
     step = jax.jit(make_train_step(loss, tx, optimizer, seed=0))
     state = init_state(params, tx, optimizer)
-    moments = {k for k in flatten_dict(state.opt_state[0].mu, sep="/")}
+    moments = set(flatten_dict(state.opt_state[0].mu, sep="/"))
     assert moments and all(name.startswith("lora/") for name in moments)
     losses = []
     for _ in range(3):

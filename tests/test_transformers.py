@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from test_convert import BACKBONE, OMNI_JSON, released_tensors, write_folder
+from released_toys import BACKBONE, OMNI_JSON, released_tensors, write_folder
 
 from omnidiff_jax.conversion import stream
 from omnidiff_jax.conversion.arrays import restore
