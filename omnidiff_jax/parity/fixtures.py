@@ -112,7 +112,7 @@ class FixtureSet:
             UserError: it is not there, or the name points elsewhere.
         """
         for path in self.paths:
-            if path.name == file_name:
+            if file_name in (path.name, path.stem):
                 return self._load(path)
         raise UserError(f"the fixture needs {file_name} beside it")
 
