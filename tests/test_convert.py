@@ -29,6 +29,8 @@ from omnidiff_jax.conversion.components import COMPONENTS, recognise
 from omnidiff_jax.conversion.rules import to_flax
 from omnidiff_jax.conversion.tensor_files import SafetensorsFile
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.tokenizers import assets
+from omnidiff_jax.tokenizers.speech_features import load_speech_encoder
 
 
 @pytest.mark.parametrize("name", list(TINY))
@@ -94,6 +96,25 @@ def test_casting_touches_only_floats(tmp_path):
     stream.to_orbax(write_folder(tmp_path / "a", tensors), tmp_path / "b", dtype=BF16)
     stream.to_released(tmp_path / "b", tmp_path / "c")
     same_bits({n: t.astype(BF16) for n, t in tensors.items()}, read_folder(tmp_path / "c")[0])
+
+
+def test_tokenizers_load_from_converted_folders(tmp_path):
+    """Kept buffers do not get in the way, and the arrays are those of the rules."""
+    for name in ("magvit", "whisper_vq", "sensevoice", "flow", "hift"):
+        tensors = released_tensors(name)
+        source = write_folder(tmp_path / f"{name}_released", tensors, own_config(name))
+        (source / "am.mvn").write_text(
+            f"<AddShift> 14 14\n[ {'0.5 ' * 560} ]\n<Rescale> 14 14\n[ {'2.0 ' * 560} ]\n"
+        )
+        stream.to_orbax(source, tmp_path / name)
+        params = COMPONENTS[name].abstract(TINY[name])
+        config, loaded = assets.load(tmp_path / name, type(TINY[name]), lambda config, shapes=params: shapes)
+        assert config == TINY[name]
+        expected = flatten_dict(to_flax(COMPONENTS[name].rules(TINY[name]), tensors), sep="/")
+        found = flatten_dict(loaded, sep="/")
+        same_bits(found, {path: expected[path] for path in found})
+    encoder, _, frontend = load_speech_encoder(tmp_path / "sensevoice")
+    assert encoder == TINY["sensevoice"] and frontend.config.cmvn_scale[:2] == (2.0, 2.0)
 
 
 # ---- bad input ----------------------------------------------------------------------------------------------

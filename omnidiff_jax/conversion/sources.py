@@ -41,7 +41,8 @@ class TorchFile:
             raise UserError(
                 f"{path} needs torch to be read: pip install 'omnidiff_jax[torch]', or convert it to safetensors"
             ) from error
-        self.path, self.metadata, self._torch = path, {}, torch
+        self.path, self._torch = path, torch
+        self.metadata: dict[str, str] = {}
         try:
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except FileNotFoundError as error:
@@ -236,7 +237,7 @@ def _yaml(path: Path) -> dict[str, Any]:
             return loader.construct_mapping(node, deep=True)
         if isinstance(node, yaml.SequenceNode):
             return loader.construct_sequence(node, deep=True)
-        return loader.construct_scalar(node)  # type: ignore[arg-type]
+        return loader.construct_scalar(node)
 
     Loader.add_multi_constructor("!", untagged)
     try:

@@ -119,7 +119,7 @@ class SafetensorsFile:
             stop = shape[0] if stop is None else stop
             shape, offset = (stop - start, *shape[1:]), offset + start * entry.row_bytes
         out = np.empty(prod(shape) * entry.dtype.itemsize, np.uint8)
-        view, done = memoryview(out), 0
+        view, done = out.data, 0
         while done < len(view):
             got = os.preadv(self._file, [view[done:]], offset + done)
             if got == 0:
@@ -165,7 +165,7 @@ class SafetensorsWriter:
         if offset + value.nbytes > size:
             raise ValueError(f"{value.nbytes} bytes at {offset} do not fit the {size} of {name!r}")
         data = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
-        _write(self._file, memoryview(data), self._base + start + offset)
+        _write(self._file, data.data, self._base + start + offset)
 
     def close(self) -> None:
         os.close(self._file)
