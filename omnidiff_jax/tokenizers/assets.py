@@ -1,6 +1,6 @@
 """A tokenizer on disk: `config.json` (its frozen dataclass) beside `model.safetensors` (its parameters, float16).
 
-Or what `omnidiff convert --to=orbax` made of a released one: an Orbax checkpoint that says its sizes in `omnidiff.json`.
+Or what `omnidiff convert --to=orbax` made of a released one: an Orbax checkpoint with its sizes in `omnidiff.json`.
 """
 
 import hashlib
