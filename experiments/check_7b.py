@@ -118,7 +118,7 @@ def _write(folder: Path, config: dict, shapes: dict[str, tuple[int, ...]]) -> in
             held = 0
         groups[-1].append(name)
         held += prod(shape) * 2
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, names in enumerate(groups):
         file = f"model-{number + 1:05d}-of-{len(groups):05d}.safetensors"
         writer = SafetensorsWriter(folder / file, [(n, BF16, shapes[n]) for n in names], {"format": "pt"})

@@ -313,7 +313,11 @@ def _hift_sizes(shapes: Shapes, given: Mapping[str, Any]) -> HiftConfig:
     stages = _count(shapes, r"ups\.(\d+)\.")
     kernels = tuple(shapes[f"ups.{n}.weight_v"][2] for n in range(stages))
     blocks = _count(shapes, r"resblocks\.(\d+)\.") // max(stages, 1)
-    dilations = _count(shapes, r"resblocks\.0\.convs1\.(\d+)\.")
+
+    def dilations(block: str) -> tuple[int, ...]:
+        """Shapes tell how many; the released ones are 1, 3, 5."""
+        return tuple(2 * n + 1 for n in range(_count(shapes, rf"{re.escape(block)}\.convs1\.(\d+)\.")))
+
     return HiftConfig(
         mels=mels,
         base_channels=base,
@@ -322,8 +326,9 @@ def _hift_sizes(shapes: Shapes, given: Mapping[str, Any]) -> HiftConfig:
         upsample_rates=tuple(kernel // 2 for kernel in kernels),
         upsample_kernels=kernels,
         resblock_kernels=tuple(shapes[f"resblocks.{n}.convs1.0.weight_v"][2] for n in range(blocks)),
-        resblock_dilations=tuple(2 * n + 1 for n in range(dilations)),
+        resblock_dilations=tuple(dilations(f"resblocks.{n}") for n in range(blocks)),
         source_kernels=tuple(shapes[f"source_resblocks.{n}.convs1.0.weight_v"][2] for n in range(stages)),
+        source_dilations=tuple(dilations(f"source_resblocks.{n}") for n in range(stages)),
         harmonics=shapes["m_source.l_linear.weight"][1] - 1,
         n_fft=shapes["conv_post.weight_v"][0] - 2,
     )

@@ -367,8 +367,9 @@ def _stored_rows(store: ArrayFolder, place: Assignment, shape: tuple[int, ...]) 
     rows = _rows(place.transform, shape, store.dtype(place.target).itemsize)
     if rows is None:
         return None
-    piece = store.arrays[place.target].chunk_layout.read_chunk.shape[len(place.index) + _row_axis(place.transform)]
-    return max(rows // piece, 1) * piece if piece else rows
+    pieces = store.arrays[place.target].chunk_layout.read_chunk.shape or ()
+    piece = pieces[len(place.index) + _row_axis(place.transform)] or 1
+    return max(rows // piece, 1) * piece
 
 
 def _backward_job(

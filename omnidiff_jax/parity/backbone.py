@@ -32,7 +32,7 @@ def released_backbone(cfg: Mapping[str, Any]) -> BackboneConfig:
     )
 
 
-def segments(positions: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+def segments(positions: np.ndarray, attention_mask: np.ndarray) -> Any:
     """Released segments: a new one at each position 0; padding (mask 0) is a key of the last one only."""
     return np.cumsum(positions == 0, axis=1, dtype=np.int32) * (attention_mask != 0)
 
@@ -124,7 +124,7 @@ def audio_prompt(fixture: Fixture, check: Check, _: FixtureSet) -> None:
     owners = segments(positions, fixture["in/attention_mask"])
     inputs = ModelInputs(fixture["in/ids"].astype(np.int32), owners, positions)
     spans = fixture.group("in/audio_positions")
-    slots = np.concatenate([spans[name] for name in sorted(spans)])[None].astype(np.int32)
+    slots: Any = np.concatenate([spans[name] for name in sorted(spans)])[None].astype(np.int32)
     vectors = fixture["out/inputs_embeds"][:, slots[0]]
     model = OmniModel(OmniConfig(backbone=config, speech_encoder=None))
 

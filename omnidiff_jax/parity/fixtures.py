@@ -43,12 +43,12 @@ class Fixture:
         """Recorded outputs by full name, `out/...`."""
         return {name: value for name, value in self.arrays.items() if name.startswith("out/")}
 
-    def group(self, prefix: str) -> dict[str, np.ndarray]:
+    def group(self, prefix: str) -> dict[str, Any]:
         """Arrays whose names start with `prefix`, which is cut off."""
         return {name[len(prefix) :]: value for name, value in self.arrays.items() if name.startswith(prefix)}
 
-    def __getitem__(self, name: str) -> np.ndarray:
-        """The array `name`.
+    def __getitem__(self, name: str) -> Any:
+        """The array `name`, numpy (typed loosely: jax takes it where it asks for its own arrays).
 
         Raises:
             UserError: it is missing.

@@ -21,7 +21,7 @@ from omnidiff_jax.parity.fixtures import Fixture, FixtureSet
 
 def magvitv2(fixture: Fixture, check: Check, _: FixtureSet) -> None:
     keys = ("ch", "encoder_ch_mult", "encoder_num_res_blocks", "decoder_ch_mult", "decoder_num_res_blocks")
-    config = released.magvit(*(fixture.setting(key) for key in keys), code_bits=fixture.setting("z_channels"))
+    config = released.magvit(*(fixture.setting(key) for key in (*keys, "z_channels")))
     model = Magvit(config)
     tensors = fixture.tensors or seeded_weights(fixture)
     constants = {name: tensors.pop(name) for name in conversion.BUFFERS if name in tensors}

@@ -171,7 +171,7 @@ def _positions(fixture: Fixture, check: Check) -> None:
         check.share("out/pos_confidence", confidence, 1e-4, 1.0, within)
 
 
-def _decided(logits: np.ndarray, past: np.ndarray, mask_id: int, combo: Mapping[str, Any]) -> Any:
+def _decided(logits: np.ndarray, past: Any, mask_id: int, combo: Mapping[str, Any]) -> Any:
     """Token and confidence of rows that are all masked, as the released function sees them."""
     config = settings({"steps_requested": 1, "top_k_effective": combo.get("top_k"), **combo})
     rows, vocab = logits.shape

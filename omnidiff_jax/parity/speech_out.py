@@ -143,10 +143,6 @@ def _training(fixture: Fixture, check: Check, config: FlowConfig, params: dict) 
 def hift_config(fixture: Fixture) -> HiftConfig:
     """The vocoder a `hift` fixture describes."""
     c = fixture.setting("config")
-    dilations = tuple(tuple(d) for d in c["resblock_dilation_sizes"])
-    source_dilations = tuple(tuple(d) for d in c["source_resblock_dilation_sizes"])
-    if len({*dilations, *source_dilations}) != 1:
-        raise unsupported(f"residual blocks of different dilations ({dilations}, {source_dilations})")
     return HiftConfig(
         mels=c["in_channels"],
         sample_rate=c["sampling_rate"],
@@ -156,8 +152,9 @@ def hift_config(fixture: Fixture) -> HiftConfig:
         upsample_rates=tuple(c["upsample_rates"]),
         upsample_kernels=tuple(c["upsample_kernel_sizes"]),
         resblock_kernels=tuple(c["resblock_kernel_sizes"]),
-        resblock_dilations=dilations[0],
+        resblock_dilations=tuple(tuple(d) for d in c["resblock_dilation_sizes"]),
         source_kernels=tuple(c["source_resblock_kernel_sizes"]),
+        source_dilations=tuple(tuple(d) for d in c["source_resblock_dilation_sizes"]),
         harmonics=c["harm"],
         n_fft=c["istft"]["n_fft"],
         hop=c["istft"]["hop_len"],

@@ -96,7 +96,7 @@ def _load(store: ArrayFolder, path: str, leaf: Any, config: InitConfig) -> jax.A
             "use the sizes of the checkpoint"
         )
     return jax.make_array_from_callback(
-        tuple(leaf.shape), leaf.sharding, lambda index: store.read(path, index).astype(leaf.dtype)
+        tuple(leaf.shape), leaf.sharding, lambda index: store.read(path, index or ()).astype(leaf.dtype)
     )
 
 
