@@ -73,7 +73,7 @@ def _swap(x: Any) -> jax.Array:
 
 
 def _decode(
-    config: FlowConfig, params: dict, codes: np.ndarray, noise: Any, speaker: Any, condition: Any = None
+    config: FlowConfig, params: dict, codes: Any, noise: Any, speaker: Any, condition: Any = None
 ) -> jax.Array:
     """Log-mel [1, T, M] of one utterance; noise [1, M, T] as torch has it."""
     noise, lengths = _swap(noise), jnp.full((1,), codes.shape[1])
