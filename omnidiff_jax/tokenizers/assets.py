@@ -42,8 +42,9 @@ def fingerprint(folders: Iterable[str | os.PathLike]) -> str:
     """
     digest = hashlib.blake2b(digest_size=16)
     for folder in map(Path, folders):
-        for file in sorted(folder.iterdir()) if folder.is_dir() else (folder,):
-            if not file.is_dir():
+        for file in sorted(folder.rglob("*")) if folder.is_dir() else (folder,):
+            # Orbax notes when it wrote; a conversion made again is the same tokenizer.
+            if not file.is_dir() and file.name != "_CHECKPOINT_METADATA":
                 digest.update(hashlib.blake2b(_read(file)).digest())
     return digest.hexdigest()
 
