@@ -251,4 +251,4 @@ def test_the_command_converts_both_ways(tmp_path, omnidiff):
     done = omnidiff("convert", "--from=released", "--to=orbax", source, tmp_path / "b")
     assert done.returncode == 0 and "adapter: 4 tensors" in done.stdout, done.stderr
     wrong = omnidiff("convert", "--from=orbax", "--to=orbax", source, tmp_path / "c")
-    assert wrong.returncode == 1 and "both orbax" in wrong.stderr
+    assert wrong.returncode == 2 and "both orbax" in wrong.stderr

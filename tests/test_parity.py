@@ -124,5 +124,5 @@ def test_the_command_ends_with_json(golden, tmp_path, omnidiff):
     assert all(set(row) == {"fixture", "output", "max_error", "tolerance", "ok"} and row["ok"] for row in rows)
     rewrite(golden / "packing.npz", tmp_path / "packing.npz", lambda a: a.pop("out/pack0/labels"))
     failed = omnidiff("parity", f"--fixtures={tmp_path}", "--json")
-    assert failed.returncode == 1 and len(failed.stderr.strip().splitlines()) == 1 and "packing" in failed.stderr
-    assert omnidiff("parity", f"--fixtures={tmp_path / 'none'}").returncode == 1
+    assert failed.returncode == 2 and len(failed.stderr.strip().splitlines()) == 1 and "packing" in failed.stderr
+    assert omnidiff("parity", f"--fixtures={tmp_path / 'none'}").returncode == 2

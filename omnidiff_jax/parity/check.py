@@ -44,6 +44,7 @@ class Check:
     def __init__(self, fixture: Fixture):
         self.fixture = fixture
         self.rows: list[Row] = []
+        self._absent: list[str] = []
 
     def exact(self, output: str, actual: Any) -> None:
         """Integers, flags, shapes: every element equal."""
@@ -88,15 +89,17 @@ class Check:
         compared = {row.output for row in self.rows}
         for pattern in required:
             names = [name for name in self.fixture.outputs if fnmatch.fnmatchcase(name, pattern)]
-            if not names:
-                self.fail(pattern, "the fixture lacks this required output")
+            absent = [name for name in self._absent if fnmatch.fnmatchcase(name, pattern)]
+            for name in absent or ([] if names else [pattern]):
+                self.fail(name, "the fixture lacks this required output")
             for name in names:
                 if name not in compared:
                     self.fail(name, "this required output has no counterpart here")
 
     def _expected(self, output: str, actual: Any) -> np.ndarray | None:
         if output not in self.fixture:
-            return None  # `finish` says so if it is required
+            self._absent.append(output)  # `finish` says so if it is required
+            return None
         expected = self.fixture[output]
         if expected.dtype.kind not in "biuf":
             self.fail(output, f"is of type {expected.dtype}, which holds no numbers")
