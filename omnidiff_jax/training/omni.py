@@ -17,7 +17,7 @@ from omnidiff_jax.diffusion.masking import MaskingConfig, corrupt
 from omnidiff_jax.models.flops import train_flops
 from omnidiff_jax.models.omni import OmniConfig, OmniModel, init_params
 from omnidiff_jax.sharding.rules import logical_rules, param_specs
-from omnidiff_jax.training import lora
+from omnidiff_jax.training.lora import SUBTREE, LoraConfig, init_lora, merged
 from omnidiff_jax.training.program import TrainProgram
 from omnidiff_jax.vocabulary import Vocabulary
 
@@ -48,18 +48,18 @@ class OmniProgram(TrainProgram):
     seed: int = 0
     pretrained: dict[str, Any] = dataclasses.field(default_factory=dict)
     sharding: str = "fsdp"
-    lora: lora.LoraConfig = lora.LoraConfig()
+    lora: LoraConfig = LoraConfig()
 
     def init(self, key: jax.Array) -> Any:
         params = meta.unbox(init_params(self.model, key))
         params |= {name: jax.tree.map(jnp.asarray, tree) for name, tree in self.pretrained.items()}
         if self.lora.rank:
-            params[lora.SUBTREE] = lora.init_lora(params, self.lora, jax.random.fold_in(key, 1))
+            params[SUBTREE] = init_lora(params, self.lora, jax.random.fold_in(key, 1))
         return params
 
     def whole(self, params: Any) -> Any:
         """The model's own parameters, LoRA's products added: what samples and is exported."""
-        return lora.merged(params, self.lora)
+        return merged(params, self.lora)
 
     def loss(
         self, params: Any, batch: Batch, key: jax.Array, step: jax.Array
@@ -89,8 +89,8 @@ class OmniProgram(TrainProgram):
     def param_specs(self, params: Any, mesh: Mesh) -> Any:
         boxed = jax.eval_shape(lambda: init_params(self.model, jax.random.key(0)))
         specs = param_specs(boxed, self.sharding, mesh)
-        if lora.SUBTREE in params:
-            specs[lora.SUBTREE] = jax.tree.map(lambda _: PartitionSpec(), params[lora.SUBTREE])
+        if SUBTREE in params:
+            specs[SUBTREE] = jax.tree.map(lambda _: PartitionSpec(), params[SUBTREE])
         return specs
 
     def place(self, batch: Batch, mesh: Mesh) -> Batch:
