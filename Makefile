@@ -17,10 +17,10 @@ GPU_PYTHON ?= $(BIN)/python
 PACKAGES := omnidiff_jax experiments data_pipelines
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lock quickstart fullsize soak scaling bench-gpu test test-slow test-gpu lint typecheck
+.PHONY: help venv lock quickstart fullsize check-7b soak scaling bench-gpu test test-slow test-gpu lint typecheck
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*##/  make \1 — /'
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*##/  make \1 — /'
 
 venv: $(STAMP)  ## .venv from requirements.lock, with `omnidiff` in .venv/bin
 
@@ -69,6 +69,9 @@ scaling: $(STAMP)  ## compile every preset for its slice and record it in docs/s
 	$(BIN)/python -c 'from experiments.configs.slices import PRESETS; \
 		print(*(f"experiments/configs/{m}.py:{s}" for m in PRESETS for s in PRESETS[m]), sep="\n")' \
 	| while read preset; do $(BIN)/omnidiff preflight --config=$$preset --record=docs/scaling.md; done
+
+check-7b: $(STAMP)  ## conversion of a synthetic 7B checkpoint: memory, speed, bytes (about 50 GB of disk, removed again)
+	$(BIN)/omnidiff check_7b
 
 test: $(STAMP)  ## lint, type check and the test suite
 	@status=0; \

@@ -24,11 +24,14 @@ CORE = [
     "pillow>=11",
     "safetensors>=0.6",
     "scipy>=1.14",
+    "pyyaml>=6",
     "sentencepiece>=0.2.1",
     "soundfile>=0.13",
     "soxr>=0.5",
     "tensorboardX>=2.6.4",
     "tensorflow-datasets>=4.9.9",
+    # Orbax's own; conversion writes its arrays in parts.
+    "tensorstore>=0.1.76",
     "tokenizers>=0.22",
     "tqdm>=4.67",
 ]

@@ -23,8 +23,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from experiments.common import Command
-from experiments.programs.omni import decoding_settings, no_data, omni_program, packing_config
-from experiments.programs.run import loop_config, optimizer_config, stage_plans
+from experiments.programs.omni import decoding_settings, frozen_optimizer, no_data, omni_program, packing_config
+from experiments.programs.run import loop_config, stage_plans
 from experiments.programs.scaling import record
 from experiments.programs.tokenizers import Sizes, config_sizes
 from omnidiff_jax.config import build
@@ -82,7 +82,7 @@ def preflight(config: ConfigDict, topology: str, what: str = "train") -> dict[st
 
 def _train(config: ConfigDict, sizes: Sizes, mesh: Mesh) -> tuple[Job, Settings]:
     program = omni_program(config, sizes, mesh, no_data)
-    loop, optimizer, stages = loop_config(config), optimizer_config(config), stage_plans(config)
+    loop, optimizer, stages = loop_config(config), frozen_optimizer(config), stage_plans(config)
     packing = packing_config(config, sizes)
     job = train_job(program, loop, optimizer, stages, mesh, rows=config.batch_size, packing=packing)
     with jax.set_mesh(mesh):

@@ -2,6 +2,7 @@
 
 omnidiff sample --workdir=DIR --task=t2i --text="small red circle top left, on white" --out=picture.png
 omnidiff sample --workdir=DIR --task=asr --audio=speech.wav
+omnidiff sample --config=experiments/configs/dream7b.py --config.init.folder=CONVERTED --task=vqa --image=… --text=…
 omnidiff sample --workdir=DIR --task=inpainting --image=in.png --text="..." --hole=0,0,32,32 --out=filled.png
 """
 
@@ -19,7 +20,8 @@ from omnidiff_jax.media.image import read_image, write_png
 from omnidiff_jax.tasks.registry import TASKS, Decoding, Task, task
 
 COMMAND = Command("sample", __doc__)
-WORKDIR = COMMAND.string("workdir", "folder of a trained run", required=True)
+CONFIG = COMMAND.config("experiments/configs/dream7b.py")
+WORKDIR = COMMAND.string("workdir", "folder of a trained run; without it, --config.init.folder says whose weights")
 TASK = COMMAND.choice("task", "what to do", tuple(TASKS), required=True)
 TEXT = COMMAND.string("text", "the request, question or caption", "")
 IMAGE = COMMAND.string("image", "picture to look at or to paint in")
@@ -33,7 +35,10 @@ SEED = COMMAND.integer("seed", "of the sampling noise", 0)
 
 
 def run() -> None:
-    config = stored_config(str(WORKDIR.value))
+    workdir = WORKDIR.value
+    config = stored_config(workdir) if workdir else CONFIG.value
+    if not workdir and not config.get("init", {}).get("folder"):
+        raise UserError("--workdir is missing: folder of a trained run (or --config.init.folder: converted weights)")
     chosen = task(str(TASK.value))
     size = config.tokenizers.assistant_image_size
     request = Request(
@@ -45,7 +50,7 @@ def run() -> None:
     given = {name for name in ("image", "audio", "hole") if getattr(request, name) is not None}
     chosen.check_inputs(given | ({"text"} if request.text else set()))
     out = _out_file(chosen, Path(str(OUT.value)))
-    generator = load_generator(config, str(WORKDIR.value), rows=1, seed=SEED.value or 0, adjust=_adjusted)
+    generator = load_generator(config, workdir, rows=1, seed=SEED.value or 0, adjust=_adjusted)
     (response,) = generator(chosen, [request])
     _leave(chosen, response, out)
 

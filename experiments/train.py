@@ -58,6 +58,7 @@ def run() -> None:
         built.mesh,
         run_config=plain(config),
         same_config=built.same_config,
+        initial_params=built.initial_params,
         profile=profile,
         began=began,
     )

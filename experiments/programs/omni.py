@@ -1,5 +1,6 @@
 """The backbone's config as the objects that train it and sample from it."""
 
+import dataclasses
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,7 @@ from ml_collections import ConfigDict
 
 from experiments.programs.run import Run, batch_axes, config_mesh, loop_config, optimizer_config, stage_plans
 from experiments.programs.tokenizers import Sizes, Tokenizers, load_tokenizers
+from omnidiff_jax import rng
 from omnidiff_jax.config import build, choose, suggest, to_dict
 from omnidiff_jax.data.loader import Loader
 from omnidiff_jax.data.mixture import Stage
@@ -30,13 +32,17 @@ from omnidiff_jax.records import EncodedExample
 from omnidiff_jax.sampling.denoiser import Denoiser, module_denoiser
 from omnidiff_jax.tasks.registry import TASKS, Decoding
 from omnidiff_jax.training.checkpoint import CheckpointConfig, Checkpointer
+from omnidiff_jax.training.initial import InitConfig, load_initial
 from omnidiff_jax.training.loop import abstract_state
+from omnidiff_jax.training.lora import LoraConfig
 from omnidiff_jax.training.omni import OmniProgram
+from omnidiff_jax.training.optimizer import OptimizerConfig
 from omnidiff_jax.training.step import eval_params
 
 # What a checkpoint must agree on with the config that goes on from it.
 SAME_CONFIG = (
-    "program", "seed", "batch_size", "model", "tokenizers", "masking", "tail_pad_gamma", "data", "stages", "total_steps"
+    "program", "seed", "batch_size", "model", "tokenizers", "masking", "tail_pad_gamma", "data", "stages",
+    "total_steps", "lora",
 )  # fmt: skip
 
 
@@ -102,7 +108,24 @@ def omni_program(
         seed=config.seed,
         pretrained={"speech_encoder": weights} if weights is not None else {},
         sharding=config.sharding,
+        lora=build(LoraConfig, config.get("lora", {}), "config.lora"),
     )
+
+
+def frozen_optimizer(config: ConfigDict) -> OptimizerConfig:
+    """The optimizer; under LoRA the backbone is frozen, whatever `config.optimizer.frozen` says."""
+    optimizer = optimizer_config(config)
+    if config.get("lora", {}).get("rank", 0):
+        optimizer = dataclasses.replace(optimizer, frozen=(*optimizer.frozen, "backbone/*"))
+    return optimizer
+
+
+def initial_params(config: ConfigDict, program: OmniProgram) -> Callable[[Any], Any] | None:
+    """What `config.init` starts from, or None for fresh parameters."""
+    init = build(InitConfig, config.get("init", {}), "config.init")
+    if not init.folder:
+        return None
+    return lambda target: load_initial(init, target, program.init, rng.stream(config.seed, "init"))
 
 
 def omni_run(config: ConfigDict, sources: Mapping[str, RandomAccess[EncodedExample]], tokenizers: Tokenizers) -> Run:
@@ -128,7 +151,15 @@ def omni_run(config: ConfigDict, sources: Mapping[str, RandomAccess[EncodedExamp
         return Loader(corpus, data_config(config, tokenizers), tasks, sharding)
 
     program = omni_program(config, tokenizers, mesh, open_loader)
-    return Run(program, loop_config(config), optimizer_config(config), stages, mesh, SAME_CONFIG)
+    return Run(
+        program,
+        loop_config(config),
+        frozen_optimizer(config),
+        stages,
+        mesh,
+        SAME_CONFIG,
+        initial_params(config, program),
+    )
 
 
 def stored_config(workdir: str | os.PathLike[str]) -> ConfigDict:
@@ -165,16 +196,17 @@ def _over(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
 
 def load_generator(
     config: ConfigDict,
-    workdir: str | os.PathLike[str],
+    workdir: str | os.PathLike[str] | None,
     *,
     rows: int,
     seed: int = 0,
     adjust: Callable[[Decoding], Decoding] = lambda decoding: decoding,
 ) -> Generator:
-    """The newest checkpoint of `workdir`, ready to answer.
+    """The newest checkpoint of `workdir`, or without one the weights of `config.init`, ready to answer.
 
     Args:
         config: the checkpoint's.
+        workdir: of a run, or None.
         rows: requests decoded together.
         seed: of the sampling noise.
         adjust: changes each task's decoding settings.
@@ -202,14 +234,21 @@ def no_data(seed: int) -> Loader:
     raise AssertionError("this program reads no training data")
 
 
-def load_denoiser(config: ConfigDict, workdir: str | os.PathLike[str], tokenizers: Tokenizers) -> Denoiser:
-    """The model of the newest checkpoint as the sampler sees it."""
+def load_denoiser(config: ConfigDict, workdir: str | os.PathLike[str] | None, tokenizers: Tokenizers) -> Denoiser:
+    """The model of the newest checkpoint, or of `config.init`, as the sampler sees it."""
 
     mesh = config_mesh(config)
     program = omni_program(config, tokenizers, mesh, no_data)
-    target = abstract_state(program, loop_config(config), optimizer_config(config), stage_plans(config), mesh)
-    saver = Checkpointer(workdir, CheckpointConfig(), read_only=True)
+    target = abstract_state(program, loop_config(config), frozen_optimizer(config), stage_plans(config), mesh)
     with jax.set_mesh(mesh):
-        state, _, _ = saver.restore(target)
-    saver.close()
-    return module_denoiser(OmniModel(program.model), eval_params(state))
+        if workdir is None:
+            start = initial_params(config, program)
+            if start is None:
+                raise UserError("there are no weights: give --workdir=DIR of a run, or --config.init.folder=DIR")
+            params = start(target.params)
+        else:
+            saver = Checkpointer(workdir, CheckpointConfig(), read_only=True)
+            state, _, _ = saver.restore(target)
+            saver.close()
+            params = eval_params(state)
+    return module_denoiser(OmniModel(program.model), program.whole(params))

@@ -1,7 +1,7 @@
 """What every training config has in common: seed, stages, optimizer, mesh, checkpoints."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jax.sharding import Mesh
@@ -22,6 +22,7 @@ class Run:
 
     Attributes:
         same_config: keys that a checkpoint must agree on to be resumed.
+        initial_params: what a fresh run starts from; None = the program's own.
     """
 
     program: TrainProgram
@@ -30,6 +31,7 @@ class Run:
     stages: tuple[StagePlan, ...]
     mesh: Mesh
     same_config: tuple[str, ...]
+    initial_params: Callable[[Any], Any] | None = None
 
 
 def plain(config: ConfigDict) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from omnidiff_jax.tokenizers import text as text_tokenizers
 from omnidiff_jax.tokenizers.image import ImageTokenizer
 from omnidiff_jax.tokenizers.speech import SpeechDecoder, SpeechTokenizer
 from omnidiff_jax.tokenizers.speech_features import load_speech_encoder
-from omnidiff_jax.vocabulary import Vocabulary
+from omnidiff_jax.vocabulary import RELEASED_SPECIALS, Vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,11 @@ def load_tokenizers(config: ConfigDict) -> Tokenizers:
     image, speech = ImageTokenizer.load(encoders[1]), SpeechTokenizer.load(encoders[2])
     encoder, params, frontend = load_speech_encoder(encoders[3])
     voice = SpeechDecoder.load(tokenizer_folder(names.speech_decoder, "speech_decoder"))
-    vocabulary = Vocabulary.compact(text.size, speech.codebook_size, image.config.codebook_size)
+    if isinstance(text, text_tokenizers.ByteLevelBPETokenizer):
+        vocabulary = Vocabulary(text.size, RELEASED_SPECIALS, speech.codebook_size, image.config.codebook_size)
+        text.check(vocabulary)
+    else:
+        vocabulary = Vocabulary.compact(text.size, speech.codebook_size, image.config.codebook_size)
     size = names.assistant_image_size
     grid = image.grid(size, size)
 

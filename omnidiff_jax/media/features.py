@@ -108,7 +108,7 @@ def num_stacked(frames: int, config: FbankConfig = FbankConfig()) -> int:
 
 
 @functools.lru_cache(maxsize=8)
-def _kaldi_filters(num_mels: int, bins: int, rate: int, low_hz: float) -> np.ndarray:
+def kaldi_filters(num_mels: int, bins: int, rate: int, low_hz: float) -> np.ndarray:
     """float32 [bins, num_mels]: triangles that are straight on the mel scale; the Nyquist bin weighs nothing."""
 
     def mel(hz: np.ndarray | float) -> np.ndarray:
@@ -149,7 +149,7 @@ def fbank(samples: np.ndarray, config: FbankConfig = FbankConfig(), noise: np.nd
     size = 1 << (window - 1).bit_length()
     spectrum = np.fft.rfft(frames, size)
     power = np.square(spectrum.real) + np.square(spectrum.imag)
-    energies = power @ _kaldi_filters(config.num_mels, size // 2 + 1, config.rate, config.low_hz)
+    energies = power @ kaldi_filters(config.num_mels, size // 2 + 1, config.rate, config.low_hz)
     return np.log(np.maximum(energies, LOG_FLOOR))
 
 

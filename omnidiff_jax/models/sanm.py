@@ -42,6 +42,8 @@ class SpeechEncoderConfig:
         vocab_size: classes of the CTC head; 0 is the blank.
         position_table: "float32", or "bfloat16": the table that the released deployment computes, every step
             of it rounded. It is another table (up to 1.8 away), and the one the paper's model was trained on.
+        padding: "masked": padding attends to nothing; "released": each padding frame attends to its row's last
+            utterance, which cannot see it. No vector of an utterance depends on it.
         attention: a name in `attention.BACKENDS`.
         max_positions: rows of the position table = the longest utterance, queries included.
         dtype: compute dtype; norms and softmax are in float32.
@@ -59,6 +61,7 @@ class SpeechEncoderConfig:
     vocab_size: int = 25055
     position_table: Literal["float32", "bfloat16"] = "float32"
     max_positions: int = 4096
+    padding: Literal["masked", "released"] = "masked"
     attention: str = "xla"
     dtype: str = "float32"
 
@@ -137,15 +140,27 @@ class SanmBlock(nn.Module):
     residual: bool = True
 
     @nn.compact
-    def __call__(self, x: jax.Array, segment_ids: jax.Array, neighbours: jax.Array) -> tuple[jax.Array, None]:
-        """Args: x [B, T, in]; segment_ids [B, T]; neighbours [kernel, B, T]. Returns ([B, T, D], None)."""
+    def __call__(
+        self, x: jax.Array, query_ids: jax.Array, segment_ids: jax.Array, neighbours: jax.Array
+    ) -> tuple[jax.Array, None]:
+        """One block.
+
+        Args:
+            x: [B, T, in].
+            query_ids: [B, T], the utterance each frame looks at.
+            segment_ids: [B, T], the utterance each frame belongs to.
+            neighbours: [kernel, B, T].
+
+        Returns:
+            ([B, T, D], None).
+        """
         c = self.config
         head_dim = c.width // c.heads
         y = _norm(c.dtype, "attention_norm")(x)
         inward = (axes.EMBED, None, axes.HEADS, axes.HEAD_DIM)
         qkv = Linear((3, c.heads, head_dim), inward, dtype=c.dtype, name="qkv")(y)
         query, key, value = (qkv[:, :, i] for i in range(3))
-        y = attention(query, key, value, segment_ids, segment_ids, backend=c.attention)
+        y = attention(query, key, value, query_ids, segment_ids, backend=c.attention)
         y = Linear((c.width,), (axes.HEADS, axes.HEAD_DIM, axes.EMBED), contract=2, dtype=c.dtype, name="out")(y)
         y += Fsmn(c, name="fsmn")(value.reshape(*value.shape[:2], c.width), neighbours)
         x = x + y if self.residual else y
@@ -201,8 +216,13 @@ class SpeechEncoder(nn.Module):
         x = jnp.where((frames.queries >= 0)[..., None], queries, frames.features.astype(c.dtype))
         positions = jnp.asarray(position_table(c.max_positions, c.features, c.position_table), c.dtype)
         encoding = jnp.take(positions, jnp.maximum(frames.positions, 1) - 1, axis=0, mode="fill")
-        x = jnp.where(present[..., None], x * c.width**0.5 + encoding, 0)
-        within = (frames.segment_ids, _neighbours(frames.segment_ids, c.kernel))
+        x = x * c.width**0.5 + encoding
+        query_ids = frames.segment_ids
+        if c.padding == "released":
+            query_ids = jnp.where(present, query_ids, query_ids.max(axis=1, keepdims=True))
+        else:
+            x = jnp.where(present[..., None], x, 0)
+        within = (query_ids, frames.segment_ids, _neighbours(frames.segment_ids, c.kernel))
         x, _ = self.first_block(x, *within)
         if self.blocks is not None:
             x, _ = self.blocks(x, *within)

@@ -69,7 +69,8 @@ def _even_blocks(config: SamplerConfig, generate: np.ndarray) -> list[tuple[int,
     return [(a, b, int(s)) for (a, b), m, s in zip(spans, masks, shares, strict=True) if m]
 
 
-def _released_blocks(config: SamplerConfig, generate: np.ndarray) -> list[tuple[int, int, int]]:
+def released_blocks(config: SamplerConfig, generate: np.ndarray) -> list[tuple[int, int, int]]:
+    """(start, stop, steps) of each block as the released code counts them, blocks of 0 steps included."""
     length = len(generate)
     size = config.blocks.size or length
     total = total_steps(config, length)
@@ -90,7 +91,7 @@ def make_plan(config: SamplerConfig, generate: np.ndarray, answer_start: np.ndar
         answer_start: int [B], first position of the answer region.
         answer_length: int [B], its length; blocks are counted in it.
     """
-    split = _released_blocks if config.blocks.form == "released" else _even_blocks
+    split = released_blocks if config.blocks.form == "released" else _even_blocks
     plans: list[list[tuple[float, int, int]]] = []
     for row, start, length in zip(generate, answer_start, answer_length, strict=True):
         columns: list[tuple[float, int, int]] = []

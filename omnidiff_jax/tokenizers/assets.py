@@ -1,4 +1,7 @@
-"""A tokenizer on disk: `config.json` (its frozen dataclass) beside `model.safetensors` (its parameters, float16)."""
+"""A tokenizer on disk: `config.json` (its frozen dataclass) beside `model.safetensors` (its parameters, float16).
+
+Or what `omnidiff convert --to=orbax` made of a released one: an Orbax checkpoint with its sizes in `omnidiff.json`.
+"""
 
 import hashlib
 import json
@@ -9,6 +12,7 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 from flax.core import meta
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError
@@ -22,6 +26,7 @@ from omnidiff_jax.media.paths import write_bytes
 Config = TypeVar("Config")
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+CONVERTED_FILE = "omnidiff.json"
 
 
 def nano_dir(name: str) -> Path:
@@ -37,8 +42,9 @@ def fingerprint(folders: Iterable[str | os.PathLike]) -> str:
     """
     digest = hashlib.blake2b(digest_size=16)
     for folder in map(Path, folders):
-        for file in sorted(folder.iterdir()) if folder.is_dir() else (folder,):
-            if not file.is_dir():
+        for file in sorted(folder.rglob("*")) if folder.is_dir() else (folder,):
+            # Orbax notes when it wrote; a conversion made again is the same tokenizer.
+            if not file.is_dir() and file.name != "_CHECKPOINT_METADATA":
                 digest.update(hashlib.blake2b(_read(file)).digest())
     return digest.hexdigest()
 
@@ -59,10 +65,10 @@ def save(directory: str | os.PathLike, config: Any, params: Any) -> None:
 def load(
     directory: str | os.PathLike, config_type: type[Config], shapes: Callable[[Config], Any]
 ) -> tuple[Config, dict[str, Any]]:
-    """Reads what `save` wrote.
+    """Reads what `save` wrote, or a converted checkpoint.
 
     Args:
-        directory: folder with `config.json` and `model.safetensors`.
+        directory: folder with `config.json` and `model.safetensors`, or with `omnidiff.json` and Orbax's files.
         config_type: the frozen dataclass of `config.json`.
         shapes: config -> the parameter tree it needs, as arrays or `jax.ShapeDtypeStruct`s (boxed or not).
 
@@ -73,6 +79,8 @@ def load(
         UserError: a file is missing, cannot be read, or does not hold the tensors the config asks for.
     """
     folder = Path(directory)
+    if is_converted(folder):
+        return _load_converted(folder, config_type, shapes)
     config = configs.build(config_type, _read_json(folder / CONFIG_FILE), str(folder / CONFIG_FILE))
     path = folder / WEIGHTS_FILE
     try:
@@ -83,6 +91,28 @@ def load(
     _check(path, expected, found)
     flat = {name: _grow(found[name]) for name in expected}
     return config, unflatten_dict(flat, sep="/")
+
+
+def is_converted(directory: str | os.PathLike) -> bool:
+    """Whether a folder is a converted checkpoint rather than one that `save` wrote."""
+    return (Path(directory) / CONVERTED_FILE).is_file()
+
+
+def _load_converted(
+    folder: Path, config_type: type[Config], shapes: Callable[[Config], Any]
+) -> tuple[Config, dict[str, Any]]:
+    path = folder / CONVERTED_FILE
+    config = configs.build(config_type, _read_json(path).get("config", {}), str(path))
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            found = flatten_dict(checkpointer.restore(folder.absolute()), sep="/")
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{folder} cannot be restored ({reason[:200]}); convert it again") from error
+    expected = flatten_dict(meta.unbox(shapes(config)), sep="/")
+    # Buffers that no module reads are kept for the way back only.
+    _check(path, expected, {name: found[name] for name in found if name in expected})
+    return config, unflatten_dict({name: _grow(np.asarray(found[name])) for name in expected}, sep="/")
 
 
 def _check(path: Path, expected: Mapping[str, Any], found: Mapping[str, np.ndarray]) -> None:
@@ -104,7 +134,7 @@ def _shrink(leaf: np.ndarray) -> np.ndarray:
 
 
 def _grow(leaf: np.ndarray) -> np.ndarray:
-    return leaf.astype(np.float32) if np.issubdtype(leaf.dtype, np.floating) else leaf
+    return leaf.astype(np.float32) if jax.numpy.issubdtype(leaf.dtype, np.floating) else leaf
 
 
 def _read(path: Path) -> bytes:

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -180,6 +181,12 @@ class SpeechDecoder:
         Raises:
             UserError: see `assets.load`.
         """
+        flow, hift = Path(directory) / "flow", Path(directory) / "hift"
+        if assets.is_converted(flow):  # the released decoder is two checkpoints
+            flow_config, flow_params = assets.load(flow, FlowConfig, _flow_shapes)
+            hift_config, hift_params = assets.load(hift, HiftConfig, _hift_shapes)
+            config = SpeechDecoderConfig(flow=flow_config, hift=hift_config)
+            return cls(config, {"flow": flow_params, "hift": hift_params})
         return cls(*assets.load(directory, SpeechDecoderConfig, decoder_shapes))
 
     def save(self, directory: str | os.PathLike[str]) -> None:
@@ -236,11 +243,18 @@ def _flow(
 
 def decoder_shapes(config: SpeechDecoderConfig) -> Any:
     """The decoder's parameter tree as `jax.ShapeDtypeStruct`s."""
-    shapes = {"flow": meta.unbox(jax.eval_shape(lambda: init_flow(config.flow, jax.random.key(0))))}
-    hift = config.hift
-    if hift is not None:
-        shapes["hift"] = meta.unbox(jax.eval_shape(lambda: init_hift(hift, jax.random.key(0))))
+    shapes = {"flow": _flow_shapes(config.flow)}
+    if config.hift is not None:
+        shapes["hift"] = _hift_shapes(config.hift)
     return shapes
+
+
+def _flow_shapes(config: FlowConfig) -> Any:
+    return meta.unbox(jax.eval_shape(lambda: init_flow(config, jax.random.key(0))))
+
+
+def _hift_shapes(config: HiftConfig) -> Any:
+    return meta.unbox(jax.eval_shape(lambda: init_hift(config, jax.random.key(0))))
 
 
 def init_flow(config: FlowConfig, key: jax.Array) -> Any:

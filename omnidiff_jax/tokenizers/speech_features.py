@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -106,7 +107,9 @@ def save_speech_encoder(directory: str | os.PathLike[str], config: HearingConfig
 def load_speech_encoder(
     directory: str | os.PathLike[str],
 ) -> tuple[SpeechEncoderConfig, dict[str, Any], SpeechFrontend]:
-    """Reads what `save_speech_encoder` wrote; `assets.nano_dir("speech_encoder")` holds the shipped one.
+    """Reads what `save_speech_encoder` wrote, or a converted SenseVoice whose `am.mvn` lay beside its weights.
+
+    `assets.nano_dir("speech_encoder")` holds the shipped one.
 
     Returns:
         The encoder's sizes, the parameters of `SpeechEncoder` (numpy, float32), and the front-end before it.
@@ -114,6 +117,10 @@ def load_speech_encoder(
     Raises:
         UserError: see `assets.load`.
     """
+    if assets.is_converted(directory):
+        encoder, params = assets.load(directory, SpeechEncoderConfig, encoder_shapes)
+        shift, scale = features.read_cmvn(Path(directory) / "released_files" / "am.mvn")
+        return encoder, params, SpeechFrontend(FrontendConfig(cmvn_shift=shift, cmvn_scale=scale))
     config, params = assets.load(directory, HearingConfig, lambda config: encoder_shapes(config.encoder))
     return config.encoder, params, SpeechFrontend(config.frontend)
 

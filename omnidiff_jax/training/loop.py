@@ -5,7 +5,7 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -127,7 +127,7 @@ def train(
     *,
     run_config: Mapping[str, Any] | None = None,
     same_config: tuple[str, ...] = (),
-    initial_params: Any = None,
+    initial_params: Callable[[Any], Any] | None = None,
     stop_after: int | None = None,
     profile: tuple[int, int] | None = None,
     began: float | None = None,
@@ -139,7 +139,8 @@ def train(
     Args:
         run_config: stored in every checkpoint.
         same_config: keys of `run_config` that a checkpoint must agree on to be resumed.
-        initial_params: start from these instead of `program.init` (ignored when resuming).
+        initial_params: makes the parameters to start from instead of `program.init`, given them as shapes with
+            shardings; not called when resuming.
         stop_after: stop (and save) once this many updates are done, as a preemption would.
         profile: steps of this start, (first, last) from 1, of which a trace is written to `workdir/profile`.
         began: `time.perf_counter()` at which this start began, for the accounts in `goodput.json`.
@@ -204,8 +205,8 @@ class _Run:
             make = jax.jit(lambda key: init_state(self.program.init(key), tx, self.optimizer), out_shardings=shardings)
             state = make(rng.stream(config.seed, "init"))
         else:
-            make = jax.jit(lambda p: init_state(p, tx, self.optimizer), out_shardings=shardings)
-            state = make(initial_params)
+            make = jax.jit(lambda p: init_state(p, tx, self.optimizer), out_shardings=shardings, donate_argnums=0)
+            state = make(initial_params(target.params))
 
         start, end = step, self.total if stop_after is None else min(self.total, stop_after)
         self.goodput.enter("step")

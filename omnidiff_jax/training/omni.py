@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.core import meta
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from omnidiff_jax.batch import Batch
 from omnidiff_jax.data.loader import Loader
@@ -17,6 +17,7 @@ from omnidiff_jax.diffusion.masking import MaskingConfig, corrupt
 from omnidiff_jax.models.flops import train_flops
 from omnidiff_jax.models.omni import OmniConfig, OmniModel, init_params
 from omnidiff_jax.sharding.rules import logical_rules, param_specs
+from omnidiff_jax.training.lora import SUBTREE, LoraConfig, init_lora, merged
 from omnidiff_jax.training.program import TrainProgram
 from omnidiff_jax.vocabulary import Vocabulary
 
@@ -35,6 +36,7 @@ class OmniProgram(TrainProgram):
         seed: of the masks.
         pretrained: parameter subtrees to start from, by top-level name, such as a frozen `speech_encoder`.
         sharding: a strategy of `sharding.rules`.
+        lora: thin matrices that are trained beside frozen ones.
     """
 
     model: OmniConfig
@@ -46,16 +48,25 @@ class OmniProgram(TrainProgram):
     seed: int = 0
     pretrained: dict[str, Any] = dataclasses.field(default_factory=dict)
     sharding: str = "fsdp"
+    lora: LoraConfig = LoraConfig()
 
     def init(self, key: jax.Array) -> Any:
         params = meta.unbox(init_params(self.model, key))
-        return params | {name: jax.tree.map(jnp.asarray, tree) for name, tree in self.pretrained.items()}
+        params |= {name: jax.tree.map(jnp.asarray, tree) for name, tree in self.pretrained.items()}
+        if self.lora.rank:
+            params[SUBTREE] = init_lora(params, self.lora, jax.random.fold_in(key, 1))
+        return params
+
+    def whole(self, params: Any) -> Any:
+        """The model's own parameters, LoRA's products added: what samples and is exported."""
+        return merged(params, self.lora)
 
     def loss(
         self, params: Any, batch: Batch, key: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         corrupted = corrupt(batch, self.seed, self.masking, self.vocabulary)
         inputs = dataclasses.replace(batch.inputs, tokens=corrupted.tokens)
+        params = self.whole(params)
         with logical_rules(self.sharding):
             hidden = OmniModel(self.model).apply({"params": params}, inputs)
             result = masked_cross_entropy(
@@ -77,7 +88,10 @@ class OmniProgram(TrainProgram):
 
     def param_specs(self, params: Any, mesh: Mesh) -> Any:
         boxed = jax.eval_shape(lambda: init_params(self.model, jax.random.key(0)))
-        return param_specs(boxed, self.sharding, mesh)
+        specs = param_specs(boxed, self.sharding, mesh)
+        if SUBTREE in params:
+            specs[SUBTREE] = jax.tree.map(lambda _: PartitionSpec(), params[SUBTREE])
+        return specs
 
     def place(self, batch: Batch, mesh: Mesh) -> Batch:
         return batch  # the loader has put it on the mesh

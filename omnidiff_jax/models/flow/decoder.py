@@ -29,6 +29,7 @@ class FlowConfig:
       hop: samples between mel frames.
       mels: M.
       speaker_dim: width of a speaker vector.
+      code_width: width of a code's vector; None = that of the encoder.
       encoder: token encoder.
       regulator_layers: convolution blocks of the length regulator.
       estimator: velocity estimator.
@@ -50,6 +51,7 @@ class FlowConfig:
     hop: int = 256
     mels: int = 80
     speaker_dim: int = 192
+    code_width: int | None = None
     encoder: TokenEncoderConfig = field(default_factory=TokenEncoderConfig)
     regulator_layers: int = 4
     estimator: EstimatorConfig = field(default_factory=EstimatorConfig)
@@ -78,7 +80,7 @@ class FlowDecoder(nn.Module):
         config, released = self.config, self.config.padding == "released"
         self.embedding = nn.Embed(
             config.codes,
-            config.encoder.width,
+            config.code_width or config.encoder.width,
             embedding_init=nn.with_logical_partitioning(nn.initializers.normal(1.0), ("codebook", "embed")),
             dtype=config.dtype,
         )

@@ -30,7 +30,7 @@ class HiftConfig:
       upsample_rates, upsample_kernels: of the transposed convolutions.
       resblock_kernels: residual blocks averaged after each upsampling.
       resblock_dilations: dilations inside each of them.
-      source_kernels: kernel of the source's residual block at each rate.
+      source_kernels, source_dilations: of the source's residual block at each rate.
       harmonics: overtones of the source.
       n_fft, hop: of the inverse transform at the end.
       slope: of the leaky rectifiers between stages.
@@ -48,8 +48,9 @@ class HiftConfig:
     upsample_rates: tuple[int, ...] = (8, 8)
     upsample_kernels: tuple[int, ...] = (16, 16)
     resblock_kernels: tuple[int, ...] = (3, 7, 11)
-    resblock_dilations: tuple[int, ...] = (1, 3, 5)
+    resblock_dilations: tuple[tuple[int, ...], ...] = ((1, 3, 5), (1, 3, 5), (1, 3, 5))
     source_kernels: tuple[int, ...] = (7, 11)
+    source_dilations: tuple[tuple[int, ...], ...] = ((1, 3, 5), (1, 3, 5))
     harmonics: int = 8
     n_fft: int = 16
     hop: int = 4
@@ -59,6 +60,16 @@ class HiftConfig:
     noise_amplitude: float = 0.003
     voiced_above: float = 10.0
     dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        for kind, count in (
+            ("upsample_kernels", len(self.upsample_rates)),
+            ("source_kernels", len(self.upsample_rates)),
+            ("source_dilations", len(self.upsample_rates)),
+            ("resblock_dilations", len(self.resblock_kernels)),
+        ):
+            if len(getattr(self, kind)) != count:
+                raise ValueError(f"{kind} has {len(getattr(self, kind))} entries where {count} are needed")
 
     @property
     def frame_samples(self) -> int:
@@ -203,7 +214,7 @@ class Hift(nn.Module):
             mask = _mask(lengths, x.shape[1])
             x = x + self._source_branch(spectrum, n, width, mask)
             blocks = [
-                ResidualBlock(size, config.resblock_dilations, config.dtype, name=f"resblock_{n}_{i}")(x, mask)
+                ResidualBlock(size, config.resblock_dilations[i], config.dtype, name=f"resblock_{n}_{i}")(x, mask)
                 for i, size in enumerate(config.resblock_kernels)
             ]
             x = sum(blocks[1:], blocks[0]) / len(blocks)
@@ -234,7 +245,7 @@ class Hift(nn.Module):
         )
         branch = conv(spectrum * _mask(finest, spectrum.shape[1]))
         block = ResidualBlock(
-            config.source_kernels[n], config.resblock_dilations, config.dtype, name=f"source_block_{n}"
+            config.source_kernels[n], config.source_dilations[n], config.dtype, name=f"source_block_{n}"
         )
         return block(branch, mask)
 

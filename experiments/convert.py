@@ -1,0 +1,83 @@
+"""Converts checkpoints between the released form and Orbax, streaming: memory does not grow with the model.
+
+omnidiff convert --from=released --to=orbax SRC DST
+omnidiff convert --from=released --to=orbax --mesh=fsdp=8 --dtype=float32 SRC DST
+omnidiff convert --from=orbax --to=released SRC DST
+
+The released form is a folder of config.json and *.safetensors (one, or shards with an index), *.bin or *.pt; the
+Orbax form is what StandardCheckpointer().restore(DST) reads. What is converted is told from the tensors' names.
+"""
+
+import re
+import time
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from experiments.common import Command
+from omnidiff_jax.conversion.components import COMPONENTS
+from omnidiff_jax.conversion.stream import SHARD, Layout, to_orbax, to_released
+from omnidiff_jax.errors import UserError
+from omnidiff_jax.sharding.rules import MESH_AXES, STRATEGIES
+
+FORMS = ("released", "orbax")
+DTYPES = {
+    "keep": None,
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float16": np.dtype(np.float16),
+}
+
+COMMAND = Command("convert", __doc__, arguments="SRC DST")
+FROM = COMMAND.choice("from", "form of SRC", FORMS, required=True)
+TO = COMMAND.choice("to", "form of DST", FORMS, required=True)
+COMPONENT = COMMAND.choice("component", "what SRC is (default: told from its tensors)", tuple(COMPONENTS))
+DTYPE = COMMAND.choice("dtype", "of floating-point tensors", tuple(DTYPES), "keep")
+MESH = COMMAND.string("mesh", "cut the arrays for a device mesh, such as fsdp=8,tensor=2")
+SHARDING = COMMAND.choice("sharding", "how the mesh splits parameters", tuple(STRATEGIES), "fsdp")
+SHARD_SIZE = COMMAND.integer("shard_size", "most bytes of a safetensors file that is split anew", SHARD, minimum=1)
+ALLOW_NAN = COMMAND.switch("allow_nan", "convert tensors that hold NaN")
+
+
+def run(source: str, target: str) -> None:
+    started, dtype = time.monotonic(), DTYPES[str(DTYPE.value)]
+    if FROM.value == TO.value:
+        raise UserError(f"--from and --to are both {FROM.value}; one must be released, the other orbax")
+    if TO.value == "orbax":
+        summary = to_orbax(
+            Path(source),
+            Path(target),
+            component=COMPONENT.value,
+            dtype=dtype,
+            allow_nan=ALLOW_NAN.value,
+            layout=Layout(parse_mesh(MESH.value), str(SHARDING.value)) if MESH.value else None,
+        )
+    else:
+        if MESH.value:
+            raise UserError(f"--mesh={MESH.value} cuts Orbax arrays; it has no meaning with --to=released")
+        summary = to_released(
+            Path(source), Path(target), dtype=dtype, allow_nan=ALLOW_NAN.value, shard_bytes=SHARD_SIZE.value or SHARD
+        )
+    seconds = time.monotonic() - started
+    rate = summary.bytes / 1e6 / max(seconds, 1e-9)
+    print(f"{summary.component}: {summary.tensors} tensors, {summary.bytes / 1e9:.2f} GB, {rate:.0f} MB/s -> {target}")
+
+
+def parse_mesh(text: str) -> dict[str, int]:
+    """"fsdp=8,tensor=2" as sizes by axis.
+
+    Raises:
+        UserError: an unknown axis, or a size that is not a positive number.
+    """
+    sizes: dict[str, int] = {}
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\w+)\s*=\s*([1-9]\d*)\s*", part)
+        if not match or match[1] not in MESH_AXES or match[1] in sizes:
+            raise UserError(f"--mesh={text} must be AXIS=SIZE,... with axes {', '.join(MESH_AXES)}, such as fsdp=8")
+        sizes[match[1]] = int(match[2])
+    return sizes
+
+
+if __name__ == "__main__":
+    COMMAND.main(run)

@@ -1,0 +1,146 @@
+"""Released configs (`config.json` of the hub) -> this project's dataclasses, and back where a checkpoint is written.
+
+Only what changes numbers is read. What the released code can do and ours cannot is an error, never ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from omnidiff_jax.config import build
+from omnidiff_jax.errors import UserError
+from omnidiff_jax.models.backbone import BackboneConfig
+from omnidiff_jax.models.magvit import MagvitConfig
+from omnidiff_jax.models.sanm import SpeechEncoderConfig
+from omnidiff_jax.models.whisper_vq import WhisperVQConfig
+
+_BACKBONE = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "width",
+    "num_hidden_layers": "layers",
+    "num_attention_heads": "heads",
+    "num_key_value_heads": "kv_heads",
+    "intermediate_size": "hidden",
+    "rms_norm_eps": "norm_epsilon",
+    "rope_theta": "rope_theta",
+}
+
+
+def need(config: Mapping[str, Any], key: str, where: str = "config") -> Any:
+    """`config[key]`.
+
+    Raises:
+        UserError: the key is missing.
+    """
+    if key not in config:
+        raise UserError(f"{where} lacks the key {key!r}; the released config has it")
+    return config[key]
+
+
+def expect(config: Mapping[str, Any], key: str, supported: Any, where: str = "config") -> None:
+    """Refuses a setting that this code does not implement; a key left out has the supported value."""
+    if key in config and config[key] != supported:
+        raise UserError(f"{where}: {key} = {config[key]!r} is not supported; only {supported!r} is")
+
+
+def backbone(config: Mapping[str, Any], **others: Any) -> BackboneConfig:
+    """A Dream or Qwen2 `config.json` -> `BackboneConfig`; `others` are further fields (dtype, remat, ...)."""
+    expect(config, "hidden_act", "silu")
+    expect(config, "tie_word_embeddings", False)
+    expect(config, "use_sliding_window", False)
+    expect(config, "use_mrope", False)
+    expect(config, "rope_scaling", None)
+    fields = {ours: config[theirs] for theirs, ours in _BACKBONE.items() if theirs in config}
+    for key in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
+        need(config, key)
+    fields.setdefault("kv_heads", fields["heads"])
+    fields["head_dim"] = config.get("head_dim") or fields["width"] // fields["heads"]
+    return build(BackboneConfig, {**fields, **others}, "config.json")
+
+
+def backbone_json(config: BackboneConfig) -> dict[str, Any]:
+    """The inverse of `backbone`: the keys of a `config.json`."""
+    return {theirs: getattr(config, ours) for theirs, ours in _BACKBONE.items()} | {
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "tie_word_embeddings": False,
+    }
+
+
+def whisper_vq(config: Mapping[str, Any], **others: Any) -> WhisperVQConfig:
+    """The `config.json` of glm-4-voice-tokenizer -> `WhisperVQConfig`."""
+    expect(config, "activation_function", "gelu")
+    expect(config, "encoder_causal_attention", False)
+    expect(config, "quantize_causal_encoder", False)
+    expect(config, "scale_embedding", False)
+    quantize = need(config, "quantize_position")
+    only = config.get("quantize_encoder_only", False)
+    fields = {
+        "num_mels": need(config, "num_mel_bins"),
+        "width": need(config, "d_model"),
+        "heads": need(config, "encoder_attention_heads"),
+        "ffn": need(config, "encoder_ffn_dim"),
+        "layers": quantize if only else need(config, "encoder_layers"),
+        "max_positions": need(config, "max_source_positions"),
+        "causal_convolution": config.get("encoder_causal_convolution", False),
+        "block_size": config.get("quantize_causal_block_size"),
+        "pooling": config.get("pooling_type", "avg"),
+        "pooling_kernel": need(config, "pooling_kernel_size"),
+        "pooling_position": need(config, "pooling_position"),
+        "quantize_position": quantize,
+        "codebook_size": need(config, "quantize_vocab_size"),
+        "final_norm": not only,
+    }
+    return build(WhisperVQConfig, {**fields, **others}, "config.json")
+
+
+def sensevoice(
+    conf: Mapping[str, Any], features: int, num_queries: int, vocab_size: int, **others: Any
+) -> SpeechEncoderConfig:
+    """FunASR's `encoder_conf` -> `SpeechEncoderConfig`.
+
+    Args:
+        conf: the `encoder_conf` group of the released `config.yaml`.
+        features: width of an input frame (`input_size`).
+        num_queries: rows of the query table.
+        vocab_size: classes of the CTC head.
+        others: further fields.
+    """
+    expect(conf, "sanm_shfit", 0, "encoder_conf")
+    expect(conf, "selfattention_layer_type", "sanm", "encoder_conf")
+    expect(conf, "normalize_before", True, "encoder_conf")
+    expect(conf, "input_layer", "pe", "encoder_conf")
+    fields = {
+        "features": features,
+        "width": need(conf, "output_size", "encoder_conf"),
+        "heads": need(conf, "attention_heads", "encoder_conf"),
+        "ffn": need(conf, "linear_units", "encoder_conf"),
+        "blocks": need(conf, "num_blocks", "encoder_conf"),
+        "tp_blocks": conf.get("tp_blocks", 0),
+        "kernel": conf.get("kernel_size", 11),
+        "num_queries": num_queries,
+        "vocab_size": vocab_size,
+    }
+    return build(SpeechEncoderConfig, {**fields, **others}, "encoder_conf")
+
+
+def magvit(
+    channels: int,
+    encoder_multipliers: list[int],
+    encoder_blocks: list[int],
+    decoder_multipliers: list[int],
+    decoder_blocks: list[int],
+    code_bits: int,
+) -> MagvitConfig:
+    """A released arrangement of MAGVIT-v2 (3 x 3 kernels, attention in both middles)."""
+    fields = {
+        "channels": channels,
+        "encoder_multipliers": encoder_multipliers,
+        "encoder_blocks": encoder_blocks,
+        "encoder_kernels": [3] * len(encoder_multipliers),
+        "decoder_multipliers": decoder_multipliers,
+        "decoder_blocks": decoder_blocks,
+        "code_bits": code_bits,
+    }
+    return build(MagvitConfig, fields, "magvit config")

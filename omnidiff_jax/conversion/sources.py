@@ -1,0 +1,247 @@
+"""A released checkpoint on disk as one mapping of tensors: safetensors or torch files, one or many, with an index."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from omnidiff_jax.conversion.tensor_files import SafetensorsFile
+from omnidiff_jax.errors import UserError
+
+SAFETENSORS, TORCH = ".safetensors", (".bin", ".pt", ".pth")
+# Groups in which training scripts wrap a state dict.
+_WRAPPERS = ("state_dict", "model", "generator", "module")
+
+
+class TensorReader(Protocol):
+    """One file of tensors: `entries` has dtype and shape by name."""
+
+    path: Path
+    entries: Any
+    metadata: dict[str, str]
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray: ...
+
+    def close(self) -> None: ...
+
+
+class TorchFile:
+    """A torch file, mapped into memory and never unpickled beyond tensors (`weights_only`)."""
+
+    def __init__(self, path: Path):
+        try:
+            import torch
+        except ImportError as error:
+            raise UserError(
+                f"{path} needs torch to be read: pip install 'omnidiff_jax[torch]', or convert it to safetensors"
+            ) from error
+        self.path, self._torch = path, torch
+        self.metadata: dict[str, str] = {}
+        try:
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except FileNotFoundError as error:
+            raise UserError(f"cannot read {path}: it does not exist") from error
+        except Exception as error:  # torch raises pickle, zip, runtime and value errors alike
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(f"{path} is not a torch file of tensors alone (code in it is not run): {reason}") from error
+        self._tensors = self._unwrapped(loaded)
+        self.entries = {
+            name: _TorchEntry(self._numpy(t[:0] if t.ndim else t).dtype, t) for name, t in self._tensors.items()
+        }
+
+    def _unwrapped(self, loaded: Any) -> dict[str, Any]:
+        while isinstance(loaded, dict):
+            if loaded and all(isinstance(value, self._torch.Tensor) for value in loaded.values()):
+                return dict(loaded)
+            inner = [key for key in _WRAPPERS if isinstance(loaded.get(key), dict)]
+            if len(inner) != 1:
+                break
+            loaded = loaded[inner[0]]
+        raise UserError(f"{self.path} holds no state dict (name -> tensor)")
+
+    def _numpy(self, tensor: Any) -> np.ndarray:
+        import ml_dtypes
+
+        if tensor.dtype == self._torch.bfloat16:
+            return tensor.contiguous().view(self._torch.int16).numpy().view(ml_dtypes.bfloat16)
+        return tensor.contiguous().numpy()
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        tensor = self._tensors[name]
+        return self._numpy(tensor[start:stop] if start or stop is not None else tensor)
+
+    def close(self) -> None:
+        self._tensors = {}
+
+
+@dataclass(frozen=True)
+class _TorchEntry:
+    dtype: np.dtype
+    tensor: Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.tensor.shape)
+
+
+@dataclass(frozen=True)
+class ReleasedFolder:
+    """An open checkpoint.
+
+    Attributes:
+        folder: where it is.
+        files: file name -> tensors.
+        owner: tensor name -> file name.
+        index: name of the index file, or None.
+        config: `config.json`, `config.yaml` or `configuration.json`, whichever there is; empty without one.
+    """
+
+    folder: Path
+    files: dict[str, TensorReader]
+    owner: dict[str, str]
+    index: str | None
+    config: dict[str, Any]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(self.files[file].entries[name].shape) for name, file in self.owner.items()}
+
+    def dtype(self, name: str) -> np.dtype:
+        return self.files[self.owner[name]].entries[name].dtype
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        return self.files[self.owner[name]].read(name, start, stop)
+
+    @property
+    def largest_file(self) -> int:
+        """Bytes."""
+        return max(reader.path.stat().st_size for reader in self.files.values())
+
+
+@contextmanager
+def open_released(path: Path) -> Iterator[ReleasedFolder]:
+    """Opens a checkpoint folder, or a single file of tensors.
+
+    Raises:
+        UserError: nothing to read, a broken file, an index that does not match its files or points out of the folder.
+    """
+    if not path.exists():
+        raise UserError(f"{path} does not exist; give a folder of config.json and *.safetensors")
+    folder = path if path.is_dir() else path.parent
+    index, names = (None, [path.name]) if path.is_file() else _files(folder)
+    files: dict[str, TensorReader] = {}
+    try:
+        for name in names:
+            file = folder / name
+            files[name] = SafetensorsFile(file) if file.suffix == SAFETENSORS else TorchFile(file)
+        owner: dict[str, str] = {}
+        for name, reader in files.items():
+            for tensor in reader.entries:
+                if tensor in owner:
+                    raise UserError(f"{folder}: tensor {tensor!r} is in {owner[tensor]} and in {name}; keep one")
+                owner[tensor] = name
+        if index is not None:
+            _check_index(folder / index, owner)
+        yield ReleasedFolder(folder, files, owner, index, read_config(folder))
+    finally:
+        for reader in files.values():
+            reader.close()
+
+
+def _files(folder: Path) -> tuple[str | None, list[str]]:
+    """Index and tensor files of a folder, safetensors before torch files."""
+    for suffixes in ((SAFETENSORS,), TORCH):
+        indices = sorted(p.name for suffix in suffixes for p in folder.glob(f"*{suffix}.index.json"))
+        if len(indices) > 1:
+            raise UserError(f"{folder} holds several indices ({', '.join(indices)}); keep one")
+        if indices:
+            weights = _weight_map(folder / indices[0])
+            return indices[0], sorted(set(weights.values()))
+        found = sorted(p.name for p in folder.iterdir() if p.suffix in suffixes and p.is_file())
+        if len(found) > 1 and suffixes == TORCH:
+            raise UserError(f"{folder} holds several torch files ({', '.join(found)}); name one of them as SRC")
+        if found:
+            return None, found
+    raise UserError(f"{folder} holds no *.safetensors, *.bin or *.pt; give a folder with weights")
+
+
+def _weight_map(path: Path) -> dict[str, str]:
+    weights = _json(path).get("weight_map")
+    if not isinstance(weights, dict) or not weights or not all(isinstance(file, str) for file in weights.values()):
+        raise UserError(f"{path} has no weight_map of tensor names to file names; download it again")
+    for tensor, file in weights.items():
+        # One plain name: nothing outside the folder may be read because an index says so.
+        if file != Path(file).name or file in ("", ".", "..") or "\\" in file or "\0" in file:
+            raise UserError(f"{path}: tensor {tensor!r} points to {file!r}, which is not a file of the folder")
+        if Path(file).suffix not in (SAFETENSORS, *TORCH):
+            raise UserError(f"{path}: tensor {tensor!r} points to {file!r}, which is no file of tensors")
+        if (path.parent / file).is_symlink() and not _inside_cache(path.parent, file):
+            raise UserError(f"{path}: {file!r} is a link that leads out of the folder")
+    return weights
+
+
+def _inside_cache(folder: Path, file: str) -> bool:
+    """The hub's cache keeps files as links from `snapshots/REV/` to `blobs/` beside it."""
+    target, home = (folder / file).resolve(), folder.resolve()
+    in_cache = home.parent.name == "snapshots" and target.parent == home.parents[1] / "blobs"
+    return in_cache or target.is_relative_to(home)
+
+
+def _check_index(path: Path, owner: dict[str, str]) -> None:
+    weights = _weight_map(path)
+    for tensor, file in weights.items():
+        if owner.get(tensor) != file:
+            there = f"is in {owner[tensor]}" if tensor in owner else "is in no file"
+            raise UserError(f"{path} says tensor {tensor!r} is in {file}, but it {there}; download both again")
+    if extra := owner.keys() - weights.keys():
+        raise UserError(f"{path} does not list {len(extra)} tensors of its files, such as {min(extra)!r}")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config beside the weights, {} without one; yaml tags (`!new:...`) are read as their contents."""
+    for name in ("config.json", "configuration.json"):
+        if (folder / name).is_file():
+            return _json(folder / name)
+    for name in ("config.yaml", "config.yml"):
+        if (folder / name).is_file():
+            return _yaml(folder / name)
+    return {}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} must hold a JSON object, not {type(value).__name__}")
+    return value
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """Plain data only; a tag's contents stand for it."""
+
+    def untagged(loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> Any:
+        if isinstance(node, yaml.MappingNode):
+            return loader.construct_mapping(node, deep=True)
+        if isinstance(node, yaml.SequenceNode):
+            return loader.construct_sequence(node, deep=True)
+        return loader.construct_scalar(node)
+
+    Loader.add_multi_constructor("!", untagged)
+    try:
+        value = yaml.load(path.read_text(encoding="utf-8"), Loader)
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"{path} is not readable yaml: {' '.join(str(error).split())[:200]}") from error
+    return value if isinstance(value, dict) else {}

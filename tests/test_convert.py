@@ -1,0 +1,254 @@
+"""Checkpoints between the released form and Orbax: no bit lost, nothing left over, nothing half-written."""
+
+import contextlib
+import json
+import os
+import pickle
+import zipfile
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from flax.traverse_util import flatten_dict
+from jax.sharding import NamedSharding, PartitionSpec
+from released_toys import (
+    BF16,
+    OMNI_JSON,
+    TINY,
+    own_config,
+    read_folder,
+    released_tensors,
+    same_bits,
+    write_file,
+    write_folder,
+)
+
+from omnidiff_jax.conversion import stream
+from omnidiff_jax.conversion.components import COMPONENTS, recognise
+from omnidiff_jax.conversion.rules import to_flax
+from omnidiff_jax.conversion.tensor_files import SafetensorsFile
+from omnidiff_jax.errors import UserError
+from omnidiff_jax.tokenizers import assets
+from omnidiff_jax.tokenizers.speech_features import load_speech_encoder
+
+
+@pytest.mark.parametrize("name", list(TINY))
+def test_round_trip_keeps_every_bit(name, tmp_path, monkeypatch):
+    """Sizes told from the tensors (and, for the backbone, the hub's config); moved in parts."""
+    monkeypatch.setattr(stream, "PART", 512)
+    tensors = released_tensors(name, dtype=BF16 if name == "omni" else np.float32)
+    config = OMNI_JSON if name == "omni" else None
+    source = write_folder(tmp_path / "a", tensors, config, files=3 if name == "omni" else 1)
+    summary = stream.to_orbax(source, tmp_path / "b")
+    assert (summary.component, summary.tensors) == (name, len(tensors))
+    stream.to_released(tmp_path / "b", tmp_path / "c")
+    back, owner = read_folder(tmp_path / "c")
+    same_bits(tensors, back)
+    assert owner == read_folder(source)[1]
+    if config:
+        assert json.loads((tmp_path / "c" / "config.json").read_text()) == config
+    # What Orbax reads is what the rules give.
+    params = ocp.StandardCheckpointer().restore(tmp_path / "b")
+    component = COMPONENTS[name]
+    sizes = component.config({n: t.shape for n, t in tensors.items()}, config or {})
+    same_bits(flatten_dict(to_flax(component.rules(sizes), tensors), sep="/"), flatten_dict(params, sep="/"))
+
+
+def test_a_new_folder_is_split_by_size_and_says_its_config(tmp_path):
+    tensors = released_tensors("omni")
+    source = write_folder(tmp_path / "a", tensors, own_config("omni"))
+    stream.to_orbax(source, tmp_path / "b")
+    about = json.loads((tmp_path / "b" / "omnidiff.json").read_text())
+    about["released"] = None
+    (tmp_path / "b" / "omnidiff.json").write_text(json.dumps(about))
+    (tmp_path / "b" / "released_files" / "config.json").unlink()
+    stream.to_released(tmp_path / "b", tmp_path / "c", shard_bytes=4000)
+    names = sorted(p.name for p in (tmp_path / "c").glob("*.safetensors"))
+    assert len(names) > 2 and names[0].endswith(f"-of-{len(names):05d}.safetensors")
+    assert all(os.path.getsize(tmp_path / "c" / n) < 12000 for n in names)
+    config = json.loads((tmp_path / "c" / "config.json").read_text())
+    assert (config["num_key_value_heads"], config["head_dim"]) == (2, 4)
+    stream.to_orbax(tmp_path / "c", tmp_path / "d")
+    same_bits(tensors, read_folder(tmp_path / "c")[0])
+    with contextlib.closing(SafetensorsFile(tmp_path / "c" / names[0])) as file:
+        assert file.metadata == {"format": "pt"}
+
+
+def test_arrays_are_cut_for_the_mesh_and_land_on_it(tmp_path):
+    source = write_folder(tmp_path / "a", released_tensors("omni"), OMNI_JSON)
+    stream.to_orbax(source, tmp_path / "b", layout=stream.Layout({"fsdp": 4, "tensor": 2}, "fsdp_tensor"))
+    spec = json.loads((tmp_path / "b" / "backbone.layers.mlp.up.kernel" / ".zarray").read_text())
+    assert (spec["shape"], spec["chunks"]) == ([3, 16, 24], [1, 4, 12])
+    mesh = jax.make_mesh((8,), ("fsdp",))
+    shape = jax.ShapeDtypeStruct((40, 16), np.float32, sharding=NamedSharding(mesh, PartitionSpec("fsdp")))
+    metadata = ocp.StandardCheckpointer().metadata(tmp_path / "b").item_metadata.tree
+    target = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype), metadata)
+    target["backbone"]["embedding"] = shape
+    restored = ocp.StandardCheckpointer().restore(tmp_path / "b", target)
+    assert len(restored["backbone"]["embedding"].sharding.device_set) == 8
+    table = read_folder(source)[0]["model.embed_tokens.weight"]
+    np.testing.assert_array_equal(restored["backbone"]["embedding"], table)
+
+
+def test_casting_touches_only_floats(tmp_path):
+    tensors = released_tensors("adapter")
+    stream.to_orbax(write_folder(tmp_path / "a", tensors), tmp_path / "b", dtype=BF16)
+    stream.to_released(tmp_path / "b", tmp_path / "c")
+    same_bits({n: t.astype(BF16) for n, t in tensors.items()}, read_folder(tmp_path / "c")[0])
+
+
+def test_tokenizers_load_from_converted_folders(tmp_path):
+    """Kept buffers do not get in the way, and the arrays are those of the rules."""
+    for name in ("magvit", "whisper_vq", "sensevoice", "flow", "hift"):
+        tensors = released_tensors(name)
+        source = write_folder(tmp_path / f"{name}_released", tensors, own_config(name))
+        (source / "am.mvn").write_text(
+            f"<AddShift> 14 14\n[ {'0.5 ' * 560} ]\n<Rescale> 14 14\n[ {'2.0 ' * 560} ]\n"
+        )
+        stream.to_orbax(source, tmp_path / name)
+        params = COMPONENTS[name].abstract(TINY[name])
+        config, loaded = assets.load(tmp_path / name, type(TINY[name]), lambda config, shapes=params: shapes)
+        assert config == TINY[name]
+        expected = flatten_dict(to_flax(COMPONENTS[name].rules(TINY[name]), tensors), sep="/")
+        found = flatten_dict(loaded, sep="/")
+        same_bits(found, {path: expected[path] for path in found})
+    encoder, _, frontend = load_speech_encoder(tmp_path / "sensevoice")
+    assert encoder == TINY["sensevoice"] and frontend.config.cmvn_scale[:2] == (2.0, 2.0)
+
+
+# ---- bad input ----------------------------------------------------------------------------------------------
+
+
+def refused(tmp_path, match, source, **options):
+    with pytest.raises(UserError, match=match) as error:
+        stream.to_orbax(source, tmp_path / "out", **options)
+    assert "\n" not in str(error.value)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [source.name], "something is left behind"
+
+
+def test_a_truncated_shard_is_named(tmp_path):
+    source = write_folder(tmp_path / "a", released_tensors("adapter"))
+    file = source / "model.safetensors"
+    os.truncate(file, file.stat().st_size - 5)
+    refused(tmp_path, r"model\.safetensors is not a whole safetensors file: it has \d+ bytes where", source)
+    os.truncate(file, 4)
+    refused(tmp_path, "hold no header", source)
+
+
+def test_missing_and_left_over_tensors_are_listed(tmp_path):
+    tensors = released_tensors("adapter")
+    del tensors["mlp.2.weight"]
+    source = write_folder(tmp_path / "a", tensors)
+    refused(tmp_path, r"lacks 1 tensors: mlp\.2\.weight", source)
+    (source / "model.safetensors").unlink()
+    extra = {"mlp.4.weight": np.ones((2, 2), np.float32)}
+    write_file(source / "model.safetensors", released_tensors("adapter") | extra)
+    refused(tmp_path, r"1 tensors have no rule .*mlp\.4\.weight", source)
+
+
+def test_a_missing_layer_is_named(tmp_path):
+    tensors = {n: t for n, t in released_tensors("omni").items() if ".layers.1." not in n}
+    refused(tmp_path, "lacks layer 1 of the stack", write_folder(tmp_path / "a", tensors, OMNI_JSON))
+
+
+def test_a_wrong_shape_is_named(tmp_path):
+    tensors = released_tensors("omni") | {"lm_head.weight": np.zeros((41, 16), np.float32)}
+    source = write_folder(tmp_path / "a", tensors, OMNI_JSON)
+    refused(tmp_path, r"'lm_head\.weight' has shape \[41, 16\] where the config says \[40, 16\]", source)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, BF16])
+def test_nan_is_named_unless_allowed(tmp_path, dtype):
+    tensors = released_tensors("adapter", dtype=dtype)
+    tensors["mlp.0.weight"][3, 2] = np.nan
+    source = write_folder(tmp_path / "a", tensors)
+    refused(tmp_path, r"'mlp\.0\.weight' holds NaN.*--allow_nan", source)
+    stream.to_orbax(source, tmp_path / "out", allow_nan=True)
+    stream.to_released(tmp_path / "out", tmp_path / "back", allow_nan=True)
+    same_bits(tensors, read_folder(tmp_path / "back")[0])
+
+
+@pytest.mark.parametrize(
+    "file", ["../secret.safetensors", "/etc/x.safetensors", "sub/x.safetensors", "..", "config.json"]
+)
+def test_an_index_may_not_point_elsewhere(tmp_path, file):
+    source = write_folder(tmp_path / "a", released_tensors("adapter"), files=2)
+    index = source / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"]["mlp.0.weight"] = file
+    index.write_text(json.dumps(content))
+    refused(tmp_path, r"index\.json: tensor 'mlp\.0\.weight' points to", source)
+
+
+def test_an_index_may_not_lie(tmp_path):
+    source = write_folder(tmp_path / "a", released_tensors("adapter"), files=2)
+    index = source / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    index.write_text(json.dumps({"weight_map": content["weight_map"] | {"ghost": "model-00001-of-00002.safetensors"}}))
+    refused(tmp_path, "tensor 'ghost' is in model-00001-of-00002.safetensors, but it is in no file", source)
+    del content["weight_map"]["mlp.0.weight"]
+    index.write_text(json.dumps(content))
+    refused(tmp_path, r"does not list 1 tensors of its files, such as 'mlp\.0\.weight'", source)
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.system, ("touch exploded",)
+
+
+def test_code_in_a_pickle_is_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
+    with zipfile.ZipFile(tmp_path / "a" / "model.pt", "w") as archive:
+        archive.writestr("model/data.pkl", pickle.dumps({"mlp.0.weight": Bomb()}, protocol=2))
+        archive.writestr("model/version", "3\n")
+    refused(tmp_path, r"model\.pt (needs torch to be read|is not a torch file of tensors alone)", tmp_path / "a")
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_torch_files_are_read(tmp_path):
+    torch = pytest.importorskip("torch")
+    tensors = released_tensors("adapter", dtype=BF16)
+    (tmp_path / "a").mkdir()
+    state = {n: torch.from_numpy(t.view(np.int16)).view(torch.bfloat16) for n, t in tensors.items()}
+    torch.save({"state_dict": state}, tmp_path / "a" / "model.pt")
+    stream.to_orbax(tmp_path / "a", tmp_path / "b")
+    stream.to_released(tmp_path / "b", tmp_path / "c")
+    same_bits(tensors, read_folder(tmp_path / "c")[0])
+
+
+def test_an_existing_folder_is_left_alone(tmp_path):
+    source = write_folder(tmp_path / "a", released_tensors("adapter"))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("precious")
+    with pytest.raises(UserError, match="exists already"):
+        stream.to_orbax(source, tmp_path / "out")
+    assert (tmp_path / "out" / "mine").read_text() == "precious"
+    with pytest.raises(UserError, match="does not say what it holds"):
+        stream.to_released(source, tmp_path / "other")
+
+
+def test_a_disk_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    source = write_folder(tmp_path / "a", released_tensors("adapter"))
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(stream.ArrayFolder, "write", full)
+    refused(tmp_path, "No space left on device; free space", source)
+
+
+def test_unknown_tensors_are_refused(tmp_path):
+    source = write_folder(tmp_path / "a", {"what.weight": np.ones(3, np.float32)})
+    refused(tmp_path, r"no known checkpoint has these tensors \(what\.weight", source)
+    refused(tmp_path, "did you mean 'magvit'", source, component="magvitt")
+    assert recognise(["model.embed_tokens.weight"]).name == "omni"
+
+
+def test_the_command_converts_both_ways(tmp_path, omnidiff):
+    source = write_folder(tmp_path / "a", released_tensors("adapter"))
+    done = omnidiff("convert", "--from=released", "--to=orbax", source, tmp_path / "b")
+    assert done.returncode == 0 and "adapter: 4 tensors" in done.stdout, done.stderr
+    wrong = omnidiff("convert", "--from=orbax", "--to=orbax", source, tmp_path / "c")
+    assert wrong.returncode == 2 and "both orbax" in wrong.stderr
