@@ -23,7 +23,8 @@ def get_config() -> ConfigDict:
     config.sharding = "fsdp"
 
     config.masking = "paper"  # or "released": a threshold per token (SPEC §4)
-    config.tail_pad_gamma = 0.6
+    # The paper's 0.6 makes long runs of masks a sign of long answers, and decoding begins with nothing else.
+    config.tail_pad_gamma = 1.0
     config.loss = ConfigDict({"weighting": "sample", "chunk": 512, "capacity": 1.0, "noise_buckets": 4})
 
     config.tokenizers = ConfigDict(
