@@ -54,7 +54,8 @@ def run() -> None:
     topology = TOPOLOGY.value or config.get("slice", "")
     if not topology:
         raise UserError("--topology is missing: --topology=v5p:4x4x4, or a config with a preset (dream7b.py:v5p:4x4x4)")
-    result = preflight(config, topology, str(WHAT.value))
+    asked = Sampling(str(TASK.value), ROWS.value or 0, int(LENGTH.value or 384), int(ANSWER.value or 258))
+    result = preflight(config, topology, str(WHAT.value), asked)
     print(render(result))
     if RECORD.value:
         record(RECORD.value, CONFIG.name, result)
@@ -64,7 +65,19 @@ def run() -> None:
         sys.exit(3)
 
 
-def preflight(config: ConfigDict, topology: str, what: str = "train") -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """What the sampler is compiled for: whose settings, canvases (0 = one a batch shard), positions of each and of its answer."""
+
+    task: str = "t2i"
+    rows: int = 0
+    length: int = 384
+    answer: int = 258
+
+
+def preflight(
+    config: ConfigDict, topology: str, what: str = "train", sampling: Sampling = Sampling()
+) -> dict[str, Any]:
     """Compiles a config's program for a topology; the result is what `--json` prints."""
     if config.program != "omni":
         raise UserError(f"config.program = {config.program!r} is no backbone; preflight compiles the program 'omni'")
@@ -75,7 +88,7 @@ def preflight(config: ConfigDict, topology: str, what: str = "train") -> dict[st
         config.model.attention = "chunked"
     mesh = target_mesh(build(MeshConfig, config.mesh, "config.mesh"), target)
     sizes = config_sizes(config)
-    job, settings = _train(config, sizes, mesh) if what == "train" else (_sample(config, sizes, mesh), None)
+    job, settings = _train(config, sizes, mesh) if what == "train" else (_sample(config, sizes, mesh, sampling), None)
     report = compile_job(job, target)
     return _result(config, target, mesh, job, report, settings)
 
@@ -102,19 +115,19 @@ def _train(config: ConfigDict, sizes: Sizes, mesh: Mesh) -> tuple[Job, Settings]
     )
 
 
-def _sample(config: ConfigDict, sizes: Sizes, mesh: Mesh) -> Job:
+def _sample(config: ConfigDict, sizes: Sizes, mesh: Mesh, asked: Sampling) -> Job:
     program = omni_program(config, sizes, mesh, no_data)
     decoding = decoding_settings(config)
-    if TASK.value not in decoding:
-        raise UserError(f"unknown task {TASK.value!r}; known: {', '.join(decoding)}")
+    if asked.task not in decoding:
+        raise UserError(f"unknown task {asked.task!r}; known: {', '.join(decoding)}")
     backbone = dataclasses.replace(program.model.backbone, remat="none")
     return sample_job(
         dataclasses.replace(program.model, backbone=backbone),
-        decoding[str(TASK.value)].sampler,
+        decoding[asked.task].sampler,
         mesh,
-        rows=ROWS.value or mesh.shape["data"] * mesh.shape["fsdp"],
-        length=int(LENGTH.value or 0),
-        answer=int(ANSWER.value or 0),
+        rows=asked.rows or mesh.shape["data"] * mesh.shape["fsdp"],
+        length=asked.length,
+        answer=asked.answer,
         strategy=config.sharding,
         mask_id=sizes.vocabulary.mask,
     )

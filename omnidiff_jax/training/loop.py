@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -152,10 +153,23 @@ def train(
         UserError: checkpoint of another config, save failed, or a step that the guard does not let pass.
         SystemExit: SIGTERM came; the state is saved and the status is `PREEMPTED`.
     """
+    _check_resume(workdir, dict(run_config or {}), same_config)
     with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
         return _Run(program, config, optimizer, stages, workdir, mesh, profile, began, stack).train(
-            dict(run_config or {}), same_config, initial_params, stop_after
+            dict(run_config or {}), initial_params, stop_after
         )
+
+
+def _check_resume(workdir: str | os.PathLike[str], stored_config: dict[str, Any], same_config: tuple[str, ...]) -> None:
+    """Refuses a workdir whose newest checkpoint is of another config, before anything in it is touched."""
+    if not (Path(workdir) / "checkpoints").is_dir():
+        return
+    saver = ckpt.Checkpointer(workdir, ckpt.CheckpointConfig(), read_only=True)
+    with contextlib.closing(saver):
+        newest = saver.latest()
+        if newest is not None:
+            where = f"{workdir}, checkpoint {newest}"
+            ckpt.check_same_config(saver.config(newest), stored_config, same_config, where)
 
 
 class _Run:
@@ -178,7 +192,7 @@ class _Run:
         self.workdir, self._stack = workdir, stack
         self.recompilations = 0
 
-    def train(self, stored_config, same_config, initial_params, stop_after) -> TrainState:
+    def train(self, stored_config, initial_params, stop_after) -> TrainState:
         config, saver = self.config, self.saver
         tx = make_optimizer(self.optimizer, _schedule(self.stages, self.optimizer))
         target = abstract_state(self.program, config, self.optimizer, self.stages, self.mesh)
@@ -195,8 +209,6 @@ class _Run:
             if part is not None:
                 self._stack.enter_context(contextlib.closing(part))
         if newest is not None:
-            where = f"{self.workdir}, checkpoint {newest}"
-            ckpt.check_same_config(saver.config(newest), stored_config, same_config, where)
             if writer is not None:
                 self.goodput.lose(len(writer.dropped), seconds_of(writer.dropped))
             state, data = self._restore(target, newest)
