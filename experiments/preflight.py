@@ -67,7 +67,7 @@ def run() -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """What the sampler is compiled for: whose settings, canvases (0 = one a batch shard), positions of each and of its answer."""
+    """What the sampler is compiled for: a task, canvases (0 = one a shard), positions of a canvas and of its answer."""
 
     task: str = "t2i"
     rows: int = 0
@@ -90,7 +90,7 @@ def preflight(
     sizes = config_sizes(config)
     job, settings = _train(config, sizes, mesh) if what == "train" else (_sample(config, sizes, mesh, sampling), None)
     report = compile_job(job, target)
-    return _result(config, target, mesh, job, report, settings)
+    return _result(config, target, mesh, job, report, settings, sampling)
 
 
 def _train(config: ConfigDict, sizes: Sizes, mesh: Mesh) -> tuple[Job, Settings]:
@@ -134,7 +134,13 @@ def _sample(config: ConfigDict, sizes: Sizes, mesh: Mesh, asked: Sampling) -> Jo
 
 
 def _result(
-    config: ConfigDict, target: Target, mesh: Mesh, job: Job, report: Report, settings: Settings | None
+    config: ConfigDict,
+    target: Target,
+    mesh: Mesh,
+    job: Job,
+    report: Report,
+    settings: Settings | None,
+    sampling: Sampling,
 ) -> dict[str, Any]:
     devices = "CPU devices in place of GPUs (attention chunked)" if target.stand_in else target.kind
     return {
@@ -147,7 +153,7 @@ def _result(
         "attention": config.model.attention,
         "remat": config.model.remat,
         "batch_size": config.batch_size,
-        "length": config.data.length if job.name == "train" else LENGTH.value,
+        "length": config.data.length if job.name == "train" else sampling.length,
         "accumulate": config.accumulate,
         "fits": report.fits,
         "peak_bytes_per_device": int(report.peak_bytes),
