@@ -6,7 +6,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -153,29 +152,21 @@ def train(
         UserError: checkpoint of another config, save failed, or a step that the guard does not let pass.
         SystemExit: SIGTERM came; the state is saved and the status is `PREEMPTED`.
     """
-    _check_resume(workdir, dict(run_config or {}), same_config)
     with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
-        return _Run(program, config, optimizer, stages, workdir, mesh, profile, began, stack).train(
-            dict(run_config or {}), initial_params, stop_after
-        )
-
-
-def _check_resume(workdir: str | os.PathLike[str], stored_config: dict[str, Any], same_config: tuple[str, ...]) -> None:
-    """Refuses a workdir whose newest checkpoint is of another config, before anything in it is touched."""
-    if not (Path(workdir) / "checkpoints").is_dir():
-        return
-    saver = ckpt.Checkpointer(workdir, ckpt.CheckpointConfig(), read_only=True)
-    with contextlib.closing(saver):
-        newest = saver.latest()
+        # First of all, so that a refused run leaves nothing behind.
+        saver = stack.enter_context(contextlib.closing(ckpt.Checkpointer(workdir, config.checkpoint)))
+        newest, stored_config = saver.latest(), dict(run_config or {})
         if newest is not None:
             where = f"{workdir}, checkpoint {newest}"
             ckpt.check_same_config(saver.config(newest), stored_config, same_config, where)
+        run = _Run(program, config, optimizer, stages, workdir, mesh, profile, began, saver, stack)
+        return run.train(newest, stored_config, initial_params, stop_after)
 
 
 class _Run:
     """One start of a run: its jitted step, its state, and everything that watches it."""
 
-    def __init__(self, program, config: LoopConfig, optimizer, stages, workdir, mesh, profile, began, stack):
+    def __init__(self, program, config: LoopConfig, optimizer, stages, workdir, mesh, profile, began, saver, stack):
         self.program, self.config, self.stages, self.mesh = program, config, stages, mesh
         self.optimizer = optimizer
         self.total = sum(s.steps for s in stages)
@@ -186,19 +177,18 @@ class _Run:
         self.watchdog = enter(Watchdog(config.operations.hang_seconds, config.operations.hang, self.log))
         self.compilations = enter(Compilations())
         self.profiler = enter(Profiler(workdir, profile))
-        self.saver = enter(contextlib.closing(ckpt.Checkpointer(workdir, config.checkpoint)))
+        self.saver = saver
         batches = program.batches(config.seed)
         self.stream = enter(contextlib.closing(batches if hasattr(batches, "get_state") else BatchStream(batches)))
         self.workdir, self._stack = workdir, stack
         self.recompilations = 0
 
-    def train(self, stored_config, initial_params, stop_after) -> TrainState:
+    def train(self, newest, stored_config, initial_params, stop_after) -> TrainState:
         config, saver = self.config, self.saver
         tx = make_optimizer(self.optimizer, _schedule(self.stages, self.optimizer))
         target = abstract_state(self.program, config, self.optimizer, self.stages, self.mesh)
         shardings = jax.tree.map(lambda s: s.sharding, target)
         self.step_fn = jitted_step(self.program, config, self.optimizer, self.stages, target)
-        newest = saver.latest()
         step = newest or 0
         writer = MetricsWriter(self.workdir, step) if is_primary() else None
         progress = Progress(self.total, step) if is_primary() else None
