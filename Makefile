@@ -86,8 +86,8 @@ test-slow: $(STAMP)  ## the tests that train for minutes
 test-gpu: $(STAMP)  ## the tests that need an accelerator
 	JAX_PLATFORMS= $(BIN)/python -m pytest -q -m gpu
 
-lint: $(STAMP)  ## ruff
-	$(BIN)/ruff check .
+lint: $(STAMP)  ## ruff: rules and format
+	$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet .
 
 typecheck: $(STAMP)  ## mypy
 	$(BIN)/mypy $(PACKAGES)

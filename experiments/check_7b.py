@@ -24,8 +24,8 @@ from experiments.common import Command
 from omnidiff_jax.conversion.components import COMPONENTS, OmniParts
 from omnidiff_jax.conversion.rules import torch_shapes
 from omnidiff_jax.conversion.sources import open_released
-from omnidiff_jax.conversion.stream import SHARD
 from omnidiff_jax.conversion.tensor_files import SafetensorsWriter
+from omnidiff_jax.conversion.to_released import SHARD
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.models.adapter import AdapterConfig
 from omnidiff_jax.models.backbone import BackboneConfig

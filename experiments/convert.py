@@ -17,7 +17,8 @@ import numpy as np
 
 from experiments.common import Command
 from omnidiff_jax.conversion.components import COMPONENTS
-from omnidiff_jax.conversion.stream import SHARD, Layout, to_orbax, to_released
+from omnidiff_jax.conversion.to_orbax import Layout, to_orbax
+from omnidiff_jax.conversion.to_released import SHARD, to_released
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.sharding.rules import MESH_AXES, STRATEGIES
 
@@ -65,7 +66,7 @@ def run(source: str, target: str) -> None:
 
 
 def parse_mesh(text: str) -> dict[str, int]:
-    """"fsdp=8,tensor=2" as sizes by axis.
+    """ "fsdp=8,tensor=2" as sizes by axis.
 
     Raises:
         UserError: an unknown axis, or a size that is not a positive number.

@@ -1,6 +1,6 @@
 """How the full-size train states lie on the meshes of the presets, as tests/golden/sharding/*.json record it.
 
-    python tests/golden_sharding.py        writes them anew, after a rule or a preset was changed on purpose
+python tests/golden_sharding.py        writes them anew, after a rule or a preset was changed on purpose
 """
 
 import json

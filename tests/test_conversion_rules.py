@@ -134,6 +134,4 @@ def test_bad_rules_and_trees_are_refused():
     with pytest.raises(UserError, match="unfilled: extra"):
         R.to_flax(RULES, source, like={**abstract, "extra": jax.ShapeDtypeStruct((1,), np.float32)})
     with pytest.raises(UserError, match="another size"):
-        R.to_flax(
-            RULES, source, like={**abstract, "embed": {"embedding": jax.ShapeDtypeStruct((5, 4), np.float32)}}
-        )
+        R.to_flax(RULES, source, like={**abstract, "embed": {"embedding": jax.ShapeDtypeStruct((5, 4), np.float32)}})

@@ -24,10 +24,13 @@ from released_toys import (
     write_folder,
 )
 
-from omnidiff_jax.conversion import stream
+from omnidiff_jax.conversion import parts
+from omnidiff_jax.conversion.arrays import ArrayFolder
 from omnidiff_jax.conversion.components import COMPONENTS, recognise
 from omnidiff_jax.conversion.rules import to_flax
 from omnidiff_jax.conversion.tensor_files import SafetensorsFile
+from omnidiff_jax.conversion.to_orbax import Layout, to_orbax
+from omnidiff_jax.conversion.to_released import to_released
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.tokenizers import assets
 from omnidiff_jax.tokenizers.speech_features import load_speech_encoder
@@ -36,13 +39,13 @@ from omnidiff_jax.tokenizers.speech_features import load_speech_encoder
 @pytest.mark.parametrize("name", list(TINY))
 def test_round_trip_keeps_every_bit(name, tmp_path, monkeypatch):
     """Sizes told from the tensors (and, for the backbone, the hub's config); moved in parts."""
-    monkeypatch.setattr(stream, "PART", 512)
+    monkeypatch.setattr(parts, "PART", 512)
     tensors = released_tensors(name, dtype=BF16 if name == "omni" else np.float32)
     config = OMNI_JSON if name == "omni" else None
     source = write_folder(tmp_path / "a", tensors, config, files=3 if name == "omni" else 1)
-    summary = stream.to_orbax(source, tmp_path / "b")
+    summary = to_orbax(source, tmp_path / "b")
     assert (summary.component, summary.tensors) == (name, len(tensors))
-    stream.to_released(tmp_path / "b", tmp_path / "c")
+    to_released(tmp_path / "b", tmp_path / "c")
     back, owner = read_folder(tmp_path / "c")
     same_bits(tensors, back)
     assert owner == read_folder(source)[1]
@@ -58,18 +61,18 @@ def test_round_trip_keeps_every_bit(name, tmp_path, monkeypatch):
 def test_a_new_folder_is_split_by_size_and_says_its_config(tmp_path):
     tensors = released_tensors("omni")
     source = write_folder(tmp_path / "a", tensors, own_config("omni"))
-    stream.to_orbax(source, tmp_path / "b")
+    to_orbax(source, tmp_path / "b")
     about = json.loads((tmp_path / "b" / "omnidiff.json").read_text())
     about["released"] = None
     (tmp_path / "b" / "omnidiff.json").write_text(json.dumps(about))
     (tmp_path / "b" / "released_files" / "config.json").unlink()
-    stream.to_released(tmp_path / "b", tmp_path / "c", shard_bytes=4000)
+    to_released(tmp_path / "b", tmp_path / "c", shard_bytes=4000)
     names = sorted(p.name for p in (tmp_path / "c").glob("*.safetensors"))
     assert len(names) > 2 and names[0].endswith(f"-of-{len(names):05d}.safetensors")
     assert all(os.path.getsize(tmp_path / "c" / n) < 12000 for n in names)
     config = json.loads((tmp_path / "c" / "config.json").read_text())
     assert (config["num_key_value_heads"], config["head_dim"]) == (2, 4)
-    stream.to_orbax(tmp_path / "c", tmp_path / "d")
+    to_orbax(tmp_path / "c", tmp_path / "d")
     same_bits(tensors, read_folder(tmp_path / "c")[0])
     with contextlib.closing(SafetensorsFile(tmp_path / "c" / names[0])) as file:
         assert file.metadata == {"format": "pt"}
@@ -77,7 +80,7 @@ def test_a_new_folder_is_split_by_size_and_says_its_config(tmp_path):
 
 def test_arrays_are_cut_for_the_mesh_and_land_on_it(tmp_path):
     source = write_folder(tmp_path / "a", released_tensors("omni"), OMNI_JSON)
-    stream.to_orbax(source, tmp_path / "b", layout=stream.Layout({"fsdp": 4, "tensor": 2}, "fsdp_tensor"))
+    to_orbax(source, tmp_path / "b", layout=Layout({"fsdp": 4, "tensor": 2}, "fsdp_tensor"))
     spec = json.loads((tmp_path / "b" / "backbone.layers.mlp.up.kernel" / ".zarray").read_text())
     assert (spec["shape"], spec["chunks"]) == ([3, 16, 24], [1, 4, 12])
     mesh = jax.make_mesh((8,), ("fsdp",))
@@ -93,8 +96,8 @@ def test_arrays_are_cut_for_the_mesh_and_land_on_it(tmp_path):
 
 def test_casting_touches_only_floats(tmp_path):
     tensors = released_tensors("adapter")
-    stream.to_orbax(write_folder(tmp_path / "a", tensors), tmp_path / "b", dtype=BF16)
-    stream.to_released(tmp_path / "b", tmp_path / "c")
+    to_orbax(write_folder(tmp_path / "a", tensors), tmp_path / "b", dtype=BF16)
+    to_released(tmp_path / "b", tmp_path / "c")
     same_bits({n: t.astype(BF16) for n, t in tensors.items()}, read_folder(tmp_path / "c")[0])
 
 
@@ -103,10 +106,8 @@ def test_tokenizers_load_from_converted_folders(tmp_path):
     for name in ("magvit", "whisper_vq", "sensevoice", "flow", "hift"):
         tensors = released_tensors(name)
         source = write_folder(tmp_path / f"{name}_released", tensors, own_config(name))
-        (source / "am.mvn").write_text(
-            f"<AddShift> 14 14\n[ {'0.5 ' * 560} ]\n<Rescale> 14 14\n[ {'2.0 ' * 560} ]\n"
-        )
-        stream.to_orbax(source, tmp_path / name)
+        (source / "am.mvn").write_text(f"<AddShift> 14 14\n[ {'0.5 ' * 560} ]\n<Rescale> 14 14\n[ {'2.0 ' * 560} ]\n")
+        to_orbax(source, tmp_path / name)
         params = COMPONENTS[name].abstract(TINY[name])
         config, loaded = assets.load(tmp_path / name, type(TINY[name]), lambda config, shapes=params: shapes)
         assert config == TINY[name]
@@ -122,7 +123,7 @@ def test_tokenizers_load_from_converted_folders(tmp_path):
 
 def refused(tmp_path, match, source, **options):
     with pytest.raises(UserError, match=match) as error:
-        stream.to_orbax(source, tmp_path / "out", **options)
+        to_orbax(source, tmp_path / "out", **options)
     assert "\n" not in str(error.value)
     assert sorted(p.name for p in tmp_path.iterdir()) == [source.name], "something is left behind"
 
@@ -164,8 +165,8 @@ def test_nan_is_named_unless_allowed(tmp_path, dtype):
     tensors["mlp.0.weight"][3, 2] = np.nan
     source = write_folder(tmp_path / "a", tensors)
     refused(tmp_path, r"'mlp\.0\.weight' holds NaN.*--allow_nan", source)
-    stream.to_orbax(source, tmp_path / "out", allow_nan=True)
-    stream.to_released(tmp_path / "out", tmp_path / "back", allow_nan=True)
+    to_orbax(source, tmp_path / "out", allow_nan=True)
+    to_released(tmp_path / "out", tmp_path / "back", allow_nan=True)
     same_bits(tensors, read_folder(tmp_path / "back")[0])
 
 
@@ -213,8 +214,8 @@ def test_torch_files_are_read(tmp_path):
     (tmp_path / "a").mkdir()
     state = {n: torch.from_numpy(t.view(np.int16)).view(torch.bfloat16) for n, t in tensors.items()}
     torch.save({"state_dict": state}, tmp_path / "a" / "model.pt")
-    stream.to_orbax(tmp_path / "a", tmp_path / "b")
-    stream.to_released(tmp_path / "b", tmp_path / "c")
+    to_orbax(tmp_path / "a", tmp_path / "b")
+    to_released(tmp_path / "b", tmp_path / "c")
     same_bits(tensors, read_folder(tmp_path / "c")[0])
 
 
@@ -223,10 +224,10 @@ def test_an_existing_folder_is_left_alone(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("precious")
     with pytest.raises(UserError, match="exists already"):
-        stream.to_orbax(source, tmp_path / "out")
+        to_orbax(source, tmp_path / "out")
     assert (tmp_path / "out" / "mine").read_text() == "precious"
     with pytest.raises(UserError, match="does not say what it holds"):
-        stream.to_released(source, tmp_path / "other")
+        to_released(source, tmp_path / "other")
 
 
 def test_a_disk_that_fails_leaves_nothing(tmp_path, monkeypatch):
@@ -235,7 +236,7 @@ def test_a_disk_that_fails_leaves_nothing(tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(stream.ArrayFolder, "write", full)
+    monkeypatch.setattr(ArrayFolder, "write", full)
     refused(tmp_path, "No space left on device; free space", source)
 
 

@@ -11,7 +11,7 @@ from flax.core import meta
 from flax.traverse_util import flatten_dict
 from released_toys import BACKBONE, OMNI_JSON, read_folder, released_tensors, write_folder
 
-from omnidiff_jax.conversion import stream
+from omnidiff_jax.conversion.to_orbax import to_orbax
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.models.adapter import AdapterConfig
 from omnidiff_jax.models.omni import OmniConfig, init_params
@@ -38,7 +38,7 @@ def text_only(tmp_path_factory):
     folder = tmp_path_factory.mktemp("text_only")
     tensors = {n: t for n, t in released_tensors("omni").items() if "audio" not in n}
     source = write_folder(folder / "released", tensors, OMNI_JSON)
-    stream.to_orbax(source, folder / "orbax")
+    to_orbax(source, folder / "orbax")
     return folder
 
 
@@ -56,9 +56,7 @@ def test_a_text_only_checkpoint_grows_to_the_whole_vocabulary(text_only):
     np.testing.assert_array_equal(head[:, :38], tensors["lm_head.weight"][:38].T)
     expected = tensors["model.embed_tokens.weight"][:38].mean(axis=0)
     np.testing.assert_allclose(table[38:], np.broadcast_to(expected, (12, 16)), atol=1e-6)
-    np.testing.assert_array_equal(
-        params["backbone"]["norm"]["scale"], tensors["model.norm.weight"]
-    )
+    np.testing.assert_array_equal(params["backbone"]["norm"]["scale"], tensors["model.norm.weight"])
     # What the checkpoint lacks is as fresh initialisation makes it.
     other = fresh(jax.random.key(3))
     for part in ("speech_encoder", "adapter"):
@@ -67,9 +65,7 @@ def test_a_text_only_checkpoint_grows_to_the_whole_vocabulary(text_only):
 
 
 def test_random_rows_are_seeded(text_only):
-    first, again, other = (
-        start(text_only, new_rows="random", stddev=0.5, seed=seed)["backbone"] for seed in (1, 1, 2)
-    )
+    first, again, other = (start(text_only, new_rows="random", stddev=0.5, seed=seed)["backbone"] for seed in (1, 1, 2))
     np.testing.assert_array_equal(first["embedding"], again["embedding"])
     assert not np.array_equal(first["embedding"][40:], other["embedding"][40:])
     assert 0.3 < np.std(first["embedding"][40:]) < 0.7 and 0.3 < np.std(first["head"][:, 40:]) < 0.7

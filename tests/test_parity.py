@@ -79,9 +79,7 @@ def changed(golden, tmp_path, change, name="03_resampler_projector"):
 
 
 def test_what_is_missing_or_misshapen_fails(golden, tmp_path):
-    assert changed(golden, tmp_path, lambda a: a.pop("out/y")) == [
-        ("out/y", "the fixture lacks this required output")
-    ]
+    assert changed(golden, tmp_path, lambda a: a.pop("out/y")) == [("out/y", "the fixture lacks this required output")]
     failed = changed(golden, tmp_path, lambda a: a.update({"out/y": a["out/y"][..., :-1]}))
     assert failed[0][0] == "out/y" and "in the fixture" in failed[0][1]
     failed = changed(golden, tmp_path, lambda a: a.pop("in/x"))

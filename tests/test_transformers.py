@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from released_toys import BACKBONE, OMNI_JSON, released_tensors, write_folder
 
-from omnidiff_jax.conversion import stream
 from omnidiff_jax.conversion.arrays import restore
+from omnidiff_jax.conversion.to_orbax import to_orbax
+from omnidiff_jax.conversion.to_released import to_released
 from omnidiff_jax.models.backbone import Backbone
 
 
@@ -16,8 +17,8 @@ def test_qwen2_gives_our_logits(tmp_path):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     tensors = {n: t * 0.3 for n, t in released_tensors("omni").items() if "audio" not in n}
-    stream.to_orbax(write_folder(tmp_path / "a", tensors, OMNI_JSON), tmp_path / "b")
-    stream.to_released(tmp_path / "b", tmp_path / "c")
+    to_orbax(write_folder(tmp_path / "a", tensors, OMNI_JSON), tmp_path / "b")
+    to_released(tmp_path / "b", tmp_path / "c")
 
     config = dataclasses.replace(BACKBONE, dtype="float32", remat="none")
     params = restore(tmp_path / "b")["backbone"]

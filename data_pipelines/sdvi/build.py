@@ -8,7 +8,6 @@ import dataclasses
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,8 +15,8 @@ from typing import Any, Protocol
 from data_pipelines.sdvi.rules import NOTHING_TO_SAY, speakable
 from omnidiff_jax.config import choose
 from omnidiff_jax.data.sources import JsonlRecords, RandomAccess, RejectedRecord
-from omnidiff_jax.errors import UserError
 from omnidiff_jax.media.audio import write_wav
+from omnidiff_jax.media.paths import new_folder
 from omnidiff_jax.records import Record, Waveform, stable_id
 from omnidiff_jax.tasks.registry import task
 
@@ -137,21 +136,13 @@ def build(source: Path, target: Path, name: str, speaker: Speaker, seed: int = 0
     """
     builder = choose(BUILDERS, name, "SDVI task")
     records = JsonlRecords(source)
-    if target.exists():
-        raise UserError(f"{target} exists; remove it or name another folder")
     counts = Counts()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        (unfinished / "audios").mkdir()
+    with new_folder(target) as unfinished:
+        (unfinished / "audios").mkdir(parents=True)
         (unfinished / "images").mkdir()
         with (unfinished / "data.jsonl").open("w", encoding="utf-8") as lines:
             for record in builder(records, speaker, counts, seed):
                 lines.write(json.dumps(_stored(record, unfinished)) + "\n")
-        os.rename(unfinished, target)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
     return counts
 
 

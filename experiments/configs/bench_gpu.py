@@ -1,6 +1,6 @@
 """The largest part of the 7B backbone that one GPU trains with AdamW: `--shrink_to_fit` takes layers away.
 
-    omnidiff bench train --config=experiments/configs/bench_gpu.py --shrink_to_fit --json
+omnidiff bench train --config=experiments/configs/bench_gpu.py --shrink_to_fit --json
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,7 @@
 """The mid-size comparison: a Qwen2-shaped backbone under the released vocabulary, small enough for two CPU cores.
 
-    omnidiff bench train --config=experiments/configs/bench_mid.py
-    omnidiff bench train --config=experiments/configs/bench_mid.py --against=torch
+omnidiff bench train --config=experiments/configs/bench_mid.py
+omnidiff bench train --config=experiments/configs/bench_mid.py --against=torch
 """
 
 from ml_collections import ConfigDict

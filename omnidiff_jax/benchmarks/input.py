@@ -63,6 +63,4 @@ def bench_input(
         used, room, samples = used + int(tokens), room + int(positions), samples + int((batch.task_ids >= 0).sum())
     seconds = time.process_time() - began
     rate = used / seconds
-    return InputSpeed(
-        rate, used / room, samples / seconds, consumption, 8 * rate / consumption, batches, samples, used
-    )
+    return InputSpeed(rate, used / room, samples / seconds, consumption, 8 * rate / consumption, batches, samples, used)

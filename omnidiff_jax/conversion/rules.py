@@ -119,9 +119,7 @@ def transform(name: str) -> Transform:
     """Looks a layout change up: "linear", "heads_out:4", "heads_out:3,4", …"""
     base, _, arguments = name.partition(":")
     if base not in TRANSFORMS:
-        raise UserError(
-            f"conversion rule: unknown transform {name!r}; known: {', '.join(sorted(TRANSFORMS))}"
-        )
+        raise UserError(f"conversion rule: unknown transform {name!r}; known: {', '.join(sorted(TRANSFORMS))}")
     found = TRANSFORMS[base]
     return found if isinstance(found, Transform) else found(*(int(a) for a in arguments.split(",")))
 
@@ -168,9 +166,7 @@ def _pattern(rule: Rule) -> _Pattern:
     bounds = {m[1]: (int(m[2] or 0), int(m[3]) if m[3] else None) for m in _INDEX.finditer(rule.source)}
     in_target = [m[1] for m in _INDEX.finditer(rule.target)]
     if rule.target != DROPPED and not set(in_target) <= set(bounds):
-        raise UserError(
-            f"conversion rule {rule.source!r}: target {rule.target!r} has an index its source lacks"
-        )
+        raise UserError(f"conversion rule {rule.source!r}: target {rule.target!r} has an index its source lacks")
     stacked = tuple(name for name in bounds if name not in in_target)
     return _Pattern(rule, _regex(rule.source), _regex(rule.target), stacked, bounds)
 
@@ -211,9 +207,7 @@ def plan(rules: Sequence[Rule], names: Iterable[str]) -> tuple[Assignment, ...]:
     used: set[Rule] = set()
     unknown = []
     for name in names:
-        matches = [
-            (p, v) for p in patterns if (m := p.source.fullmatch(name)) and (v := p.values(m)) is not None
-        ]
+        matches = [(p, v) for p in patterns if (m := p.source.fullmatch(name)) and (v := p.values(m)) is not None]
         if not matches:
             unknown.append(name)
             continue
@@ -287,9 +281,7 @@ def to_flax(rules: Sequence[Rule], state_dict: Mapping[str, Any], like: Any = No
     if like is not None:
         expected = {path: tuple(leaf.shape) for path, leaf in flat_params(like).items()}
         if names := expected.keys() - flat.keys():
-            raise UserError(
-                f"conversion: {len(names)} parameters of the model stay unfilled: {_listing(names)}"
-            )
+            raise UserError(f"conversion: {len(names)} parameters of the model stay unfilled: {_listing(names)}")
         if names := flat.keys() - expected.keys():
             raise UserError(f"conversion: the model has no place for {len(names)} tensors: {_listing(names)}")
         for path, leaf in flat.items():
@@ -322,9 +314,7 @@ def plan_inverse(rules: Sequence[Rule], shapes: Mapping[str, Sequence[int]]) -> 
     patterns = [p for p in map(_pattern, rules) if p.rule.target != DROPPED]
     assignments, unknown, used = [], [], set()
     for path, shape in shapes.items():
-        matches = [
-            (p, v) for p in patterns if (m := p.target.fullmatch(path)) and (v := p.values(m)) is not None
-        ]
+        matches = [(p, v) for p in patterns if (m := p.target.fullmatch(path)) and (v := p.values(m)) is not None]
         if not matches:
             unknown.append(path)
             continue
@@ -340,9 +330,7 @@ def plan_inverse(rules: Sequence[Rule], shapes: Mapping[str, Sequence[int]]) -> 
             source = pattern.format(pattern.rule.source, {**values, **layers})
             assignments.append(Assignment(source, path, tuple(index), pattern.rule.transform))
     if unknown:
-        raise UserError(
-            f"conversion: {len(unknown)} parameters have no rule (another model?): {_listing(unknown)}"
-        )
+        raise UserError(f"conversion: {len(unknown)} parameters have no rule (another model?): {_listing(unknown)}")
     missing = [p.rule.target for p in patterns if p.rule not in used and not p.rule.optional]
     if missing:
         raise UserError(f"conversion: the parameters lack {len(missing)} leaves: {_listing(missing)}")

@@ -136,9 +136,7 @@ class SafetensorsFile:
 class SafetensorsWriter:
     """A file whose tensors are known beforehand and may be written in any order, in parts, from several threads."""
 
-    def __init__(
-        self, path: Path, tensors: Sequence[tuple[str, np.dtype, Sequence[int]]], metadata: Mapping[str, str]
-    ):
+    def __init__(self, path: Path, tensors: Sequence[tuple[str, np.dtype, Sequence[int]]], metadata: Mapping[str, str]):
         header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
         spans, at = {}, 0
         for name, dtype, shape in tensors:

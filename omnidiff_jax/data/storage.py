@@ -4,8 +4,6 @@ import collections
 import dataclasses
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 
 from omnidiff_jax.data.codec import from_bytes, to_bytes
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.media.paths import new_folder
 from omnidiff_jax.records import EncodedExample
 
 MANIFEST = "manifest.json"
@@ -71,23 +70,14 @@ def write_set(
         UserError: `directory` exists, or it cannot be written.
     """
     target = Path(directory)
-    if target.exists():
-        raise UserError(f"{target} exists already; remove it or choose another folder")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-    except OSError as error:
-        raise UserError(f"cannot write {target}: {error.strerror or error}; choose another folder") from error
-    try:
-        # `or {}` would lose a counter that is still empty.
-        counted = {} if rejected is None else rejected
-        manifest = _write(building, examples, tokenizers, shards, counted, origin or {})
-        building.chmod(0o755)
-        os.rename(building, target)
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"cannot write {target}: {error}; free space or choose another folder") from error
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+    with new_folder(target) as building:
+        building.mkdir()
+        try:
+            # `or {}` would lose a counter that is still empty.
+            counted = {} if rejected is None else rejected
+            manifest = _write(building, examples, tokenizers, shards, counted, origin or {})
+        except RuntimeError as error:  # array_record's way to say that a file could not be written
+            raise UserError(f"cannot write {target}: {error}; free space or choose another folder") from error
     return manifest
 
 

@@ -1,7 +1,10 @@
 """File names from outside, and files that are written whole or not at all."""
 
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from omnidiff_jax.errors import UserError
@@ -51,6 +54,39 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A place to build `target`, which gets its name at the end; on any failure nothing of it is left.
+
+    Raises:
+        UserError: `target` exists already, or the disk cannot be written or is full.
+    """
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise UserError(f"{target} exists already; name a new folder or remove it")
+    target = target.absolute()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        home = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name[:32]}."))
+    except OSError as error:
+        raise UserError(f"cannot write beside {target}: {error.strerror or error}") from error
+    try:
+        partial = home / "it"
+        yield partial
+        if target.exists():
+            target.rmdir()
+        os.rename(partial, target)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"cannot write {target}: {reason}; free space or name another folder") from error
+    except ValueError as error:
+        # tensorstore's way to say that a file could not be written
+        if "writing" in str(error) or "No space" in str(error):
+            raise UserError(f"cannot write {target}: {str(error).splitlines()[0][:200]}") from error
+        raise
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
 
 
 def check_file(path: str | os.PathLike[str], what: str, max_bytes: int) -> int:

@@ -52,13 +52,9 @@ KINDS: dict[str, Kind] = {
     ),
     "packing": Kind(
         samples.packing,
-        _outputs(
-            "pack*/input_ids", "pack*/labels", "pack*/position_ids", "pack*/attention_mask", "pack*/cu_seq_lens"
-        ),
+        _outputs("pack*/input_ids", "pack*/labels", "pack*/position_ids", "pack*/attention_mask", "pack*/cu_seq_lens"),
     ),
-    "magvitv2": Kind(
-        image.magvitv2, _outputs("encoder_z", "codes", "decoded_from_codes", "decoded_from_random_codes")
-    ),
+    "magvitv2": Kind(image.magvitv2, _outputs("encoder_z", "codes", "decoded_from_codes", "decoded_from_random_codes")),
     "sensevoice_frontend": Kind(
         speech_in.sensevoice_frontend,
         _outputs("fbank", "lfr", "features", "features_dither1", "features_short", "features_len*", "lfr_case_T*"),

@@ -48,9 +48,7 @@ def sampler(fixture: Fixture, check: Check, others: FixtureSet) -> None:
         raise unsupported("a fixture whose randomness is not recorded (temperature above 0)")
     weights = fixture if fixture.tensors else others.beside(str(fixture.setting("weights")))
     # The canvas is wider than the recorded row; what fills it up must not be seen.
-    backbone = dataclasses.replace(
-        released_backbone(meta.get("cfg") or weights.setting("cfg")), padding_visible=False
-    )
+    backbone = dataclasses.replace(released_backbone(meta.get("cfg") or weights.setting("cfg")), padding_visible=False)
     params = Check(weights).converted(dream.rules(backbone), weights.tensors, backbone_params(backbone))
     table, head = params["embedding"], params["head"] * np.float32(meta.get("lm_head_scale", 1.0))
     if "in/lm_head_override_rows" in fixture:
@@ -176,9 +174,9 @@ def _decided(logits: np.ndarray, past: Any, mask_id: int, combo: Mapping[str, An
     config = settings({"steps_requested": 1, "top_k_effective": combo.get("top_k"), **combo})
     rows, vocab = logits.shape
     masked = jnp.ones((1, rows), bool)
-    factor = position_factor(
-        config.position, jnp.arange(rows)[None, :], jnp.full((1,), rows), masked, jnp.zeros((1,))
-    )[0]
+    factor = position_factor(config.position, jnp.arange(rows)[None, :], jnp.full((1,), rows), masked, jnp.zeros((1,)))[
+        0
+    ]
     seen = None
     if config.repetition.penalty != 1:
         everywhere = jnp.ones(past.shape, bool)

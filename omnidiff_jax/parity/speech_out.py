@@ -72,9 +72,7 @@ def _swap(x: Any) -> jax.Array:
     return jnp.asarray(x).transpose(0, 2, 1)
 
 
-def _decode(
-    config: FlowConfig, params: dict, codes: Any, noise: Any, speaker: Any, condition: Any = None
-) -> jax.Array:
+def _decode(config: FlowConfig, params: dict, codes: Any, noise: Any, speaker: Any, condition: Any = None) -> jax.Array:
     """Log-mel [1, T, M] of one utterance; noise [1, M, T] as torch has it."""
     noise, lengths = _swap(noise), jnp.full((1,), codes.shape[1])
     mask = jnp.ones(noise.shape[:2], bool)
@@ -111,9 +109,7 @@ def _front(fixture: Fixture, check: Check, config: FlowConfig, params: dict, cas
     table = params["embedding"]["embedding"][np.maximum(codes, 0)]
     encoded = jax.jit(TokenEncoder(config.encoder, "float32").apply)({"params": params["encoder"]}, table, lengths)
     check.absolute(f"out/{case}/encoder_out", encoded, 2e-5)
-    check.absolute(
-        f"out/{case}/encoder_pos_emb", relative_positions(codes.shape[1], config.encoder.width)[None], 2e-5
-    )
+    check.absolute(f"out/{case}/encoder_pos_emb", relative_positions(codes.shape[1], config.encoder.width)[None], 2e-5)
     mask = jnp.ones((1, frames), bool)
     check.absolute(f"out/{case}/mu_BTD", _apply(config, params, FlowDecoder.means, codes, lengths, mask), 2e-5)
     check.exact(f"out/{case}/feat_len", [frames])
@@ -207,5 +203,3 @@ def token2wav(fixture: Fixture, check: Check, others: FixtureSet) -> None:
     noise = (fixture["in/phase_uniform"], fixture["in/sine_noise_randn"])
     wave, _ = _vocode(vocoder, hift_params(hifts, Check(hifts), vocoder), mel, *noise)
     check.absolute("out/waveform", wave, 1e-2)
-
-

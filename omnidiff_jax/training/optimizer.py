@@ -75,9 +75,7 @@ def stage_schedule(
     for length, peak, final in zip(lengths, peaks, finals or [None] * len(lengths), strict=True):
         share = config.final_fraction if final is None else final
         warmup = max(1, round(config.warmup_fraction * length))
-        pieces.append(
-            optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(length, warmup + 1), peak * share)
-        )
+        pieces.append(optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(length, warmup + 1), peak * share))
         total += length
         starts.append(total)
     # The first update of a schedule that starts at 0 would be lost; count steps from 1.

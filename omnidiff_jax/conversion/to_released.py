@@ -1,0 +1,186 @@
+"""Orbax checkpoints to safetensors in the released names, layouts and files, a part of a tensor at a time."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from omnidiff_jax.config import build, choose, to_dict
+from omnidiff_jax.conversion.arrays import ABOUT, ArrayFolder, open_arrays, relaid
+from omnidiff_jax.conversion.components import COMPONENTS, Component
+from omnidiff_jax.conversion.parts import (
+    FILES,
+    Summary,
+    cast,
+    part_rows,
+    refuse_nan,
+    region,
+    row_axis,
+    run_jobs,
+    some,
+    spans,
+)
+from omnidiff_jax.conversion.rules import Assignment, plan_inverse, torch_shapes, transform
+from omnidiff_jax.conversion.tensor_files import SafetensorsWriter
+from omnidiff_jax.errors import UserError
+from omnidiff_jax.media.paths import new_folder
+
+SHARD = 5 << 30
+"""Bytes of a safetensors file where the checkpoint does not say how it was split."""
+
+
+def to_released(
+    source: Path,
+    target: Path,
+    *,
+    dtype: np.dtype | None = None,
+    allow_nan: bool = False,
+    shard_bytes: int = SHARD,
+    known: tuple[str, Any] | None = None,
+    under: str = "",
+) -> Summary:
+    """Converts a params-only Orbax checkpoint to safetensors in the released names, layouts and files.
+
+    Args:
+        source: what `to_orbax` made, or any Orbax checkpoint of parameters with `known`.
+        target: folder to make; it must not exist.
+        dtype: of floating-point tensors; None keeps each array's.
+        allow_nan: convert arrays with NaN in them.
+        shard_bytes: most bytes of a file, where the checkpoint does not say how it was split.
+        known: component and config of a checkpoint that does not say.
+        under: subtree that holds the parameters.
+
+    Raises:
+        UserError: as `to_orbax`.
+    """
+    about = _about(source) if known is None else {}
+    kind = choose(COMPONENTS, known[0] if known else about["component"], "component")
+    config = known[1] if known else build(kind.config_type, about["config"], f"{source / ABOUT}: config")
+    with open_arrays(source, under) as store, new_folder(target) as partial:
+        partial.mkdir()
+        rules = kind.rules(config)
+        stored = {path: jax.ShapeDtypeStruct(shape, np.uint8) for path, shape in store.shapes.items()}
+        places = plan_inverse(rules, store.shapes)
+        shapes, expected = torch_shapes(rules, stored), torch_shapes(rules, kind.abstract(config))
+        for place in places:
+            if shapes[place.source] != expected.get(place.source, shapes[place.source]):
+                raise UserError(
+                    f"array {place.target!r} gives {place.source!r} the shape {list(shapes[place.source])} where the "
+                    f"config says {list(expected[place.source])}"
+                )
+        if missing := expected.keys() - shapes.keys():
+            raise UserError(f"{source} lacks the arrays of {len(missing)} tensors: {some(missing)}")
+        types = {place.source: cast(store.dtype(place.target), dtype) for place in places}
+        files, index, metadata = _files(about.get("released"), shapes, types, shard_bytes)
+        writers = {}
+        owner = {name: file for file, names in files.items() for name in names}
+        try:
+            for file, names in files.items():
+                tensors = [(name, types[name], shapes[name]) for name in names]
+                writers[file] = SafetensorsWriter(partial / file, tensors, metadata.get(file, {}))
+            jobs = (
+                _job(store, writers[owner[place.source]], place, span, types[place.source], allow_nan)
+                for place in places
+                for span in spans(shapes[place.source], _stored_rows(store, place, shapes[place.source]))
+            )
+            run_jobs(jobs)
+        finally:
+            for writer in writers.values():
+                writer.close()
+        total = sum(prod(shape) * types[name].itemsize for name, shape in shapes.items())
+        if index is not None:
+            listing = {"metadata": {"total_size": total}, "weight_map": dict(sorted(owner.items()))}
+            (partial / index).write_text(json.dumps(listing, indent=2) + "\n")
+        _config_files(source, partial, kind, config)
+        return Summary(kind.name, len(shapes), total)
+
+
+def _about(source: Path) -> dict[str, Any]:
+    try:
+        about = json.loads((source / ABOUT).read_text())
+        known = {"component": str(about["component"]), "config": dict(about["config"])}
+        return known | {"released": about.get("released")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{source} does not say what it holds ({ABOUT}: {type(error).__name__}); give a folder that "
+            "`omnidiff convert --to=orbax` made"
+        ) from error
+
+
+def _stored_rows(store: ArrayFolder, place: Assignment, shape: tuple[int, ...]) -> int | None:
+    """Rows of a part, a multiple of the pieces in which the array is stored."""
+    rows = part_rows(place.transform, shape, store.dtype(place.target).itemsize)
+    if rows is None:
+        return None
+    pieces = store.arrays[place.target].chunk_layout.read_chunk.shape or ()
+    piece = pieces[len(place.index) + row_axis(place.transform)] or 1
+    return max(rows // piece, 1) * piece
+
+
+def _job(
+    store: ArrayFolder,
+    writer: SafetensorsWriter,
+    place: Assignment,
+    span: tuple[int, int] | None,
+    dtype: np.dtype,
+    allow_nan: bool,
+) -> Callable[[], None]:
+    def job() -> None:
+        value = store.read(place.target, region(place, span))
+        if not allow_nan:
+            refuse_nan(place.source, value)
+        value = relaid(transform(place.transform).inverse(value.astype(dtype, copy=False)))
+        writer.write(place.source, value, (value.nbytes // len(value)) * span[0] if span else 0)
+
+    return job
+
+
+def _files(
+    recorded: Mapping[str, Any] | None,
+    shapes: Mapping[str, tuple[int, ...]],
+    types: Mapping[str, np.dtype],
+    shard_bytes: int,
+) -> tuple[dict[str, list[str]], str | None, Mapping[str, Mapping[str, str]]]:
+    """(file -> tensors, name of the index or None, file -> metadata): as it was, or split by size."""
+    if recorded is not None:
+        files = {str(file): [str(n) for n in names] for file, names in recorded["files"].items()}
+        names = [name for group in files.values() for name in group]
+        if sorted(names) == sorted(shapes) and all(file == Path(file).name for file in files):
+            index = recorded.get("index")
+            return files, None if index is None else Path(str(index)).name, recorded.get("metadata", {})
+    groups: list[list[str]] = [[]]
+    held = 0
+    for name in sorted(shapes, key=_natural):
+        size = prod(shapes[name]) * types[name].itemsize
+        if groups[-1] and held + size > shard_bytes:
+            groups.append([])
+            held = 0
+        groups[-1].append(name)
+        held += size
+    metadata = {"format": "pt"}  # what readers of the hub's files ask for
+    if len(groups) == 1:
+        return {"model.safetensors": groups[0]}, None, {"model.safetensors": metadata}
+    files = {f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors": group for i, group in enumerate(groups)}
+    return files, "model.safetensors.index.json", dict.fromkeys(files, metadata)
+
+
+def _natural(name: str) -> tuple[tuple[int, int | str], ...]:
+    """Layer 10 after layer 9."""
+    return tuple((0, int(part)) if part.isdigit() else (1, part) for part in name.split("."))
+
+
+def _config_files(source: Path, target: Path, kind: Component, config: Any) -> None:
+    if (source / FILES).is_dir():
+        for path in sorted((source / FILES).iterdir()):
+            shutil.copyfile(path, target / path.name)
+    if not any((target / name).exists() for name in ("config.json", "configuration.json", "config.yaml")):
+        own = {"component": kind.name, "config": to_dict(config)}
+        text = json.dumps(kind.released_json(config) | {"omnidiff": own}, indent=2)
+        (target / "config.json").write_text(text + "\n")
