@@ -46,6 +46,15 @@ def test_cheap_fixtures_pass_and_every_required_output_has_a_row(golden, tmp_pat
             assert named and named <= compared
 
 
+def test_recorded_sampler_runs_pass(golden, tmp_path):
+    """Every trajectory and single call of the released sampler, token for token."""
+    names = [path.name for path in golden.glob("sampler_*.npz")] + ["sample_tokens.npz"]
+    assert len(names) > 20
+    for name in names:
+        shutil.copy(golden / name, tmp_path)
+    assert [row for row in rows_of(tmp_path) if not row.ok] == []
+
+
 @pytest.mark.slow
 def test_every_fixture_passes(golden):
     assert [row for row in rows_of(golden) if not row.ok] == []
