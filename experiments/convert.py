@@ -3,9 +3,11 @@
 omnidiff convert --from=released --to=orbax SRC DST
 omnidiff convert --from=released --to=orbax --mesh=fsdp=8 --dtype=float32 SRC DST
 omnidiff convert --from=orbax --to=released SRC DST
+omnidiff convert --from=run --to=released --dtype=bfloat16 WORKDIR DST
 
 The released form is a folder of config.json and *.safetensors (one, or shards with an index), *.bin or *.pt; the
-Orbax form is what StandardCheckpointer().restore(DST) reads. What is converted is told from the tensors' names.
+Orbax form is what StandardCheckpointer().restore(DST) reads; a run is the newest checkpoint of a training workdir.
+What is converted is told from the tensors' names.
 """
 
 import re
@@ -16,13 +18,15 @@ import ml_dtypes
 import numpy as np
 
 from experiments.common import Command
+from experiments.programs.omni import export_newest
 from omnidiff_jax.conversion.components import COMPONENTS
 from omnidiff_jax.conversion.to_orbax import Layout, to_orbax
 from omnidiff_jax.conversion.to_released import SHARD, to_released
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.sharding.rules import MESH_AXES, STRATEGIES
 
-FORMS = ("released", "orbax")
+SOURCES = ("released", "orbax", "run")
+TARGETS = ("released", "orbax")
 DTYPES = {
     "keep": None,
     "float32": np.dtype(np.float32),
@@ -31,8 +35,8 @@ DTYPES = {
 }
 
 COMMAND = Command("convert", __doc__, arguments="SRC DST")
-FROM = COMMAND.choice("from", "form of SRC", FORMS, required=True)
-TO = COMMAND.choice("to", "form of DST", FORMS, required=True)
+FROM = COMMAND.choice("from", "form of SRC", SOURCES, required=True)
+TO = COMMAND.choice("to", "form of DST", TARGETS, required=True)
 COMPONENT = COMMAND.choice("component", "what SRC is (default: told from its tensors)", tuple(COMPONENTS))
 DTYPE = COMMAND.choice("dtype", "of floating-point tensors", tuple(DTYPES), "keep")
 MESH = COMMAND.string("mesh", "cut the arrays for a device mesh, such as fsdp=8,tensor=2")
@@ -45,6 +49,8 @@ def run(source: str, target: str) -> None:
     started, dtype = time.monotonic(), DTYPES[str(DTYPE.value)]
     if FROM.value == TO.value:
         raise UserError(f"--from and --to are both {FROM.value}; one must be released, the other orbax")
+    if TO.value == "orbax" and FROM.value == "run":
+        raise UserError("--from=run goes to the released form; convert that with --from=released --to=orbax")
     if TO.value == "orbax":
         summary = to_orbax(
             Path(source),
@@ -57,9 +63,11 @@ def run(source: str, target: str) -> None:
     else:
         if MESH.value:
             raise UserError(f"--mesh={MESH.value} cuts Orbax arrays; it has no meaning with --to=released")
-        summary = to_released(
-            Path(source), Path(target), dtype=dtype, allow_nan=ALLOW_NAN.value, shard_bytes=SHARD_SIZE.value or SHARD
-        )
+        wanted = {"dtype": dtype, "allow_nan": ALLOW_NAN.value, "shard_bytes": SHARD_SIZE.value or SHARD}
+        if FROM.value == "run":
+            summary = export_newest(Path(source), Path(target), **wanted)
+        else:
+            summary = to_released(Path(source), Path(target), **wanted)
     seconds = time.monotonic() - started
     rate = summary.bytes / 1e6 / max(seconds, 1e-9)
     print(f"{summary.component}: {summary.tensors} tensors, {summary.bytes / 1e9:.2f} GB, {rate:.0f} MB/s -> {target}")

@@ -8,10 +8,13 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from PIL import Image
 from tiny_run import write_config
 
+from omnidiff_jax.conversion.arrays import open_arrays
+from omnidiff_jax.conversion.sources import open_released
 from omnidiff_jax.media.audio import read_audio
 from omnidiff_jax.tasks.registry import TASKS
 from omnidiff_jax.training.metrics import read_metrics
@@ -92,6 +95,18 @@ def test_sampling_text_a_picture_and_speech(trained, omnidiff, tmp_path):
         assert read_audio(tmp_path / "answer.wav").seconds > 0.05
     else:
         assert "request is empty" in spoken.stderr
+
+
+def test_a_run_goes_to_the_released_form(trained, omnidiff, tmp_path):
+    _, workdir = trained
+    shown = done(omnidiff("convert", "--from=run", "--to=released", "--dtype=bfloat16", workdir, tmp_path / "released"))
+    assert shown.startswith("omni: ")
+    newest = max((workdir / "checkpoints").glob("[0-9]*"), key=lambda folder: int(folder.name))
+    with open_arrays(newest / "state", "params") as trained_arrays, open_released(tmp_path / "released") as written:
+        head = written.read("lm_head.weight")
+        np.testing.assert_array_equal(head, trained_arrays.read("backbone/head").T.astype(head.dtype))
+    wrong = omnidiff("convert", "--from=run", "--to=orbax", workdir, tmp_path / "orbax")
+    assert wrong.returncode == 2 and "convert that with --from=released" in wrong.stderr
 
 
 def test_evaluating_every_task(trained, omnidiff):

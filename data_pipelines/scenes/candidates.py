@@ -1,10 +1,11 @@
 """Candidates for SDVI as a web-scale set would hold them: good questions among sums, programs, quizzes and essays."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 
-from data_pipelines.scenes.language import Question, caption, draw_question
+from data_pipelines.scenes.language import EVEN, Question, caption, draw_question
 from data_pipelines.scenes.scene import BACKGROUNDS, COLORS, PLACES, SHAPES, Scene
 
 # How often each sort of candidate occurs.
@@ -20,10 +21,10 @@ class Candidate:
     sort: str
 
 
-def draw_candidate(scene: Scene, rng: np.random.Generator) -> Candidate:
-    """A candidate about the scene."""
+def draw_candidate(scene: Scene, rng: np.random.Generator, weights: Mapping[str, float] = EVEN) -> Candidate:
+    """A candidate about the scene; `weights` as in `draw_question`."""
     sort = str(rng.choice(list(SORTS), p=list(SORTS.values())))
-    question = draw_question(scene, rng)
+    question = draw_question(scene, rng, weights)
     if sort == "choice":
         return _choice(question, rng)
     thing = scene.objects[rng.integers(len(scene.objects))]

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -22,6 +22,7 @@ NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight
 HELD_OUT_KINDS = frozenset(f"{color} {shape}" for color, shape in HELD_OUT_PAIRS)
 KINDS = frozenset(f"{color} {shape}" for color in COLORS for shape in SHAPES) - HELD_OUT_KINDS
 QUESTION_KINDS = ("color", "shape", "where", "count", "what", "exists", "background")
+EVEN = dict.fromkeys(QUESTION_KINDS, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,10 +85,17 @@ def questions(scene: Scene) -> dict[str, list[Question]]:
     return found
 
 
-def draw_question(scene: Scene, rng: np.random.Generator, kinds: Sequence[str] = QUESTION_KINDS) -> Question:
-    """A question about the scene: kinds equally likely, "yes" as likely as "no", one place in four empty."""
-    by_kind = {kind: group for kind, group in questions(scene).items() if kind in kinds and group}
-    kind = list(by_kind)[rng.integers(len(by_kind))]
+def draw_question(scene: Scene, rng: np.random.Generator, weights: Mapping[str, float] = EVEN) -> Question:
+    """A question about the scene: "yes" as likely as "no", one place in four empty.
+
+    Args:
+      scene: what is asked about.
+      rng: of the choice.
+      weights: how often each kind is asked, where the scene has a question of it.
+    """
+    by_kind = {kind: group for kind, group in questions(scene).items() if weights.get(kind) and group}
+    shares = np.array([weights[kind] for kind in by_kind])
+    kind = list(by_kind)[rng.choice(len(by_kind), p=shares / shares.sum())]
     group = by_kind[kind]
     if kind == "exists":
         wanted = "yes" if rng.random() < 0.5 else "no"

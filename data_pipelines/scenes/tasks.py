@@ -6,15 +6,15 @@ for the judges: "task", "split", "index"; the "request" in writing; the "caption
 "voice"; the "kind" of question; "hidden", the place to be painted in.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from data_pipelines.scenes.candidates import draw_candidate
 from data_pipelines.scenes.language import (
+    EVEN,
     KNOWLEDGE,
-    QUESTION_KINDS,
     Question,
     answer_phrases,
     caption,
@@ -37,6 +37,8 @@ SPOKEN_COUNTS = (0.45, 0.45, 0.10)
 SHORT_COUNTS = (0.60, 0.40, 0.0)
 # Questions that a training conversation about a scene may add to its first.
 FOLLOW_UPS = 2
+# Where things are takes longest to learn, so training asks for it twice as often as exams do.
+TRAINING_WEIGHTS = EVEN | {"where": 2.0, "what": 2.0}
 KNOWLEDGE_SHARE = {"text_qa": 0.1, "spoken_qa": 0.3}
 
 
@@ -47,6 +49,11 @@ def speaker(text: str, voice: int | None) -> Waveform:
 
 def _scene(rng: np.random.Generator, split: str, weights: Sequence[float] = COUNT_WEIGHTS) -> Scene:
     return sample_scene(int(rng.integers(MAX_INDEX)), split, weights)
+
+
+def _asked(split: str) -> Mapping[str, float]:
+    """How often each kind of question is asked."""
+    return TRAINING_WEIGHTS if split == "train" else EVEN
 
 
 def _voice(rng: np.random.Generator) -> int:
@@ -61,8 +68,8 @@ def _described(
         question = KNOWLEDGE[rng.integers(len(KNOWLEDGE))]
         return question.text, question, {"kind": question.kind}
     scene = _scene(rng, split, weights)
-    kinds = QUESTION_KINDS if background else tuple(kind for kind in QUESTION_KINDS if kind != "background")
-    question = draw_question(scene, rng, kinds)
+    weights = _asked(split) if background else _asked(split) | {"background": 0.0}
+    question = draw_question(scene, rng, weights)
     text = f"{caption(scene, background)}. {question.text}"
     return text, question, {"kind": question.kind, "caption": caption(scene)}
 
@@ -75,7 +82,7 @@ def _followed_up(
         return messages
     turns = list(messages)
     for _ in range(int(rng.integers(FOLLOW_UPS + 1))):
-        question = draw_question(scene, rng)
+        question = draw_question(scene, rng, _asked(split))
         turns += [Message("user", question.text), Message("assistant", question.answer)]
     return tuple(turns)
 
@@ -97,7 +104,7 @@ def _captioning(rng: np.random.Generator, split: str, identity: int) -> Record:
 
 def _vqa(rng: np.random.Generator, split: str, identity: int) -> Record:
     scene = _scene(rng, split)
-    question = draw_question(scene, rng)
+    question = draw_question(scene, rng, _asked(split))
     messages = _followed_up(task("vqa").conversation(question.text, question.answer), scene, rng, split)
     meta = {"request": question.text, "caption": caption(scene), "kind": question.kind, "answer": question.answer}
     return Record(identity, "vqa", messages, (render(scene),), meta=meta)
@@ -122,10 +129,13 @@ def _inpainting(rng: np.random.Generator, split: str, identity: int) -> Record:
 
 def _asr(rng: np.random.Generator, split: str, identity: int) -> Record:
     scene = _scene(rng, split, SPOKEN_COUNTS)
-    if rng.random() < 0.7:
+    drawn = rng.random()
+    if drawn < 0.55:
         text = caption(scene, background=bool(rng.random() < 0.5))
-    else:
+    elif drawn < 0.8:
         text = draw_question(scene, rng).text
+    else:  # words that no scene has are heard as often as the others
+        text = KNOWLEDGE[rng.integers(len(KNOWLEDGE))].text
     voice = _voice(rng)
     messages = task("asr").conversation(answer=text)
     meta = {"answer": text, "heard": text, "voice": voice}
@@ -163,7 +173,7 @@ def _spoken_vqa(rng: np.random.Generator, split: str, identity: int) -> Record:
     """The first candidate that SDVI's rules let through."""
     while True:
         scene = _scene(rng, split)
-        candidate = draw_candidate(scene, rng)
+        candidate = draw_candidate(scene, rng, _asked(split))
         try:
             pair: SpeakablePair = speakable(candidate.question, candidate.answer)
         except RejectedRecord:

@@ -22,9 +22,9 @@ def get_config() -> ConfigDict:
     config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1, "sequence": 1})
     config.sharding = "fsdp"
 
-    config.masking = "paper"  # or "released": a threshold per token (SPEC §4)
-    # The paper's 0.6 makes long runs of masks a sign of long answers, and decoding begins with nothing else.
-    config.tail_pad_gamma = 1.0
+    # "released": a threshold per token. The paper's gamma of 0.6 makes long runs of masks a sign of long answers, and
+    # decoding begins with nothing else; answers of one word are learned only while the whole of them is masked.
+    config.masking = ConfigDict({"mode": "paper", "tail_pad_gamma": 1.0, "eps": 0.5})
     config.loss = ConfigDict({"weighting": "sample", "chunk": 512, "capacity": 1.0, "noise_buckets": 4})
 
     config.tokenizers = ConfigDict(
@@ -98,25 +98,25 @@ def get_config() -> ConfigDict:
         {
             "stage1_visual_language": ConfigDict(
                 {
-                    "steps": 1100,
+                    "steps": 1000,
                     "learning_rate": 1e-3,
                     "final_fraction": 0.5,
-                    "weights": ConfigDict({"text_qa": 2.0, "captioning": 2.0, "vqa": 2.0, "t2i": 1.5}),
+                    "weights": ConfigDict({"text_qa": 2.0, "captioning": 1.5, "vqa": 2.5, "t2i": 1.2}),
                 }
             ),
             "stage2_speech_vision_language": ConfigDict(
                 {
-                    "steps": 1200,
+                    "steps": 1300,
                     "learning_rate": 1e-3,
                     "final_fraction": 0.5,
                     "weights": ConfigDict(
                         {
-                            "text_qa": 1.0,
-                            "captioning": 1.0,
-                            "vqa": 1.0,
-                            "t2i": 1.0,
+                            "text_qa": 1.2,
+                            "captioning": 0.8,
+                            "vqa": 1.2,
+                            "t2i": 0.7,
                             "asr": 4.0,
-                            "tts": 1.5,
+                            "tts": 1.3,
                             "spoken_qa": 2.0,
                         }
                     ),
@@ -129,15 +129,15 @@ def get_config() -> ConfigDict:
                     "final_fraction": 0.01,
                     "weights": ConfigDict(
                         {
-                            "text_qa": 0.8,
+                            "text_qa": 1.2,
                             "captioning": 0.8,
-                            "vqa": 0.8,
-                            "t2i": 0.8,
-                            "asr": 1.5,
-                            "tts": 0.7,
-                            "spoken_qa": 1.5,
-                            "s2i": 3.0,
-                            "spoken_vqa": 1.5,
+                            "vqa": 1.4,
+                            "t2i": 0.5,
+                            "asr": 1.2,
+                            "tts": 0.6,
+                            "spoken_qa": 2.0,
+                            "s2i": 2.2,
+                            "spoken_vqa": 2.0,
                         }
                     ),
                 }

@@ -51,7 +51,7 @@ def backbone_trainer(config: ConfigDict) -> Trainer:
     program = OmniProgram(
         model=OmniConfig(backbone_config(config), speech_encoder=None),
         vocabulary=VOCABULARY,
-        masking=MaskingConfig(mode=config.masking, tail_pad_gamma=float(config.tail_pad_gamma)),
+        masking=build(MaskingConfig, dict(config.masking), "config.masking"),
         loss_config=build(LossConfig, dict(config.loss) | {"groups": groups}, "config.loss"),
         tasks=tuple(kind.name for kind in LONG_TAILED),
         open_loader=no_data,

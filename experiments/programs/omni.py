@@ -12,9 +12,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from experiments.programs.run import Run, batch_axes, config_mesh, loop_config, optimizer_config, stage_plans
-from experiments.programs.tokenizers import Sizes, Tokenizers, load_tokenizers
+from experiments.programs.tokenizers import Sizes, Tokenizers, config_sizes, load_tokenizers
 from omnidiff_jax import rng
 from omnidiff_jax.config import build, choose, suggest, to_dict
+from omnidiff_jax.conversion.components import OmniParts
+from omnidiff_jax.conversion.parts import Summary
 from omnidiff_jax.data.loader import Loader
 from omnidiff_jax.data.mixture import Stage
 from omnidiff_jax.data.packing import PackingConfig
@@ -32,6 +34,7 @@ from omnidiff_jax.records import EncodedExample
 from omnidiff_jax.sampling.denoiser import Denoiser, module_denoiser
 from omnidiff_jax.tasks.registry import TASKS, Decoding
 from omnidiff_jax.training.checkpoint import CheckpointConfig, Checkpointer
+from omnidiff_jax.training.export import export_run
 from omnidiff_jax.training.initial import InitConfig, load_initial
 from omnidiff_jax.training.loop import abstract_state
 from omnidiff_jax.training.lora import LoraConfig
@@ -41,7 +44,7 @@ from omnidiff_jax.training.step import eval_params
 
 # What a checkpoint must agree on with the config that goes on from it.
 SAME_CONFIG = (
-    "program", "seed", "batch_size", "model", "tokenizers", "masking", "tail_pad_gamma", "data", "stages",
+    "program", "seed", "batch_size", "model", "tokenizers", "masking", "data", "stages",
     "total_steps", "lora",
 )  # fmt: skip
 
@@ -101,7 +104,7 @@ def omni_program(
     return OmniProgram(
         model=model_config(config, tokenizers),
         vocabulary=tokenizers.vocabulary,
-        masking=MaskingConfig(mode=config.masking, tail_pad_gamma=float(config.tail_pad_gamma)),
+        masking=build(MaskingConfig, dict(config.masking), "config.masking"),
         loss_config=build(LossConfig, dict(config.loss) | {"groups": groups}, "config.loss"),
         tasks=task_names(config),
         open_loader=open_loader,
@@ -252,3 +255,19 @@ def load_denoiser(config: ConfigDict, workdir: str | os.PathLike[str] | None, to
             saver.close()
             params = eval_params(state)
     return module_denoiser(OmniModel(program.model), program.whole(params))
+
+
+def export_newest(workdir: str | os.PathLike[str], target: Path, **options: Any) -> Summary:
+    """Writes the newest checkpoint of a run in the released form; `options` are those of `export_run`.
+
+    Raises:
+        UserError: no checkpoint, or the target cannot be written.
+    """
+    saver = Checkpointer(workdir, CheckpointConfig(), read_only=True)
+    step = saver.latest()
+    config = ConfigDict(saver.config(step))
+    saver.close()
+    model = model_config(config, config_sizes(config))
+    parts = OmniParts(model.backbone, model.speech_encoder, model.adapter)
+    lora = build(LoraConfig, config.get("lora", {}), "config.lora")
+    return export_run(Path(workdir) / "checkpoints" / str(step) / "state", target, parts, lora, **options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -43,27 +44,60 @@ def to_released(
     dtype: np.dtype | None = None,
     allow_nan: bool = False,
     shard_bytes: int = SHARD,
-    known: tuple[str, Any] | None = None,
-    under: str = "",
 ) -> Summary:
-    """Converts a params-only Orbax checkpoint to safetensors in the released names, layouts and files.
+    """Converts what `to_orbax` made to safetensors in the released names, layouts and files.
 
     Args:
-        source: what `to_orbax` made, or any Orbax checkpoint of parameters with `known`.
+        source: a params-only Orbax checkpoint that says what it holds.
         target: folder to make; it must not exist.
         dtype: of floating-point tensors; None keeps each array's.
         allow_nan: convert arrays with NaN in them.
         shard_bytes: most bytes of a file, where the checkpoint does not say how it was split.
-        known: component and config of a checkpoint that does not say.
-        under: subtree that holds the parameters.
 
     Raises:
         UserError: as `to_orbax`.
     """
-    about = _about(source) if known is None else {}
-    kind = choose(COMPONENTS, known[0] if known else about["component"], "component")
-    config = known[1] if known else build(kind.config_type, about["config"], f"{source / ABOUT}: config")
-    with open_arrays(source, under) as store, new_folder(target) as partial:
+    about = _about(source)
+    kind = choose(COMPONENTS, about["component"], "component")
+    config = build(kind.config_type, about["config"], f"{source / ABOUT}: config")
+    with open_arrays(source) as store:
+        return write_released(
+            store,
+            target,
+            kind.name,
+            config,
+            arrangement=about.get("released"),
+            carried=source / FILES,
+            dtype=dtype,
+            allow_nan=allow_nan,
+            shard_bytes=shard_bytes,
+        )
+
+
+def write_released(
+    store: ArrayFolder,
+    target: Path,
+    component: str,
+    config: Any,
+    *,
+    arrangement: Mapping[str, Any] | None = None,
+    carried: Path | None = None,
+    dtype: np.dtype | None = None,
+    allow_nan: bool = False,
+    shard_bytes: int = SHARD,
+) -> Summary:
+    """Writes arrays as a checkpoint in the released names.
+
+    Args:
+        store: the parameters.
+        target, dtype, allow_nan, shard_bytes: as for `to_released`.
+        component: a name in `COMPONENTS`.
+        config: its sizes.
+        arrangement: which tensor lay in which file; None = split by size.
+        carried: folder of small files to put beside, if it exists.
+    """
+    kind = choose(COMPONENTS, component, "component")
+    with new_folder(target) as partial:
         partial.mkdir()
         rules = kind.rules(config)
         stored = {path: jax.ShapeDtypeStruct(shape, np.uint8) for path, shape in store.shapes.items()}
@@ -76,29 +110,27 @@ def to_released(
                     f"config says {list(expected[place.source])}"
                 )
         if missing := expected.keys() - shapes.keys():
-            raise UserError(f"{source} lacks the arrays of {len(missing)} tensors: {some(missing)}")
+            raise UserError(f"{store.folder} lacks the arrays of {len(missing)} tensors: {some(missing)}")
         types = {place.source: cast(store.dtype(place.target), dtype) for place in places}
-        files, index, metadata = _files(about.get("released"), shapes, types, shard_bytes)
-        writers = {}
+        files, index, metadata = _files(arrangement, shapes, types, shard_bytes)
         owner = {name: file for file, names in files.items() for name in names}
-        try:
+        with ExitStack() as stack:
+            writers = {}
             for file, names in files.items():
                 tensors = [(name, types[name], shapes[name]) for name in names]
                 writers[file] = SafetensorsWriter(partial / file, tensors, metadata.get(file, {}))
+                stack.callback(writers[file].close)
             jobs = (
                 _job(store, writers[owner[place.source]], place, span, types[place.source], allow_nan)
                 for place in places
                 for span in spans(shapes[place.source], _stored_rows(store, place, shapes[place.source]))
             )
             run_jobs(jobs)
-        finally:
-            for writer in writers.values():
-                writer.close()
         total = sum(prod(shape) * types[name].itemsize for name, shape in shapes.items())
         if index is not None:
             listing = {"metadata": {"total_size": total}, "weight_map": dict(sorted(owner.items()))}
             (partial / index).write_text(json.dumps(listing, indent=2) + "\n")
-        _config_files(source, partial, kind, config)
+        _config_files(carried, partial, kind, config)
         return Summary(kind.name, len(shapes), total)
 
 
@@ -176,9 +208,9 @@ def _natural(name: str) -> tuple[tuple[int, int | str], ...]:
     return tuple((0, int(part)) if part.isdigit() else (1, part) for part in name.split("."))
 
 
-def _config_files(source: Path, target: Path, kind: Component, config: Any) -> None:
-    if (source / FILES).is_dir():
-        for path in sorted((source / FILES).iterdir()):
+def _config_files(carried: Path | None, target: Path, kind: Component, config: Any) -> None:
+    if carried is not None and carried.is_dir():
+        for path in sorted(carried.iterdir()):
             shutil.copyfile(path, target / path.name)
     if not any((target / name).exists() for name in ("config.json", "configuration.json", "config.yaml")):
         own = {"component": kind.name, "config": to_dict(config)}

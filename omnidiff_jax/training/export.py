@@ -1,0 +1,73 @@
+"""What a run has trained, in the released form: straight from its checkpoint, a part of an array at a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from omnidiff_jax.conversion.arrays import ArrayFolder, open_arrays
+from omnidiff_jax.conversion.components import OmniParts
+from omnidiff_jax.conversion.parts import Summary
+from omnidiff_jax.conversion.to_released import SHARD, write_released
+from omnidiff_jax.errors import UserError
+from omnidiff_jax.training.lora import SUBTREE, LoraConfig
+
+
+class TrainedArrays(ArrayFolder):
+    """The parameters that one samples with: the weight average where one is kept, LoRA products added as they are read.
+
+    Args:
+        params: the checkpoint's parameters.
+        average: the trained ones averaged, or None.
+        lora: how the thin matrices scale.
+    """
+
+    def __init__(self, params: ArrayFolder, average: ArrayFolder | None, lora: LoraConfig):
+        arrays = params.arrays | (average.arrays if average else {})
+        thin = {path: array for path, array in arrays.items() if path.startswith(f"{SUBTREE}/")}
+        super().__init__(params.folder, {path: array for path, array in arrays.items() if path not in thin})
+        self._thin = ArrayFolder(params.folder, {path.removeprefix(f"{SUBTREE}/"): x for path, x in thin.items()})
+        self._scale = lora.alpha / max(lora.rank, 1)
+
+    def read(self, path: str, index: tuple[int | slice, ...] = ()) -> np.ndarray:
+        value = super().read(path, index)
+        if f"{path}/a" not in self._thin.arrays:
+            return value
+        layer, *within = index  # every such matrix is a stack of layers, read one by one
+        product = self._thin.read(f"{path}/a", (layer,)) @ self._thin.read(f"{path}/b", (layer,)) * self._scale
+        whole = product.reshape(self.shapes[path][1:])
+        return (value + whole[tuple(within)]).astype(value.dtype)
+
+
+def export_run(
+    state: Path,
+    target: Path,
+    config: OmniParts,
+    lora: LoraConfig,
+    *,
+    dtype: np.dtype | None = None,
+    allow_nan: bool = False,
+    shard_bytes: int = SHARD,
+) -> Summary:
+    """Writes the model of a training checkpoint as an Omni-Diffusion one in the released names and layouts.
+
+    Args:
+        state: the checkpoint's folder of arrays, `WORKDIR/checkpoints/STEP/state`.
+        target: folder to make; it must not exist.
+        config: sizes of the model.
+        lora: of the run.
+        dtype: of floating-point tensors; None keeps float32, as trained.
+        allow_nan: write arrays with NaN in them.
+        shard_bytes: most bytes of a file.
+
+    Raises:
+        UserError: the checkpoint is none of this model, or the target cannot be written.
+    """
+    with open_arrays(state, "params") as params:
+        try:
+            with open_arrays(state, "ema") as average:
+                arrays = TrainedArrays(params, average, lora)
+        except UserError:  # the run keeps no average
+            arrays = TrainedArrays(params, None, lora)
+        return write_released(arrays, target, "omni", config, dtype=dtype, allow_nan=allow_nan, shard_bytes=shard_bytes)
