@@ -42,6 +42,7 @@ class ConfigHolder:
 
     def __init__(self, default: str | None):
         self.default = default
+        self.given = False  # by the command line
 
 
 class Command:
@@ -180,6 +181,7 @@ class Command:
                 overrides.append(f"{word}={words.popleft()}" if takes_next else word)
             else:
                 rest.append(word)
+        self._config.given = len(rest) < len(argv)
         if not file:
             raise UserError("--config is missing: --config=experiments/configs/nano.py, or a file of your own")
         self._config.value = load_config(file, overrides)

@@ -2,6 +2,7 @@
 
     omnidiff data build OUT --config=experiments/configs/nano.py             the config's Scenes sets, one folder a task
     omnidiff data build OUT --config=… --task=vqa --jsonl=vqa.jsonl          one task's set from a JSONL manifest
+    omnidiff data build OUT --config=… --task=vqa --tfds=DIR --split=train   the same from a prepared TFDS data set
     omnidiff data build OUT --task=spoken_vqa --sdvi=vqa.jsonl               SDVI: a manifest's pairs, spoken
     omnidiff data check SET.jsonl                                            what training would accept and reject
 
@@ -11,6 +12,7 @@ speakable, and writes a manifest with its media.
 A manifest holds a line {"messages": [{"role", "content"}], "images": [paths], "audios": [paths]} a sample.
 """
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -18,15 +20,18 @@ from data_pipelines.scenes.tasks import speaker
 from data_pipelines.sdvi.build import build as build_sdvi
 from experiments.common import Command
 from experiments.programs.data import build_sets, encode_set
-from omnidiff_jax.config import suggest
+from omnidiff_jax.config import choose, suggest
 from omnidiff_jax.data.check import check_jsonl
-from omnidiff_jax.data.sources import JsonlRecords
+from omnidiff_jax.data.sources import JsonlRecords, RandomAccess, TfdsRecords
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.records import Record
 from omnidiff_jax.tasks.registry import TASKS
 
 COMMAND = Command("data", __doc__, "build|check PATH")
 CONFIG = COMMAND.config("experiments/configs/nano.py")
 JSONL = COMMAND.string("jsonl", "manifest to build from")
+TFDS = COMMAND.string("tfds", "version folder of a data set that the builder of data_pipelines/tfds_builders wrote")
+SPLIT = COMMAND.string("split", "of --tfds, or a slice of it such as train[:10%]", "train")
 SDVI = COMMAND.string("sdvi", "manifest of written questions or prompts to speak")
 TASK = COMMAND.choice("task", "task that the manifest's samples train", tuple(TASKS))
 ROOT = COMMAND.string("root", "folder of the manifest's media (default: its own)")
@@ -54,13 +59,25 @@ def run(action: str, path: str) -> None:
 
 
 def _build(out: Path) -> dict[str, dict[str, object]]:
-    if JSONL.value is None:
+    source = JSONL.value or TFDS.value
+    if source is None:
         manifests = build_sets(CONFIG.value, out, PROCESSES.value)
     elif TASK.value is None:
-        raise UserError("--jsonl needs --task: the task that its samples train")
+        raise UserError(f"--{'jsonl' if JSONL.value else 'tfds'} needs --task: the task that its samples train")
     else:
-        records = JsonlRecords(JSONL.value, ROOT.value)
-        manifests = {TASK.value: encode_set(CONFIG.value, records, out / TASK.value, {"jsonl": JSONL.value})}
+        name = choose(TASKS, TASK.value, "task").name
+        if JSONL.value:
+            records: RandomAccess[Record] = JsonlRecords(JSONL.value, ROOT.value, task=name)
+            origin = {"jsonl": JSONL.value}
+        else:
+            # Importing TFDS takes seconds, and only this needs it.
+            from data_pipelines.tfds_builders.scenes import to_record
+
+            records = TfdsRecords(
+                source, str(SPLIT.value), lambda example: dataclasses.replace(to_record(example), task=name)
+            )
+            origin = {"tfds": source, "split": str(SPLIT.value)}
+        manifests = {name: encode_set(CONFIG.value, records, out / name, origin)}
     return {
         name: {"examples": m.examples, "tokens": m.tokens, "frames": m.frames, "rejected": dict(m.rejected)}
         for name, m in manifests.items()

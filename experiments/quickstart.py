@@ -13,8 +13,7 @@ from pathlib import Path
 from experiments.common import Command
 from experiments.programs import PROGRAMS
 from experiments.programs.evaluation import evaluate_run
-from experiments.programs.run import plain
-from omnidiff_jax.training.loop import train
+from experiments.programs.run import start
 
 COMMAND = Command("quickstart", __doc__)
 CONFIG = COMMAND.config("experiments/configs/nano.py")
@@ -34,16 +33,7 @@ def run() -> None:
 
     built = PROGRAMS["omni"](config, workdir)
     lap("data")
-    train(
-        built.program,
-        built.loop,
-        built.optimizer,
-        built.stages,
-        workdir,
-        built.mesh,
-        run_config=plain(config),
-        same_config=built.same_config,
-    )
+    start(built, config, workdir)
     lap("train")
     evaluate_run(config, workdir, CASES.value or 1, seconds=seconds)
     print(f"open {workdir / 'report.html'}")

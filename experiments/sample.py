@@ -36,6 +36,8 @@ SEED = COMMAND.integer("seed", "of the sampling noise", 0)
 
 def run() -> None:
     workdir = WORKDIR.value
+    if workdir and CONFIG.given:
+        raise UserError(f"--workdir={workdir} has a config of its own; leave out --config, or --workdir")
     config = stored_config(workdir) if workdir else CONFIG.value
     if not workdir and not config.get("init", {}).get("folder"):
         raise UserError("--workdir is missing: folder of a trained run (or --config.init.folder: converted weights)")

@@ -18,12 +18,11 @@ import jax
 
 from experiments.common import Command
 from experiments.programs import PROGRAMS
-from experiments.programs.run import plain
+from experiments.programs.run import start
 from experiments.programs.text_tokenizer import train_text_tokenizer
 from omnidiff_jax.config import choose
 from omnidiff_jax.sharding.distributed import METHODS, initialize, is_primary
 from omnidiff_jax.training.goodput import process_age
-from omnidiff_jax.training.loop import train
 from omnidiff_jax.training.profiling import parse_steps
 from omnidiff_jax.training.step import eval_params
 
@@ -49,19 +48,7 @@ def run() -> None:
     if config.get("compilation_cache", ""):
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
     built = build(config, workdir)
-    state = train(
-        built.program,
-        built.loop,
-        built.optimizer,
-        built.stages,
-        workdir,
-        built.mesh,
-        run_config=plain(config),
-        same_config=built.same_config,
-        initial_params=built.initial_params,
-        profile=profile,
-        began=began,
-    )
+    state = start(built, config, workdir, profile=profile, began=began)
     if not is_primary():
         return
     # One process computes alone from here on; what is exported is replicated, so it has a whole copy.

@@ -167,14 +167,6 @@ class Vocabulary:
         return self.id("<|end_of_image|>")
 
     @property
-    def context_image(self) -> int:
-        return self.id("<|context_of_image|>")
-
-    @property
-    def image_tag(self) -> int:
-        return self.id("<|image|>")
-
-    @property
     def begin_audio(self) -> int:
         return self.id("<|begin_of_audio|>")
 
@@ -185,10 +177,6 @@ class Vocabulary:
     @property
     def context_audio(self) -> int:
         return self.id("<|context_of_audio|>")
-
-    @property
-    def audio_tag(self) -> int:
-        return self.id("<|audio|>")
 
     @property
     def fingerprint(self) -> str:

@@ -16,6 +16,7 @@ FOLDER = Path(__file__).parent / "golden" / "sharding"
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from experiments.common import load_config  # noqa: E402
+from experiments.configs.slices import PRESETS  # noqa: E402
 from experiments.programs.omni import no_data, omni_program  # noqa: E402
 from experiments.programs.run import loop_config, optimizer_config, stage_plans  # noqa: E402
 from experiments.programs.tokenizers import Sizes  # noqa: E402
@@ -27,9 +28,6 @@ from omnidiff_jax.training.optimizer import split_params  # noqa: E402
 
 # name -> (config, overrides, devices)
 CASES: dict[str, tuple[str, tuple[str, ...], int]] = {
-    "dream7b.v5p-4x4x4": ("dream7b.py:v5p:4x4x4", (), 64),
-    "dream7b.v6e-8x8": ("dream7b.py:v6e:8x8", (), 64),
-    "dream7b.h200-8x8": ("dream7b.py:h200:8x8", (), 64),
     "dream7b.fsdp_sequence": (
         "dream7b.py",
         ("--config.sharding=fsdp_sequence", "--config.mesh.fsdp=16", "--config.mesh.sequence=4"),
@@ -45,8 +43,15 @@ CASES: dict[str, tuple[str, tuple[str, ...], int]] = {
         ),
         64,
     ),
-    "omni13b.v5p-4x4x4": ("omni13b.py:v5p:4x4x4", (), 64),
-    "omni70b.v5p-8x8x8": ("omni70b.py:v5p:8x8x8", (), 512),
+    **{
+        f"{model}.{name.replace(':', '-')}": (
+            f"{model}.py:{name}",
+            (),
+            math.prod(map(int, name.split(":")[1].split("x"))),
+        )
+        for model, rows in PRESETS.items()
+        for name in rows
+    },
 }
 
 

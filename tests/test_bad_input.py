@@ -13,7 +13,9 @@ from experiments import evaluate as evaluate_command
 from experiments import sample as sample_command
 from experiments import train as train_command
 from experiments.common import load_config
+from experiments.programs.tokenizers import load_tokenizers
 from omnidiff_jax.cli import guard
+from omnidiff_jax.data.storage import EncodedSet
 from omnidiff_jax.media.audio import write_wav
 from omnidiff_jax.media.image import write_png
 from omnidiff_jax.records import Waveform
@@ -282,9 +284,38 @@ def test_manifests_that_cannot_be_built(refusal, tiny, media, tmp_path):
     assert "--jsonl needs --task" in refusal(data_command, "build", tmp_path / "a", config, f"--jsonl={good}")
     assert "did you mean 'build'?" in refusal(data_command, "biuld", tmp_path / "a", config)
     (tmp_path / "taken" / "vqa").mkdir(parents=True)
+    (tmp_path / "taken" / "vqa" / "something").touch()
     said = refusal(data_command, "build", tmp_path / "taken", config, "--task=vqa", f"--jsonl={good}")
     assert "exists already" in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["taken"]
+
+
+def test_samples_train_the_task_that_is_asked_for(capfd, tiny, media, tmp_path):
+    """Whatever their lines say, or their media amount to; a task that does not exist is rejected with its reason."""
+    command = data_command.COMMAND
+    lines = manifest(media, VQA, VQA | {"task": "text_qa"})
+    words = ["build", str(tmp_path), f"--config={tiny[0]}", "--task=captioning", f"--jsonl={lines}"]
+    assert guard(command.program, lambda: command.call(data_command.run, words)) == 0
+    found = EncodedSet(tmp_path / "captioning", load_tokenizers(load_config(str(tiny[0]))).fingerprint)
+    assert [found[i].task for i in range(len(found))] == ["captioning"] * 2
+    capfd.readouterr()
+    lines = manifest(media, VQA, VQA | {"task": "foo"})
+    assert guard(command.program, lambda: command.call(data_command.run, ["check", str(lines), "--json"])) == 0
+    report = json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert report["accepted"] == 1 and report["rejected"] == {"unknown task": 1}
+
+
+def test_a_batch_that_does_not_divide(refusal, tiny, tmp_path):
+    said = refusal(train_command, f"--config={tiny[0]}", f"--workdir={tmp_path / 'run'}", "--config.accumulate=3")
+    assert "config.batch_size = 8" in said and "config.accumulate = 3" in said and "multiple of 24" in said
+    said = refusal(train_command, f"--config={tiny[0]}", f"--workdir={tmp_path / 'run'}", "--config.accumulate=0")
+    assert "config.accumulate = 0" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_config_beside_a_trained_run(sampling, tiny):
+    said = sampling("--task=vqa", "--config=experiments/configs/nano.py")
+    assert "has a config of its own" in said
 
 
 def test_a_run_that_finds_no_data_or_tokenizers(refusal, tiny, tmp_path):

@@ -109,7 +109,7 @@ def test_only_targets_are_masked(rows, seed, config):
     present = batch.task_ids >= 0
     assert (corrupted.ratio[~present] == 0).all()
     if config.mode == "paper":
-        assert (corrupted.ratio[present] >= config.eps).all()
+        assert (corrupted.ratio[present] >= config.min_noise).all()
         t = np.take_along_axis(corrupted.ratio, np.maximum(batch.inputs.segment_ids - 1, 0), axis=1)
         expected = t * np.where(batch.tail_pads, np.float32(config.tail_pad_gamma), 1)
         np.testing.assert_allclose(corrupted.probability, np.where(batch.targets, expected, 1), rtol=1e-6)
@@ -166,6 +166,7 @@ def test_settings_are_checked():
         build(MaskingConfig, {"mode": "papre"})
     with pytest.raises(UserError, match="tail_pad_gamma = 1.5 must be in"):
         build(MaskingConfig, {"tail_pad_gamma": 1.5})
-    with pytest.raises(UserError, match="eps = 1.0 must be in"):
-        build(MaskingConfig, {"eps": 1.0})
+    for name in ("eps", "min_noise"):
+        with pytest.raises(UserError, match=f"{name} = 1.0 must be in"):
+            build(MaskingConfig, {name: 1.0})
     assert jnp.issubdtype(mask_batch(pack([[], [], []]), 0, PAPER, VOCABULARY).tokens.dtype, jnp.integer)

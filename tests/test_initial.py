@@ -64,6 +64,20 @@ def test_a_text_only_checkpoint_grows_to_the_whole_vocabulary(text_only):
             np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-6)  # one of them is fused
 
 
+def test_a_checkpoint_of_the_whole_vocabulary_keeps_every_row(text_only):
+    """`rows` tells which ids a smaller vocabulary knows; a released Omni-Diffusion checkpoint knows all of them."""
+    tensors = read_folder(text_only / "released")[0]
+    same = dataclasses.replace(MODEL, backbone=dataclasses.replace(MODEL.backbone, vocab_size=40))
+
+    def make(key):
+        return meta.unbox(init_params(same, key))
+
+    target = on_one_device(jax.eval_shape(make, jax.random.key(0)))
+    params = load_initial(InitConfig(str(text_only / "orbax"), rows=38), target, make, jax.random.key(3))
+    np.testing.assert_array_equal(params["backbone"]["embedding"], tensors["model.embed_tokens.weight"])
+    np.testing.assert_array_equal(params["backbone"]["head"], tensors["lm_head.weight"].T)
+
+
 def test_random_rows_are_seeded(text_only):
     first, again, other = (start(text_only, new_rows="random", stddev=0.5, seed=seed)["backbone"] for seed in (1, 1, 2))
     np.testing.assert_array_equal(first["embedding"], again["embedding"])

@@ -134,18 +134,18 @@ def test_guard_knows_a_jump_from_noise():
     for step, loss in enumerate(losses, start=1):
         limit = guard.limit(step, "one")
         assert (limit == math.inf) == (step < 18)  # sixteen losses, all at least two steps old
-        assert guard.judge(step, "one", float(loss), True, limit, "") == ""
+        assert guard.judge(step, "one", float(loss), True, limit, str) == ""
     assert 2.3 < guard.limit(201, "one") < 3.2 and guard.limit(201, "two") == math.inf
     again = Guard(GuardConfig(spike="skip", sigmas=6.0, window=32))
     again.set_state(json.loads(json.dumps(guard.get_state())))
     assert again.limit(201, "one") == guard.limit(201, "one")
-    assert "jumped over" in guard.judge(201, "one", 9.0, True, 3.0, "")
+    assert "jumped over" in guard.judge(201, "one", 9.0, True, 3.0, str)
     assert guard.limit(203, "one") < 3.2  # what was skipped is not remembered
     for policy, kind in (("abort", UserError), ("rewind", Rewind)):
         with pytest.raises(kind, match="step 5: loss 9 jumped over 3; batch: sample 7"):
-            Guard(GuardConfig(spike=policy)).judge(5, "one", 9.0, True, 3.0, "sample 7")
-    assert "step kept" in Guard(GuardConfig(spike="report")).judge(5, "one", 9.0, True, 3.0, "")
-    assert Guard(GuardConfig(spike="off")).judge(5, "one", 9.0, True, 3.0, "") == ""
+            Guard(GuardConfig(spike=policy)).judge(5, "one", 9.0, True, 3.0, lambda: "sample 7")
+    assert "step kept" in Guard(GuardConfig(spike="report")).judge(5, "one", 9.0, True, 3.0, str)
+    assert Guard(GuardConfig(spike="off")).judge(5, "one", 9.0, True, 3.0, str) == ""
 
 
 def test_a_jump_is_skipped_or_rewound(tmp_path, mesh):

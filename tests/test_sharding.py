@@ -225,14 +225,24 @@ def expected(params):
 @pytest.mark.parametrize(
     ("strategy", "sizes", "groups"),
     [
+        ("replicated", MeshConfig(data=1, fsdp=1), 1),
+        ("replicated", MeshConfig(data=2, fsdp=1), 2),
         ("replicated", MeshConfig(data=4, fsdp=1), 4),
         ("fsdp", MeshConfig(fsdp=1), 1),
+        ("fsdp", MeshConfig(fsdp=2), 2),
+        ("fsdp", MeshConfig(fsdp=4), 4),
         ("fsdp", MeshConfig(data=2, fsdp=2, tensor=2), 4),
+        ("fsdp_tensor", MeshConfig(fsdp=1), 1),
         ("fsdp_tensor", MeshConfig(fsdp=1, tensor=2), 1),
         ("fsdp_tensor", MeshConfig(fsdp=2, tensor=2), 2),
         ("fsdp_tensor", MeshConfig(fsdp=4, tensor=2), 4),
+        ("fsdp_sequence", MeshConfig(fsdp=1), 1),
         ("fsdp_sequence", MeshConfig(fsdp=1, sequence=2), 1),
+        ("fsdp_sequence", MeshConfig(fsdp=2, sequence=2), 2),
         ("fsdp_sequence", MeshConfig(fsdp=2, sequence=4), 2),
+        ("fsdp_tensor_sequence", MeshConfig(fsdp=1), 1),
+        ("fsdp_tensor_sequence", MeshConfig(fsdp=1, tensor=2), 1),
+        ("fsdp_tensor_sequence", MeshConfig(fsdp=1, tensor=2, sequence=2), 1),
         ("fsdp_tensor_sequence", MeshConfig(fsdp=2, tensor=2, sequence=2), 2),
     ],
     ids=lambda value: f"{value.data}{value.fsdp}{value.tensor}{value.sequence}" if hasattr(value, "fsdp") else None,
@@ -254,7 +264,7 @@ def test_sharded_equals_single(strategy, sizes, groups, shapes, params, expected
     assert table.sharding.shard_shape(table.shape)[1] == 16 // split
     np.testing.assert_allclose(value, expected[0], rtol=1e-5)
     for mine, theirs in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected[1]), strict=True):
-        np.testing.assert_allclose(mine, theirs, atol=1e-5 * max(1.0, np.abs(theirs).max()))
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5 * np.abs(theirs).max())
 
 
 @needs_eight

@@ -116,7 +116,9 @@ def test_schedule_warms_up_and_decays_in_every_stage():
     schedule = stage_schedule([100, 50], [1.0, 0.1], OptimizerConfig(warmup_fraction=0.1))
     values = np.array([float(schedule(i)) for i in range(150)])
     assert values[0] > 0 and values[9] == pytest.approx(1.0) and values[98] < 0.01
-    assert values[99] < 0.05 and values[100:].max() == pytest.approx(0.1) and values[149] < 0.002
+    assert values[99] < 0.01 and values[100:].max() == pytest.approx(0.1) and values[149] < 0.002
+    kept = stage_schedule([100, 50], [1.0, 0.1], OptimizerConfig(warmup_fraction=0.1), [0.5, None])
+    assert float(kept(99)) == pytest.approx(0.5), "a stage's last update is its own, not the next one's warm-up"
     with pytest.raises(UserError):
         stage_schedule([1, 2], [0.1], OptimizerConfig())
 

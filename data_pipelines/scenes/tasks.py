@@ -32,13 +32,15 @@ from omnidiff_jax.data.sources import RejectedRecord
 from omnidiff_jax.records import Message, Record, Waveform, stable_id
 from omnidiff_jax.tasks.registry import task
 
+# Of what records hold; data built by one version is not mixed with another's.
+VERSION = 2
 # Relative frequency of one, two and three objects where every object costs a second of speech.
 SPOKEN_COUNTS = (0.45, 0.45, 0.10)
 SHORT_COUNTS = (0.60, 0.40, 0.0)
 # Questions that a training conversation about a scene may add to its first.
 FOLLOW_UPS = 2
-# Where things are takes longest to learn, so training asks for it twice as often as exams do.
-TRAINING_WEIGHTS = EVEN | {"where": 2.0, "what": 2.0}
+# Training asks most for what takes longest to learn, above all where things are; exams ask evenly.
+TRAINING_WEIGHTS = EVEN | {"where": 2.0, "what": 3.0, "exists": 1.5, "count": 0.5, "background": 0.5}
 KNOWLEDGE_SHARE = {"text_qa": 0.1, "spoken_qa": 0.3}
 
 
@@ -68,8 +70,8 @@ def _described(
         question = KNOWLEDGE[rng.integers(len(KNOWLEDGE))]
         return question.text, question, {"kind": question.kind}
     scene = _scene(rng, split, weights)
-    weights = _asked(split) if background else _asked(split) | {"background": 0.0}
-    question = draw_question(scene, rng, weights)
+    asked = _asked(split) if background else {**_asked(split), "background": 0.0}
+    question = draw_question(scene, rng, asked)
     text = f"{caption(scene, background)}. {question.text}"
     return text, question, {"kind": question.kind, "caption": caption(scene)}
 

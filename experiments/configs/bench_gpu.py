@@ -11,4 +11,5 @@ from experiments.configs import dream7b
 def get_config() -> ConfigDict:
     config = dream7b.get_config()
     config.batch_size = 4
+    config.model.attention = "cudnn"
     return config

@@ -33,7 +33,9 @@ def base() -> ConfigDict:
     config.mesh.dcn = ConfigDict({"data": 1, "fsdp": 1, "tensor": 1, "sequence": 1})  # between slices or nodes
     config.sharding = "fsdp"
 
-    config.masking = ConfigDict({"mode": "paper", "tail_pad_gamma": 0.6, "eps": 1e-3})
+    config.masking = "paper"
+    config.tail_pad_gamma = 0.6
+    config.min_noise = 1e-3
     config.loss = ConfigDict({"weighting": "none", "chunk": 1024, "capacity": 1.0, "noise_buckets": 10})
 
     config.tokenizers = ConfigDict(

@@ -22,9 +22,11 @@ def get_config() -> ConfigDict:
     config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1, "sequence": 1})
     config.sharding = "fsdp"
 
-    # "released": a threshold per token. The paper's gamma of 0.6 makes long runs of masks a sign of long answers, and
-    # decoding begins with nothing else; answers of one word are learned only while the whole of them is masked.
-    config.masking = ConfigDict({"mode": "paper", "tail_pad_gamma": 1.0, "eps": 0.5})
+    config.masking = "paper"  # or "released": a threshold per token (SPEC §4)
+    # The paper's 0.6 makes long runs of masks a sign of long answers, and decoding begins with nothing else.
+    config.tail_pad_gamma = 1.0
+    # The paper draws from all of 0 to 1. A one-word answer teaches nothing while it is shown (docs/performance.md).
+    config.min_noise = 0.5
     config.loss = ConfigDict({"weighting": "sample", "chunk": 512, "capacity": 1.0, "noise_buckets": 4})
 
     config.tokenizers = ConfigDict(
@@ -63,10 +65,14 @@ def get_config() -> ConfigDict:
             "b2": 0.95,
             "clip_norm": 1.0,
             "final_fraction": 0.05,
+            "ema_decay": 0.0,
             "frozen": ("speech_encoder/*",),
         }
     )
 
+    # Converted or trained weights to start from, and LoRA, as in dream7b.py.
+    config.init = ConfigDict({"folder": "", "rows": 0, "new_rows": "mean", "stddev": 0.06, "seed": 0})
+    config.lora = ConfigDict({"rank": 0, "alpha": 16.0, "targets": ("backbone/layers/attention/*/kernel",)})
     config.data = ConfigDict(
         {
             "set": "scenes",
@@ -98,7 +104,7 @@ def get_config() -> ConfigDict:
         {
             "stage1_visual_language": ConfigDict(
                 {
-                    "steps": 1000,
+                    "steps": 1200,
                     "learning_rate": 1e-3,
                     "final_fraction": 0.5,
                     "weights": ConfigDict({"text_qa": 2.0, "captioning": 1.5, "vqa": 2.5, "t2i": 1.2}),
@@ -106,7 +112,7 @@ def get_config() -> ConfigDict:
             ),
             "stage2_speech_vision_language": ConfigDict(
                 {
-                    "steps": 1300,
+                    "steps": 1400,
                     "learning_rate": 1e-3,
                     "final_fraction": 0.5,
                     "weights": ConfigDict(
@@ -124,20 +130,20 @@ def get_config() -> ConfigDict:
             ),
             "stage3_speech_driven_visual": ConfigDict(
                 {
-                    "steps": 1700,
+                    "steps": 2200,
                     "learning_rate": 1e-3,
                     "final_fraction": 0.01,
                     "weights": ConfigDict(
                         {
-                            "text_qa": 1.2,
-                            "captioning": 0.8,
-                            "vqa": 1.4,
+                            "text_qa": 1.4,
+                            "captioning": 1.0,
+                            "vqa": 1.6,
                             "t2i": 0.5,
-                            "asr": 1.2,
+                            "asr": 1.0,
                             "tts": 0.6,
                             "spoken_qa": 2.0,
-                            "s2i": 2.2,
-                            "spoken_vqa": 2.0,
+                            "s2i": 1.8,
+                            "spoken_vqa": 2.2,
                         }
                     ),
                 }
@@ -170,9 +176,9 @@ def decoding() -> ConfigDict:
             "vqa": settings(8),
             "t2i": settings(0),
             # Heard speech is about four text tokens a second, at 12.5 units a second.
-            "asr": settings(0, adaptive=ConfigDict({"rate": 0.4, "minimum": 10, "steps_per_token": 1.0})),
+            "asr": settings(0, adaptive=ConfigDict({"rate": 0.4, "minimum": 10})),
             # A word of the answering voice takes 4 to 7 codes.
-            "tts": settings(0, adaptive=ConfigDict({"rate": 6.0, "minimum": 20, "steps_per_token": 1.0})),
+            "tts": settings(0, adaptive=ConfigDict({"rate": 6.0, "minimum": 20})),
             "spoken_qa": settings(36),
             "s2i": settings(0),
             "spoken_vqa": settings(36),

@@ -29,13 +29,18 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "h200:8x8": _row(fsdp=8, data=1) | {"dcn": {"data": 8}},
     },
     "omni13b": {
+        "v5e:16x16": _row("fsdp_tensor", data=2, fsdp=32, tensor=4),
         "v5p:4x4x4": _row("fsdp_tensor", fsdp=32, tensor=2),
         "v6e:16x16": _row("fsdp_tensor", data=2, fsdp=64, tensor=2),
+        "h100:8x8": _row("fsdp_tensor", fsdp=32, tensor=2, accumulate=2),
         "h200:8x8": _row(fsdp=64, accumulate=2),
     },
     "omni70b": {
+        "v5e:16x16": _row("fsdp_tensor", fsdp=32, tensor=8),
         "v5p:8x8x8": _row("fsdp_tensor", fsdp=128, tensor=4),
         "v6e:16x16": _row("fsdp_tensor", fsdp=64, tensor=4),
+        "h100:8x8": _row("fsdp_tensor", fsdp=8, tensor=8, accumulate=4),
+        "h200:8x8": _row("fsdp_tensor", fsdp=8, tensor=8, accumulate=2),
     },
 }
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from experiments.programs.run import batch_axes, config_mesh, optimizer_config
+from experiments.programs.run import batch_axes, config_mesh, masking_config, optimizer_config
 from omnidiff_jax.benchmarks.batches import LONG_TAILED, packed_batch
 from omnidiff_jax.benchmarks.train import Trainer
 from omnidiff_jax.config import build
@@ -13,7 +13,6 @@ from omnidiff_jax.data.loader import Loader
 from omnidiff_jax.data.packing import PackingConfig
 from omnidiff_jax.data.streams import DataConfig
 from omnidiff_jax.diffusion.loss import LossConfig
-from omnidiff_jax.diffusion.masking import MaskingConfig
 from omnidiff_jax.models.backbone import BackboneConfig
 from omnidiff_jax.models.omni import OmniConfig
 from omnidiff_jax.training.omni import OmniProgram
@@ -51,7 +50,7 @@ def backbone_trainer(config: ConfigDict) -> Trainer:
     program = OmniProgram(
         model=OmniConfig(backbone_config(config), speech_encoder=None),
         vocabulary=VOCABULARY,
-        masking=build(MaskingConfig, dict(config.masking), "config.masking"),
+        masking=masking_config(config),
         loss_config=build(LossConfig, dict(config.loss) | {"groups": groups}, "config.loss"),
         tasks=tuple(kind.name for kind in LONG_TAILED),
         open_loader=no_data,

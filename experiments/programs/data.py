@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from data_pipelines.scenes.tasks import SceneRecords
+from data_pipelines.scenes.tasks import VERSION, SceneRecords
 from experiments.programs.omni import open_sets, task_names
 from experiments.programs.run import plain
 from experiments.programs.tokenizers import load_tokenizers
@@ -51,7 +51,8 @@ def build_sets(config: ConfigDict, folder: str | os.PathLike[str], processes: in
                 manifest = job.result()
                 print(
                     f"data {number}/{len(missing)}: {jobs[job]}, {manifest.examples} examples, "
-                    f"{manifest.tokens} tokens, {time.perf_counter() - began:.0f} s",
+                    f"{manifest.tokens} tokens, rejected {dict(manifest.rejected) or 'none'}, "
+                    f"{time.perf_counter() - began:.0f} s",
                     file=sys.stderr,
                     flush=True,
                 )
@@ -67,7 +68,7 @@ def build_sets(config: ConfigDict, folder: str | os.PathLike[str], processes: in
 
 def set_origin(config: ConfigDict, task: str) -> dict[str, Any]:
     """What a task's set is made from; stands in its manifest."""
-    return {"world": "scenes", "task": task, "split": "train", "records": config.data.examples[task]}
+    return {"world": f"scenes {VERSION}", "task": task, "split": "train", "records": config.data.examples[task]}
 
 
 def build_set(config: dict[str, Any], task: str, folder: str) -> Manifest:

@@ -18,12 +18,12 @@ from ml_collections import ConfigDict
 
 from data_pipelines.scenes.exams import exam
 from experiments.common import use_compilation_cache
-from experiments.programs.omni import load_generator
+from experiments.programs.omni import load_generator, newest_step
 from experiments.programs.run import plain
 from experiments.programs.tokenizers import Tokenizers, load_tokenizers
 from omnidiff_jax.evaluation.generate import Generator
 from omnidiff_jax.evaluation.report import View, write_report
-from omnidiff_jax.evaluation.scorecard import Case, Exam, Result, sit, table, write_scorecard
+from omnidiff_jax.evaluation.scorecard import Case, Exam, Result, read_scorecard, sit, table, write_scorecard
 from omnidiff_jax.media.audio import write_wav
 from omnidiff_jax.media.image import write_png
 from omnidiff_jax.tasks.registry import TASKS
@@ -58,6 +58,8 @@ def evaluate_run(
     entries: dict[str, Any] = {}
     views: dict[str, list[View]] = {}
     began = time.perf_counter()
+    step = newest_step(workdir)
+    earlier = read_scorecard(folder, step)
     for name, entry, shown in _sat(plain(config), str(folder), tasks, cases):
         entries[name], views[name] = entry, shown
         print(
@@ -66,10 +68,12 @@ def evaluate_run(
             file=sys.stderr,
             flush=True,
         )
-    entries = {name: entries[name] for name in tasks}
-    views = {name: views[name] for name in tasks}
-    spent = dict(seconds or {}) | {"evaluate": time.perf_counter() - began}
-    scorecard = write_scorecard(folder, entries, spent)
+    # What was not asked now stays as it was, if it is of the same checkpoint.
+    entries = earlier.get("tasks", {}) | entries
+    entries = {name: entries[name] for name in TASKS if name in entries}
+    views = {name: views[name] for name in entries if name in views}
+    spent = earlier.get("seconds", {}) | dict(seconds or {}) | {"evaluate": time.perf_counter() - began}
+    scorecard = write_scorecard(folder, entries, spent, step)
     metrics = folder / "metrics.jsonl"
     lines = read_metrics(metrics) if metrics.exists() else []
     write_report(folder / "report.html", "omnidiff_jax: every task of one model", scorecard, lines, views)

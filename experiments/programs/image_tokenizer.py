@@ -20,7 +20,7 @@ def without_jitter(scene: Scene) -> Scene:
     return Scene(tuple(dataclasses.replace(thing, dx=0, dy=0) for thing in scene.objects), scene.background)
 
 
-# Exams count scenes from 0 upwards; the tokenizer learns from others.
+# Records draw their scenes from all indices at random; these are as good as any.
 _FIRST_LEARNED = 1 << 31
 
 

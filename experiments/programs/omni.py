@@ -1,5 +1,6 @@
 """The backbone's config as the objects that train it and sample from it."""
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -11,7 +12,16 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from experiments.programs.run import Run, batch_axes, config_mesh, loop_config, optimizer_config, stage_plans
+from experiments.programs.run import (
+    Run,
+    batch_axes,
+    check_batch,
+    config_mesh,
+    loop_config,
+    masking_config,
+    optimizer_config,
+    stage_plans,
+)
 from experiments.programs.tokenizers import Sizes, Tokenizers, config_sizes, load_tokenizers
 from omnidiff_jax import rng
 from omnidiff_jax.config import build, choose, suggest, to_dict
@@ -24,7 +34,6 @@ from omnidiff_jax.data.sources import RandomAccess
 from omnidiff_jax.data.storage import EncodedSet
 from omnidiff_jax.data.streams import Corpus, DataConfig
 from omnidiff_jax.diffusion.loss import LossConfig
-from omnidiff_jax.diffusion.masking import MaskingConfig
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.evaluation.generate import Generator
 from omnidiff_jax.models.adapter import AdapterConfig
@@ -44,8 +53,8 @@ from omnidiff_jax.training.step import eval_params
 
 # What a checkpoint must agree on with the config that goes on from it.
 SAME_CONFIG = (
-    "program", "seed", "batch_size", "model", "tokenizers", "masking", "data", "stages",
-    "total_steps", "lora",
+    "program", "seed", "batch_size", "model", "tokenizers", "masking", "tail_pad_gamma", "min_noise", "loss", "data",
+    "stages", "total_steps", "lora",
 )  # fmt: skip
 
 
@@ -104,7 +113,7 @@ def omni_program(
     return OmniProgram(
         model=model_config(config, tokenizers),
         vocabulary=tokenizers.vocabulary,
-        masking=build(MaskingConfig, dict(config.masking), "config.masking"),
+        masking=masking_config(config),
         loss_config=build(LossConfig, dict(config.loss) | {"groups": groups}, "config.loss"),
         tasks=task_names(config),
         open_loader=open_loader,
@@ -140,12 +149,7 @@ def omni_run(config: ConfigDict, sources: Mapping[str, RandomAccess[EncodedExamp
         tokenizers: from `load_tokenizers`.
     """
     mesh, stages, tasks = config_mesh(config), stage_plans(config), task_names(config)
-    groups = math.prod(mesh.shape[axis] for axis in batch_axes(mesh))
-    if config.batch_size % groups:
-        raise UserError(
-            f"config.batch_size = {config.batch_size} rows cannot be split over {groups} devices (mesh axes "
-            f"{' and '.join(batch_axes(mesh))}); use a multiple of {groups}, or another config.mesh"
-        )
+    check_batch(config, mesh)
     curriculum = [Stage(plan.name, plan.steps, dict(config.stages[plan.name].weights)) for plan in stages]
     corpus = Corpus({name: sources[name] for name in tasks}, curriculum, tokenizers.vocabulary)
     sharding = NamedSharding(mesh, PartitionSpec(batch_axes(mesh)))
@@ -171,10 +175,21 @@ def stored_config(workdir: str | os.PathLike[str]) -> ConfigDict:
     Raises:
         UserError: no checkpoint there.
     """
-    saver = Checkpointer(workdir, CheckpointConfig(), read_only=True)
-    config = ConfigDict(saver.config())
-    saver.close()
-    return config
+    with contextlib.closing(Checkpointer(workdir, CheckpointConfig(), read_only=True)) as saver:
+        return ConfigDict(saver.config())
+
+
+def newest_step(workdir: str | os.PathLike[str]) -> int:
+    """Step of the newest checkpoint of `workdir`.
+
+    Raises:
+        UserError: no checkpoint there.
+    """
+    with contextlib.closing(Checkpointer(workdir, CheckpointConfig(), read_only=True)) as saver:
+        step = saver.latest()
+    if step is None:
+        raise UserError(f"no checkpoints in {workdir}; train there first (omnidiff train --workdir={workdir})")
+    return step
 
 
 def decoding_settings(config: ConfigDict) -> dict[str, Decoding]:
@@ -263,10 +278,7 @@ def export_newest(workdir: str | os.PathLike[str], target: Path, **options: Any)
     Raises:
         UserError: no checkpoint, or the target cannot be written.
     """
-    saver = Checkpointer(workdir, CheckpointConfig(), read_only=True)
-    step = saver.latest()
-    config = ConfigDict(saver.config(step))
-    saver.close()
+    step, config = newest_step(workdir), stored_config(workdir)
     model = model_config(config, config_sizes(config))
     parts = OmniParts(model.backbone, model.speech_encoder, model.adapter)
     lora = build(LoraConfig, config.get("lora", {}), "config.lora")

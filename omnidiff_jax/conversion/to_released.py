@@ -59,7 +59,7 @@ def to_released(
     """
     about = _about(source)
     kind = choose(COMPONENTS, about["component"], "component")
-    config = build(kind.config_type, about["config"], f"{source / ABOUT}: config")
+    config: Any = build(kind.config_type, about["config"], f"{source / ABOUT}: config")
     with open_arrays(source) as store:
         return write_released(
             store,

@@ -150,6 +150,11 @@ class Loader:
         self._ahead = False
         self._state, self._rejected = self._host.get_state(), self._host.rejected
 
+    @property
+    def rejected(self) -> dict[str, int]:
+        """Reason -> how many samples this host skipped for it so far."""
+        return dict(self._rejected)
+
     def stats(self) -> LoaderStats:
         """Efficiency and rejects of what this host consumed."""
         tokens, token_room, frames, frame_room = self._used.tolist()

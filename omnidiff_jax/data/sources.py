@@ -16,6 +16,7 @@ from omnidiff_jax.errors import UserError
 from omnidiff_jax.media.paths import safe_join
 from omnidiff_jax.records import AUDIO_TAG, IMAGE_TAG, Message, Record, stable_id
 from omnidiff_jax.tasks.chat import ROLES, media_roles
+from omnidiff_jax.tasks.registry import TASKS
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -53,8 +54,13 @@ class JsonlRecords:
     follows from what its messages hold (`infer_task`). Only the lines' places are kept in memory.
     """
 
-    def __init__(self, path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None):
-        """Args: path, the manifest; root, folder of the media (default: the manifest's own).
+    def __init__(
+        self, path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None, task: str | None = None
+    ):
+        """Args:
+            path: the manifest.
+            root: folder of the media (default: the manifest's own).
+            task: that every record trains, whatever its line says; None = the line's own, or what its media amount to.
 
         Raises:
             UserError: the manifest cannot be read.
@@ -71,7 +77,9 @@ class JsonlRecords:
         except OSError as error:
             raise UserError(f"cannot read {self._path} ({error.strerror}); give a JSONL file") from error
         self._starts = np.array(starts, np.int64)
-        self._first_id = stable_id("jsonl", self._path.name)
+        self._task = task
+        # Sets are often all called data.jsonl: the folder and the task tell their samples apart.
+        self._first_id = stable_id("jsonl", self._path.absolute().parent.name, self._path.name, task or "")
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -89,9 +97,9 @@ class JsonlRecords:
         messages = _messages(content, where)
         images = self._media(content, "images", messages, IMAGE_TAG, where)
         audios = self._media(content, "audios", messages, AUDIO_TAG, where)
-        task = content.get("task") or infer_task(messages)
-        if not isinstance(task, str):
-            raise RejectedRecord("task is not a string", f"{where}: {task!r}")
+        task = self._task or content.get("task") or infer_task(messages)
+        if not isinstance(task, str) or task not in TASKS:
+            raise RejectedRecord("unknown task", f"{where}: {task!r} is none of {', '.join(TASKS)}")
         return Record((self._first_id + index) % 2**32, task, messages, images, audios)
 
     def _media(self, content: dict, key: str, messages: tuple[Message, ...], tag: str, where: str) -> tuple[str, ...]:

@@ -22,16 +22,19 @@ class MaskingConfig:
     mode: "paper" draws one t per sample; "released" draws a threshold per token, so that half of all targets
         are masked, always (`released_forward_process`).
     tail_pad_gamma: γ, mask probability of tail pads relative to other targets.
-    eps: smallest t.
+    min_noise: smallest t of "paper", which is uniform from there to 1: a clipped noise schedule (arXiv 2503.09573).
+    eps: smallest threshold of "released".
     """
 
     mode: Literal["paper", "released"] = "paper"
     tail_pad_gamma: float = 0.6
+    min_noise: float = 1e-3
     eps: float = 1e-3
 
     def __post_init__(self):
-        if not 0 <= self.eps < 1:
-            raise ValueError(f"eps = {self.eps} must be in [0, 1)")
+        for name in ("min_noise", "eps"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)} must be in [0, 1)")
         if not 0 <= self.tail_pad_gamma <= 1:
             raise ValueError(f"tail_pad_gamma = {self.tail_pad_gamma} must be in [0, 1]")
 
@@ -71,7 +74,7 @@ def corrupt(batch: Batch, seed: int | jax.Array, config: MaskingConfig, vocabula
     present = batch.task_ids >= 0
     if config.mode == "paper":
         level_keys = jax.vmap(lambda key: rng.named(key, "level"))(keys.reshape(-1)).reshape(keys.shape)
-        ratio = (1 - config.eps) * rng.sample_uniforms(level_keys) + config.eps
+        ratio = (1 - config.min_noise) * rng.sample_uniforms(level_keys) + config.min_noise
         probability = jnp.take_along_axis(ratio, owner, axis=1)
         probability *= jnp.where(batch.tail_pads, config.tail_pad_gamma, 1.0)
         masked = targets & (per_token("decision") < probability)

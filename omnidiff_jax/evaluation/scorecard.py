@@ -132,11 +132,20 @@ def versions() -> dict[str, str]:
     return found
 
 
+def read_scorecard(workdir: str | os.PathLike[str], step: int) -> dict[str, Any]:
+    """The scorecard of checkpoint `step` in `workdir`; {} where there is none of it."""
+    try:
+        content = json.loads((Path(workdir) / "scorecard.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) and content.get("step") == step else {}
+
+
 def write_scorecard(
-    workdir: str | os.PathLike[str], entries: Mapping[str, Mapping[str, Any]], seconds: Mapping[str, float]
+    workdir: str | os.PathLike[str], entries: Mapping[str, Mapping[str, Any]], seconds: Mapping[str, float], step: int
 ) -> dict[str, Any]:
-    """Writes `scorecard.json`; it appears whole or not at all. Returns its content."""
-    content = {"tasks": dict(entries), "seconds": dict(seconds), "versions": versions()}
+    """Writes `scorecard.json` of checkpoint `step`; it appears whole or not at all. Returns its content."""
+    content = {"step": step, "tasks": dict(entries), "seconds": dict(seconds), "versions": versions()}
     path = Path(workdir) / "scorecard.json"
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(content, indent=2) + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -191,11 +192,16 @@ def hift(fixture: Fixture, check: Check, _: FixtureSet) -> None:
         check.absolute(f"out/{case}/waveform", wave, 2e-3)
 
 
+_RELEASED_STEPS = 10
+
+
 def token2wav(fixture: Fixture, check: Check, others: FixtureSet) -> None:
     """With the weights of the folder's `flow` and `hift` fixtures."""
     hint = str(fixture.meta.get("params", ""))
     flows, hifts = others.of_kind("flow", hint), others.of_kind("hift", hint)
-    config, vocoder = flow_config(flows), hift_config(hifts)
+    steps = re.search(r"option_steps\s*=\s*(\d+)", str(fixture.meta.get("reference", "")))
+    config = dataclasses.replace(flow_config(flows), steps=int(steps[1]) if steps else _RELEASED_STEPS)
+    vocoder = hift_config(hifts)
     codes = fixture["in/token"].astype(np.int32)
     params = flow_params(flows, Check(flows), config)
     mel = _decode(config, params, codes, fixture["in/noise"], jnp.zeros((1, config.speaker_dim)))

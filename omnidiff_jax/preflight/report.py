@@ -158,6 +158,6 @@ def _first_line(message: str) -> str:
 def _exchange_seconds(collective: Collective, chip: Chip, devices: int) -> float:
     if collective.crosses:
         return collective.bytes / chip.network
-    # A group along one axis of the torus has that axis's links only.
-    share = 1.0 if collective.group == devices else 1.0 / chip.torus
-    return collective.bytes / (chip.link * share)
+    # A group has the links of the axes of the torus that it lies along; sides are taken to be equal.
+    axes = math.ceil(chip.torus * math.log(max(collective.group, 2)) / math.log(max(devices, 2)) - 1e-9)
+    return collective.bytes / (chip.link * min(axes, chip.torus) / chip.torus)

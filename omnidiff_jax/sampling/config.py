@@ -226,19 +226,19 @@ class SamplerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LengthRule:
-    """Adaptive answer length (paper, TTS and ASR): L = rate * units of the prompt, T = steps_per_token * L.
+    """Adaptive answer length (paper, TTS and ASR): L = rate * units of the prompt.
+
+    T follows from L by `SamplerConfig.steps_per_token`.
 
     Attributes:
         rate: answer tokens per unit: 3.5 per text token (TTS), 0.2 per speech token (ASR).
         minimum: shortest answer.
         maximum: longest answer, None = no bound.
-        steps_per_token: T / L, for `SamplerConfig.steps_per_token`.
     """
 
     rate: float
     minimum: int = 1
     maximum: int | None = None
-    steps_per_token: float = 0.5
 
     def length(self, units: int) -> int:
         """Answer length for a prompt of `units` units, rounded down as the released evaluation scripts do."""

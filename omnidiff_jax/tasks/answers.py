@@ -42,6 +42,8 @@ class AnswerForms:
             text=[v.text, *closing],
             image=[v.image],
             speech=[v.speech, v.end_audio, *closing],
+            # The turn does not end before its speech: an end there would end the speech too (`SamplerConfig.stop`).
+            text_before_speech=[v.text, v.pad, *self._newline],
             text_and_speech=[v.text, v.speech, v.begin_audio, v.end_audio, *closing],
         )
 
@@ -78,7 +80,7 @@ class AnswerForms:
         answer = blank(length, mask, self.sets["text_and_speech"])
         if decoding.prefill is not None:
             prefill = Prefill(v.begin_audio, decoding.prefill)
-            answer = prefill.apply(answer, self.sets["text"], self.sets["speech"])
+            answer = prefill.apply(answer, self.sets["text_before_speech"], self.sets["speech"])
         return answer
 
     def parse(self, tokens: np.ndarray) -> Parsed:

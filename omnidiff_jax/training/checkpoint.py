@@ -209,11 +209,6 @@ class Checkpointer:
         self._manager.close()
 
 
-def abstract_like(state: Any) -> Any:
-    """Shapes, dtypes and shardings of a tree of arrays."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None)), state)
-
-
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     """ "/"-joined path -> shape of every array of a tree; dataclasses and dicts of the same names agree."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import statistics
+from collections.abc import Callable
 from typing import Any, Literal
 
 from omnidiff_jax.errors import UserError
@@ -65,12 +66,12 @@ class Guard:
         """Whether the step itself must refuse a jump, because afterwards is too late."""
         return self._config.spike == "skip"
 
-    def judge(self, step: int, stage: str, loss: float, finite: bool, limit: float, who: str) -> str:
+    def judge(self, step: int, stage: str, loss: float, finite: bool, limit: float, who: Callable[[], str]) -> str:
         """Decides on a finished step and remembers its loss.
 
         Args:
             limit: what `limit` said of it.
-            who: names its samples.
+            who: names its samples; called where they must be named.
 
         Returns:
             "" for a good step, else what is wrong with it, in words.
@@ -94,14 +95,16 @@ class Guard:
         if policy == "rewind":
             self._rewinds += 1
             if self._rewinds <= self._config.max_rewinds:
-                raise Rewind(f"step {step}: {what}; batch: {who}")
-            raise UserError(f"step {step}: {what} after {self._rewinds - 1} rewinds; batch: {who}; {_REMEDY}")
+                raise Rewind(f"step {step}: {what}; batch: {who()}")
+            raise UserError(f"step {step}: {what} after {self._rewinds - 1} rewinds; batch: {who()}; {_REMEDY}")
         self._skipped += 1
         if policy == "abort":
-            raise UserError(f"step {step}: {what}; batch: {who}; {_REMEDY}")
+            raise UserError(f"step {step}: {what}; batch: {who()}; {_REMEDY}")
         if self._skipped >= self._config.max_in_row:
             cause = "jumped in loss" if jumped else "were not finite"
-            raise UserError(f"{self._skipped} steps in a row {cause}, the last at step {step}; batch: {who}; {_REMEDY}")
+            raise UserError(
+                f"{self._skipped} steps in a row {cause}, the last at step {step}; batch: {who()}; {_REMEDY}"
+            )
         return f"{what} (parameters kept)"
 
     def get_state(self) -> dict[str, Any]:

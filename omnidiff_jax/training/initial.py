@@ -88,7 +88,7 @@ def _load(store: ArrayFolder, path: str, leaf: Any, config: InitConfig) -> jax.A
     """One array, each device reading its own part."""
     shape = store.shapes[path]
     axis = {EMBEDDING: 0, HEAD: 1}.get(path)
-    if axis is not None:
+    if axis is not None and shape[axis] != leaf.shape[axis]:
         return _grown(store, path, leaf, axis, config)
     if shape != tuple(leaf.shape):
         raise UserError(

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import time
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
@@ -60,13 +61,13 @@ class Journal:
         config: OperationsConfig,
         goodput: Goodput,
         log: HostLog,
-        log_every: int,
         writer: MetricsWriter | None,
         progress: Progress | None,
     ):
         """Args: writer and progress are None on all processes but one."""
         self._program, self._stages, self._config = program, stages, config
-        self._goodput, self._log, self._log_every = goodput, log, log_every
+        self._goodput, self._log = goodput, log
+        self._rejected: dict[str, int] = {}
         self._writer, self._progress = writer, progress
         self.guard = Guard(config.guard)
         self._pending: _Pending | None = None
@@ -111,6 +112,15 @@ class Journal:
         """Numbers for the next line, such as the seconds of a save."""
         self._notes |= values
 
+    def count_rejected(self, rejected: Mapping[str, int]) -> None:
+        """Notes how many samples were skipped so far, by reason; a reason is said when it is first met."""
+        if rejected == self._rejected:
+            return
+        for reason in sorted(rejected.keys() - self._rejected.keys()):
+            self.say(f"samples are skipped: {reason} (counts are in metrics.jsonl)")
+        self._rejected = dict(rejected)
+        self._notes["rejected"] = self._rejected
+
     def say(self, text: str) -> None:
         """A line for people: on the terminal, and in this host's log."""
         self._log.write(text)
@@ -143,7 +153,9 @@ class Journal:
         values |= self._notes
         self._notes = {}
         try:
-            trouble = self.guard.judge(step, stage, loss, finite, pending.limit, self._program.describe(pending.batch))
+            trouble = self.guard.judge(
+                step, stage, loss, finite, pending.limit, lambda: self._program.describe(pending.batch)
+            )
         except UserError as error:
             self._write(step, values | {"refused": str(error)})
             self._log.write(str(error))
@@ -152,8 +164,7 @@ class Journal:
             who = self._program.describe(pending.batch)
             values["refused"] = who
             self.say(f"step {step}: {trouble}; batch: {who}")
-        if step % self._log_every == 0 or trouble:
-            self._write(step, values)
+        self._write(step, values)
         self._watch_stalls(step, seconds, pending.stalled)
         if self._progress is not None:
             rate = f"  {values['tokens_per_second']:.0f} tokens/s" if "tokens_per_second" in values else ""

@@ -32,14 +32,12 @@ class LoopConfig:
     """Attributes:
     seed: of parameters, order of data and masks.
     accumulate: microbatches a step.
-    log_every: steps between lines of `metrics.jsonl`.
     checkpoint: see `CheckpointConfig`.
     operations: see `OperationsConfig`.
     """
 
     seed: int = 0
     accumulate: int = 1
-    log_every: int = 1
     checkpoint: ckpt.CheckpointConfig = dataclasses.field(default_factory=ckpt.CheckpointConfig)
     operations: OperationsConfig = OperationsConfig()
 
@@ -192,9 +190,7 @@ class _Run:
         step = newest or 0
         writer = MetricsWriter(self.workdir, step) if is_primary() else None
         progress = Progress(self.total, step) if is_primary() else None
-        self.journal = Journal(
-            self.program, self.stages, config.operations, self.goodput, self.log, config.log_every, writer, progress
-        )
+        self.journal = Journal(self.program, self.stages, config.operations, self.goodput, self.log, writer, progress)
         for part in (writer, progress):
             if part is not None:
                 self._stack.enter_context(contextlib.closing(part))
@@ -250,6 +246,7 @@ class _Run:
         goodput.enter("data_wait")
         batch = next(self.stream)
         waited = goodput.enter("step")
+        journal.count_rejected(getattr(self.stream, "rejected", {}))
         stalled = waited if idle or journal.device_idle() else 0.0
         goodput.move(waited - stalled, "data_wait", "step")  # the device had work all the while
         stage = stage_at(self.stages, step)

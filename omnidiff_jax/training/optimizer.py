@@ -75,12 +75,12 @@ def stage_schedule(
     for length, peak, final in zip(lengths, peaks, finals or [None] * len(lengths), strict=True):
         share = config.final_fraction if final is None else final
         warmup = max(1, round(config.warmup_fraction * length))
-        pieces.append(optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(length, warmup + 1), peak * share))
+        piece = optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(length, warmup + 1), peak * share)
+        # Counted from 1: a stage's first update would be lost at a rate of 0.
+        pieces.append(lambda step, piece=piece: piece(step + 1))
         total += length
         starts.append(total)
-    # The first update of a schedule that starts at 0 would be lost; count steps from 1.
-    joined = optax.join_schedules(pieces, starts[:-1])
-    return lambda step: joined(step + 1)
+    return optax.join_schedules(pieces, starts[:-1])
 
 
 def split_params(params: Any, frozen: Sequence[str]) -> tuple[FlatParams, FlatParams]:

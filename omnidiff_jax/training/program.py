@@ -28,7 +28,7 @@ class StagePlan:
 
 
 def scale_stages(stages: tuple[StagePlan, ...], total_steps: int | None) -> tuple[StagePlan, ...]:
-    """Stages whose steps are scaled in proportion to add up to at most `total_steps`, each keeping at least one."""
+    """Stages whose steps are scaled in proportion to add up to `total_steps`; each keeps at least one."""
     planned = sum(s.steps for s in stages)
     if total_steps is None or total_steps <= 0 or total_steps >= planned:
         return stages
