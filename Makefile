@@ -17,7 +17,7 @@ GPU_PYTHON ?= $(BIN)/python
 PACKAGES := omnidiff_jax experiments data_pipelines
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lock quickstart fullsize check-7b soak scaling bench-gpu test test-slow test-gpu lint typecheck
+.PHONY: help venv lock quickstart fullsize check-7b soak scaling bench-gpu test test-slow test-torch test-gpu lint typecheck
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*##/  make \1 — /'
@@ -83,8 +83,15 @@ test: $(STAMP)  ## lint, type check and the test suite
 test-slow: $(STAMP)  ## the tests that train for minutes
 	$(BIN)/python -m pytest -q -m slow
 
-test-gpu: $(STAMP)  ## the tests that need an accelerator
-	JAX_PLATFORMS= $(BIN)/python -m pytest -q -m gpu
+test-torch: .venv/.torch  ## what other people's readers make of our files, and we of theirs (installs the extra `torch`)
+	$(BIN)/python -m pytest -q tests/test_transformers.py tests/test_convert.py
+
+.venv/.torch: $(STAMP)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint requirements.lock --torch-backend=cpu -e ".[torch]"
+	@touch $@
+
+test-gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),.venv/.cuda)  ## the tests that need an accelerator
+	JAX_PLATFORMS=cuda $(GPU_PYTHON) -m pytest -q -m gpu -p no:cacheprovider
 
 lint: $(STAMP)  ## ruff: rules and format
 	$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet .

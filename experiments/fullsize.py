@@ -39,7 +39,7 @@ from omnidiff_jax.vocabulary import Vocabulary
 
 COMMAND = Command("fullsize", __doc__, "FILE...")
 SKIP_BACKBONE = COMMAND.switch("skip_backbone", "tokenizers and speech features only (3 GiB instead of 20)")
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 T = TypeVar("T")
 
 

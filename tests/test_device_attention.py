@@ -75,3 +75,22 @@ def test_the_mask_given_to_cudnn_is_exact(qkv, expected):
 def test_kernels_refuse_other_devices(qkv):
     with pytest.raises(UserError, match="'cudnn' runs on NVIDIA GPUs, these devices are cpu; use 'chunked'"):
         attentions.attention(*qkv, SEGMENTS, SEGMENTS, backend="cudnn")
+
+
+@pytest.mark.gpu
+def test_cudnn_packed_equals_the_reference(qkv):
+    """On a GPU, in the dtype that training uses: values, gradients, and nothing across segments."""
+    if jax.default_backend() != "gpu":
+        pytest.skip("no GPU")
+    low = tuple(jnp.asarray(np.repeat(x, 4, axis=3), jnp.bfloat16) for x in qkv)  # heads of 64
+    attend = functools.partial(attentions.attention, backend="cudnn")
+    mine = value_and_gradients(lambda q, k, v: attend(q, k, v, SEGMENTS, SEGMENTS).astype(jnp.float32))(*low)
+    theirs = value_and_gradients(lambda q, k, v: reference(q, k, v).astype(jnp.float32))(*low)
+    for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves(theirs), strict=True):
+        a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+        np.testing.assert_allclose(a, b, atol=2e-2 * np.abs(b).max())
+    (_, out), _ = mine
+    assert not np.asarray(out)[SEGMENTS == 0].any()
+    moved = tuple(x.at[:, :9].add(1.0) for x in low)  # another first segment
+    (_, other), _ = value_and_gradients(lambda q, k, v: attend(q, k, v, SEGMENTS, SEGMENTS).astype(jnp.float32))(*moved)
+    np.testing.assert_array_equal(np.asarray(out)[:, 9:], np.asarray(other)[:, 9:])

@@ -1,5 +1,6 @@
 """Ahead-of-time compilation: targets, reading programs, and the real train step and sampler on eight devices."""
 
+import dataclasses
 import json
 
 import jax
@@ -11,11 +12,12 @@ from experiments.common import load_config
 from experiments.configs.slices import PRESETS
 from experiments.programs.scaling import record
 from omnidiff_jax.errors import UserError
-from omnidiff_jax.preflight.advice import larger_slice
+from omnidiff_jax.preflight.advice import Settings, advise, larger_slice
 from omnidiff_jax.preflight.flops import matmul_flops
 from omnidiff_jax.preflight.hlo import carries_logits, read_program
-from omnidiff_jax.preflight.report import _needed
+from omnidiff_jax.preflight.report import Report, _needed
 from omnidiff_jax.preflight.targets import CHIPS, parse_target
+from omnidiff_jax.training.optimizer import OptimizerConfig
 
 needs_eight = pytest.mark.skipif(len(jax.devices()) < 8, reason="needs 8 devices")
 
@@ -192,6 +194,39 @@ def test_train_step_moves_no_logits(tmp_path):
     record(table, "dream7b", result)
     rows = [line for line in table.read_text().splitlines() if line.startswith("| dream7b")]
     assert len(rows) == 1 and "cpu:8" in rows[0] and "fsdp=4 tensor=2" in rows[0]
+
+
+def test_what_does_not_fit_says_which_knobs_would_make_it_fit():
+    gib = 1 << 30
+    report = Report(
+        fits=False, peak_bytes=20.0 * gib, device_bytes=16.0 * gib, argument_bytes=9.0 * gib, flops_per_device=1.0,
+        useful_flops_per_device=1.0, bytes_accessed=None, collectives=None, logits=(), seconds={}, step_seconds=1.0,
+        mfu_ceiling=1.0, compile_seconds=1.0,
+    )  # fmt: skip
+    settings = Settings(
+        remat="dots", attention="xla", rows=2, accumulate=1, chunk=1024, vocabulary=1 << 17, width=4096,
+        trainable=gib, optimizer=OptimizerConfig(b2=0.95), sharding="fsdp",
+    )  # fmt: skip
+    target = parse_target("v5e:4x4")
+    advice = advise(report, settings, target)
+    text = "\n".join(advice)
+    assert "moment_dtype = 'bfloat16': saves 2.0 GiB\n" in text, "less than the 4 GiB that are missing"
+    assert "config.loss.chunk = 512: saves 0.5 GiB" in text
+    assert "moments_on = 'host': saves 8.0 GiB, enough" in text
+    assert "--topology=v5e:4x8: half the state on each device: saves 4.5 GiB, enough" in text
+    for knob in ("config.model.attention", "config.model.remat = 'full'", "config.accumulate = 2", "fsdp_tensor"):
+        assert knob in text
+    assert advise(dataclasses.replace(report, fits=True), settings, target) == []
+
+
+@needs_eight
+def test_a_device_too_small_is_said_to_be(monkeypatch):
+    chip = dataclasses.replace(parse_target("cpu:8").chip, memory=float(1 << 20))
+    monkeypatch.setattr(
+        preflight, "parse_target", lambda topology: dataclasses.replace(parse_target(topology), chip=chip)
+    )
+    result = preflight.preflight(small(), "cpu:8")
+    assert not result["fits"] and result["advice"] and "DOES NOT FIT" in preflight.render(result)
 
 
 @needs_eight

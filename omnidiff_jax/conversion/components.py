@@ -270,12 +270,15 @@ def magvit_params(config: MagvitConfig) -> Any:
 def _flow_sizes(shapes: Shapes, given: Mapping[str, Any]) -> FlowConfig:
     codes, code_width = shapes["input_embedding.weight"]
     mels, speaker = shapes["spk_embed_affine_layer.weight"]
-    estimator, default = "decoder.estimator", EstimatorConfig()
+    estimator = "decoder.estimator"
     levels = _count(shapes, rf"{re.escape(estimator)}\.down_blocks\.(\d+)\.")
     transformers = _count(shapes, rf"{re.escape(estimator)}\.down_blocks\.0\.1\.(\d+)\.")
     inner = shapes[f"{estimator}.down_blocks.0.1.0.attn1.to_q.weight"][0] if transformers else 0
-    heads = inner // default.head_dim if inner % default.head_dim == 0 else default.heads
+    told = released.flow(given, inner)
+    heads, head_dim = told.pop("heads"), told.pop("head_dim")
+    block_size = told.pop("block_size", TokenEncoderConfig.block_size)
     return FlowConfig(
+        **told,
         codes=codes,
         mels=mels,
         speaker_dim=speaker,
@@ -285,6 +288,7 @@ def _flow_sizes(shapes: Shapes, given: Mapping[str, Any]) -> FlowConfig:
             heads=shapes["encoder.encoders.0.self_attn.pos_bias_u"][0],
             hidden=shapes["encoder.encoders.0.feed_forward.w_1.weight"][0],
             layers=_count(shapes, r"encoder\.encoders\.(\d+)\."),
+            block_size=block_size,
         ),
         # Three numbers a layer, and a last convolution.
         regulator_layers=max(int(m[1]) for n in shapes if (m := re.match(r"length_regulator\.model\.(\d+)\.", n))) // 3,
@@ -292,8 +296,8 @@ def _flow_sizes(shapes: Shapes, given: Mapping[str, Any]) -> FlowConfig:
             channels=tuple(shapes[f"{estimator}.down_blocks.{n}.0.block1.block.0.weight"][0] for n in range(levels)),
             mid_blocks=_count(shapes, rf"{re.escape(estimator)}\.mid_blocks\.(\d+)\."),
             transformers=transformers,
-            heads=heads or default.heads,
-            head_dim=inner // heads if heads else default.head_dim,
+            heads=heads,
+            head_dim=head_dim,
         ),
     )
 
@@ -318,20 +322,21 @@ def _hift_sizes(shapes: Shapes, given: Mapping[str, Any]) -> HiftConfig:
         """Shapes tell how many; the released ones are 1, 3, 5."""
         return tuple(2 * n + 1 for n in range(_count(shapes, rf"{re.escape(block)}\.convs1\.(\d+)\.")))
 
-    return HiftConfig(
-        mels=mels,
-        base_channels=base,
-        pitch_channels=shapes["f0_predictor.condnet.0.weight_v"][0],
-        pitch_layers=_count(shapes, r"f0_predictor\.condnet\.(\d+)\."),
-        upsample_rates=tuple(kernel // 2 for kernel in kernels),
-        upsample_kernels=kernels,
-        resblock_kernels=tuple(shapes[f"resblocks.{n}.convs1.0.weight_v"][2] for n in range(blocks)),
-        resblock_dilations=tuple(dilations(f"resblocks.{n}") for n in range(blocks)),
-        source_kernels=tuple(shapes[f"source_resblocks.{n}.convs1.0.weight_v"][2] for n in range(stages)),
-        source_dilations=tuple(dilations(f"source_resblocks.{n}") for n in range(stages)),
-        harmonics=shapes["m_source.l_linear.weight"][1] - 1,
-        n_fft=shapes["conv_post.weight_v"][0] - 2,
-    )
+    fields = {
+        "mels": mels,
+        "base_channels": base,
+        "pitch_channels": shapes["f0_predictor.condnet.0.weight_v"][0],
+        "pitch_layers": _count(shapes, r"f0_predictor\.condnet\.(\d+)\."),
+        "upsample_rates": [kernel // 2 for kernel in kernels],
+        "upsample_kernels": kernels,
+        "resblock_kernels": [shapes[f"resblocks.{n}.convs1.0.weight_v"][2] for n in range(blocks)],
+        "resblock_dilations": [dilations(f"resblocks.{n}") for n in range(blocks)],
+        "source_kernels": [shapes[f"source_resblocks.{n}.convs1.0.weight_v"][2] for n in range(stages)],
+        "source_dilations": [dilations(f"source_resblocks.{n}") for n in range(stages)],
+        "harmonics": shapes["m_source.l_linear.weight"][1] - 1,
+        "n_fft": shapes["conv_post.weight_v"][0] - 2,
+    }
+    return build(HiftConfig, fields | released.hift(given), "config.yaml: hift")
 
 
 def hift_params(config: HiftConfig) -> Any:

@@ -144,3 +144,66 @@ def magvit(
         "code_bits": code_bits,
     }
     return build(MagvitConfig, fields, "magvit config")
+
+
+def flow(config: Mapping[str, Any], inner: int) -> dict[str, Any]:
+    """What the `flow` group of CosyVoice's `config.yaml` says beyond the tensors' shapes, as fields of `FlowConfig`.
+
+    Args:
+        config: the whole file; what it leaves out has the released value.
+        inner: heads * head_dim of the estimator, 0 where it has no attention.
+
+    Returns:
+        fields of `FlowConfig`; "block_size", "heads" and "head_dim" are those of its parts.
+    """
+    group = _group(config, "flow")
+    sampler, parts = _group(group, "decoder", "cfm_params"), _group(group, "decoder", "estimator")
+    expect(sampler, "solver", "euler", "cfm_params")
+    expect(sampler, "t_scheduler", "cosine", "cfm_params")
+    expect(parts, "act_fn", "gelu", "estimator")
+    expect(_group(group, "length_regulator"), "sampling_ratios", [1, 1, 1, 1], "length_regulator")
+    head_dim = parts.get("attention_head_dim", 64)
+    heads = parts.get("num_heads", inner // head_dim or 8)
+    if inner and heads * head_dim != inner:
+        raise UserError(
+            f"the estimator's attention is {inner} wide, which is not {heads} heads of {head_dim}; config.yaml says "
+            "them in flow.decoder.estimator (num_heads, attention_head_dim)"
+        )
+    found = {
+        "code_rate": group.get("input_frame_rate"),
+        "sigma_min": sampler.get("sigma_min"),
+        "drop_rate": sampler.get("training_cfg_rate"),
+        "guidance": sampler.get("inference_cfg_rate"),
+        "block_size": _group(group, "encoder").get("block_size"),
+    }
+    told = {name: value for name, value in found.items() if value is not None}
+    return told | {"heads": heads, "head_dim": head_dim}
+
+
+def hift(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the `hift` group of CosyVoice's `config.yaml` says beyond the tensors' shapes, as fields of `HiftConfig`."""
+    group, transform = _group(config, "hift"), _group(config, "hift", "istft_params")
+    found = {
+        "sample_rate": group.get("sampling_rate"),
+        "upsample_rates": group.get("upsample_rates"),
+        "resblock_dilations": group.get("resblock_dilation_sizes"),
+        "source_dilations": group.get("source_resblock_dilation_sizes"),
+        "hop": transform.get("hop_len"),
+        "slope": group.get("lrelu_slope"),
+        "limit": group.get("audio_limit"),
+        "sine_amplitude": group.get("nsf_alpha"),
+        "noise_amplitude": group.get("nsf_sigma"),
+        "voiced_above": group.get("nsf_voiced_threshold"),
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _group(config: Mapping[str, Any], *path: str) -> Mapping[str, Any]:
+    """A group within groups, {} where it is not said; omegaconf's `content` is looked through."""
+    for name in path:
+        config = config.get(name) or {}
+        if isinstance(config, Mapping) and isinstance(config.get("content"), Mapping):
+            config = config["content"]
+        if not isinstance(config, Mapping):
+            raise UserError(f"config: {name} is no group of settings")
+    return config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,7 +45,8 @@ class TorchFile:
         self.path, self._torch = path, torch
         self.metadata: dict[str, str] = {}
         try:
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            # Files of before torch 1.6 are no archives and cannot be mapped.
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
         except FileNotFoundError as error:
             raise UserError(f"cannot read {path}: it does not exist") from error
         except Exception as error:  # torch raises pickle, zip, runtime and value errors alike

@@ -31,12 +31,17 @@ class Sample:
     frames: int
 
 
+def takes_tail_pads(tokens: np.ndarray, pad: int) -> bool:
+    """Whether a sample of these ids is padded; one that holds the pad id already is not (`dataset_qwen2.py`)."""
+    return not (tokens == pad).any()
+
+
 def tail_pads(example: EncodedExample, epoch: int, seed: int, most: int, pad: int) -> int:
     """Number of tail pads, uniform in 1..`most` and a function of (seed, epoch, sample id) only.
 
     0 if `most` is 0 or, as in the released code, if the pad id occurs in the sample already.
     """
-    if most == 0 or (example.tokens == pad).any():
+    if most == 0 or not takes_tail_pads(example.tokens, pad):
         return 0
     return 1 + stable_id("tail pads", seed, epoch, example.sample_id) % most
 

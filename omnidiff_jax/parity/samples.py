@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from omnidiff_jax.data.packing import pack_released
+from omnidiff_jax.data.rows import takes_tail_pads
 from omnidiff_jax.diffusion.masking import released_forward_process
 from omnidiff_jax.parity.check import Check, unsupported
 from omnidiff_jax.parity.fixtures import Fixture, FixtureSet
@@ -66,7 +67,7 @@ def preprocess(fixture: Fixture, check: Check, _: FixtureSet) -> None:
     for name, sample in fixture.setting("samples").items():
         tokens, targets = _rendered(fixture, layout, name, sample)
         labels = np.where(targets, tokens, IGNORED)
-        if vocabulary.pad not in tokens:
+        if takes_tail_pads(tokens, vocabulary.pad):
             pads = np.full(int(fixture[f"in/{name}/n_pad_drawn"]), vocabulary.pad)
             tokens, labels = np.concatenate([tokens, pads]), np.concatenate([labels, pads])
         check.exact(f"out/{name}/padded_input_ids", tokens)
