@@ -127,13 +127,17 @@ def test_spoken_answers_are_prefilled():
     answer = FORMS.build(chosen, dataclasses.replace(chosen.decoding, length=40, prefill=0.25), 0)
     assert np.flatnonzero(answer.tokens != MASK).tolist() == [10]
     assert answer.tokens[10] == VOCABULARY.begin_audio
-    assert (answer.groups[:10] == FORMS.sets["text"]).all() and (answer.groups[11:] == FORMS.sets["speech"]).all()
+    before, after = FORMS.sets["text_before_speech"], FORMS.sets["speech"]
+    assert (answer.groups[:10] == before).all() and (answer.groups[11:] == after).all()
+    # Sampling stops at the turn's end: before the speech it would leave the answer mute.
+    assert not FORMS.sets.table[before][VOCABULARY.im_end] and FORMS.sets.table[after][VOCABULARY.im_end]
+    assert FORMS.sets.table[before][VOCABULARY.pad]
     free = FORMS.build(chosen, dataclasses.replace(chosen.decoding, length=40, prefill=None), 0)
     assert (free.tokens == MASK).all() and (free.groups == FORMS.sets["text_and_speech"]).all()
 
 
 def test_the_mask_and_the_turn_header_are_never_allowed():
-    for name in ("text", "image", "speech", "text_and_speech"):
+    for name in ("text", "image", "speech", "text_before_speech", "text_and_speech"):
         row = FORMS.sets.table[FORMS.sets[name]]
         assert not row[[MASK, VOCABULARY.im_start, VOCABULARY.context_audio]].any()
 

@@ -107,21 +107,21 @@ def get_config() -> ConfigDict:
                     "steps": 1200,
                     "learning_rate": 1e-3,
                     "final_fraction": 0.5,
-                    "weights": ConfigDict({"text_qa": 2.0, "captioning": 1.5, "vqa": 2.5, "t2i": 1.2}),
+                    "weights": ConfigDict({"text_qa": 3.0, "captioning": 1.2, "vqa": 3.0, "t2i": 1.2}),
                 }
             ),
             "stage2_speech_vision_language": ConfigDict(
                 {
-                    "steps": 1400,
+                    "steps": 1200,
                     "learning_rate": 1e-3,
                     "final_fraction": 0.5,
                     "weights": ConfigDict(
                         {
-                            "text_qa": 1.2,
-                            "captioning": 0.8,
-                            "vqa": 1.2,
+                            "text_qa": 2.0,
+                            "captioning": 0.7,
+                            "vqa": 2.0,
                             "t2i": 0.7,
-                            "asr": 4.0,
+                            "asr": 3.5,
                             "tts": 1.3,
                             "spoken_qa": 2.0,
                         }
@@ -130,19 +130,19 @@ def get_config() -> ConfigDict:
             ),
             "stage3_speech_driven_visual": ConfigDict(
                 {
-                    "steps": 2200,
+                    "steps": 2000,
                     "learning_rate": 1e-3,
                     "final_fraction": 0.01,
                     "weights": ConfigDict(
                         {
-                            "text_qa": 1.4,
-                            "captioning": 1.0,
-                            "vqa": 1.6,
+                            "text_qa": 2.5,
+                            "captioning": 0.8,
+                            "vqa": 2.5,
                             "t2i": 0.5,
-                            "asr": 1.0,
-                            "tts": 0.6,
+                            "asr": 0.8,
+                            "tts": 0.8,
                             "spoken_qa": 2.0,
-                            "s2i": 1.8,
+                            "s2i": 1.3,
                             "spoken_vqa": 2.2,
                         }
                     ),
