@@ -104,24 +104,24 @@ def get_config() -> ConfigDict:
         {
             "stage1_visual_language": ConfigDict(
                 {
-                    "steps": 1200,
+                    "steps": 1000,
                     "learning_rate": 1e-3,
                     "final_fraction": 0.5,
-                    "weights": ConfigDict({"text_qa": 3.0, "captioning": 1.2, "vqa": 3.0, "t2i": 1.2}),
+                    "weights": ConfigDict({"text_qa": 2.0, "captioning": 1.5, "vqa": 2.5, "t2i": 1.2}),
                 }
             ),
             "stage2_speech_vision_language": ConfigDict(
                 {
-                    "steps": 1200,
+                    "steps": 1300,
                     "learning_rate": 1e-3,
                     "final_fraction": 0.5,
                     "weights": ConfigDict(
                         {
-                            "text_qa": 2.0,
-                            "captioning": 0.7,
-                            "vqa": 2.0,
+                            "text_qa": 1.2,
+                            "captioning": 0.8,
+                            "vqa": 1.2,
                             "t2i": 0.7,
-                            "asr": 3.5,
+                            "asr": 4.0,
                             "tts": 1.3,
                             "spoken_qa": 2.0,
                         }
@@ -130,20 +130,20 @@ def get_config() -> ConfigDict:
             ),
             "stage3_speech_driven_visual": ConfigDict(
                 {
-                    "steps": 2000,
+                    "steps": 1700,
                     "learning_rate": 1e-3,
                     "final_fraction": 0.01,
                     "weights": ConfigDict(
                         {
-                            "text_qa": 2.5,
+                            "text_qa": 1.2,
                             "captioning": 0.8,
-                            "vqa": 2.5,
+                            "vqa": 1.4,
                             "t2i": 0.5,
-                            "asr": 0.8,
-                            "tts": 0.8,
+                            "asr": 1.2,
+                            "tts": 0.6,
                             "spoken_qa": 2.0,
-                            "s2i": 1.3,
-                            "spoken_vqa": 2.2,
+                            "s2i": 2.2,
+                            "spoken_vqa": 2.0,
                         }
                     ),
                 }
