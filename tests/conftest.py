@@ -36,6 +36,13 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _forget_programs() -> Iterator[None]:
+    """Compiled programs of one file are of no use to the next, and a worker would gather gigabytes of them."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def golden() -> Path:
     """The folder of numeric fixtures recorded from the released code."""

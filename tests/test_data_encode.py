@@ -261,7 +261,7 @@ def manifest(tmp_path):
         "unusable image": [line("<|image|>", "b", images=["torn.png"])],
         "missing audio": [line("<|audio|>", "b", audios=["none.wav"])],
         "unusable audio": [line("<|audio|>", "b", audios=["empty.wav"])],
-        "task is not a string": [line("a", "b", task=3)],
+        "unknown task": [line("a", "b", task=3)],
     }
     lines = [*good[:2], "", *(entry for group in bad.values() for entry in group), *good[2:]]
     (tmp_path / "set.jsonl").write_text("\n".join(lines) + "\n")

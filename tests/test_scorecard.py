@@ -96,10 +96,10 @@ def test_strips_are_of_the_first_cases_in_their_order():
 def test_the_file_has_the_contracts_shape(tmp_path):
     sat = small_exam(RIGHT, MISSED)
     entries = {"text_qa": sit(sat, Answering([case.truth for case in sat.cases])).entry}
-    write_scorecard(tmp_path, entries, {"train": 1.5})
+    write_scorecard(tmp_path, entries, {"train": 1.5}, 7)
     (written,) = tmp_path.iterdir()
     content = json.loads(written.read_text())
-    assert written.name == "scorecard.json" and set(content) == {"tasks", "seconds", "versions"}
+    assert written.name == "scorecard.json" and set(content) == {"step", "tasks", "seconds", "versions"}
     assert ENTRY <= set(content["tasks"]["text_qa"]) and content["seconds"] == {"train": 1.5}
     assert {"python", "jax", "omnidiff_jax"} <= set(content["versions"])
     decoding = content["tasks"]["text_qa"]["decoding"]
@@ -171,7 +171,7 @@ def lines():
 def test_the_report_is_one_file_that_needs_nothing_else(tmp_path):
     sat = small_exam(RIGHT, MISSED)
     scorecard = write_scorecard(
-        tmp_path, {"text_qa": sit(sat, Answering([Response("red")] * 4)).entry}, {"train": 61.0}
+        tmp_path, {"text_qa": sit(sat, Answering([Response("red")] * 4)).entry}, {"train": 61.0}, 7
     )
     write_report(tmp_path / "report.html", "A <run>", scorecard, list(lines()), views())
     text = (tmp_path / "report.html").read_text()
