@@ -87,7 +87,7 @@ test-torch: .venv/.torch  ## what other people's readers make of our files, and 
 	$(BIN)/python -m pytest -q tests/test_transformers.py tests/test_convert.py
 
 .venv/.torch: $(STAMP)
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint requirements.lock --torch-backend=cpu -e ".[torch]"
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint requirements.lock -e ".[torch]"
 	@touch $@
 
 test-gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),.venv/.cuda)  ## the tests that need an accelerator

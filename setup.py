@@ -46,7 +46,7 @@ EXTRAS = {
     # pocketsphinx 5.1 has no wheel for CPython 3.12.
     "eval": ["matplotlib>=3.10", "pocketsphinx>=5.0.4,<5.1"],
     # To read `.pt` weights (safetensors need no torch), and for the tests and benchmarks beside other people's code.
-    "torch": ["torch>=2.6", "transformers>=4.51,<5"],
+    "torch": ["torch>=2.6", "transformers>=4.51,<6"],
     "dev": [
         "chex>=0.1.90",
         "hypothesis>=6.130",

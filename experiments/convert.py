@@ -74,7 +74,7 @@ def run(source: str, target: str) -> None:
 
 
 def parse_mesh(text: str) -> dict[str, int]:
-    """ "fsdp=8,tensor=2" as sizes by axis.
+    """Sizes by axis of "fsdp=8,tensor=2".
 
     Raises:
         UserError: an unknown axis, or a size that is not a positive number.

@@ -80,8 +80,6 @@ def test_kernels_refuse_other_devices(qkv):
 @pytest.mark.gpu
 def test_cudnn_packed_equals_the_reference(qkv):
     """On a GPU, in the dtype that training uses: values, gradients, and nothing across segments."""
-    if jax.default_backend() != "gpu":
-        pytest.skip("no GPU")
     low = tuple(jnp.asarray(np.repeat(x, 4, axis=3), jnp.bfloat16) for x in qkv)  # heads of 64
     attend = functools.partial(attentions.attention, backend="cudnn")
     mine = value_and_gradients(lambda q, k, v: attend(q, k, v, SEGMENTS, SEGMENTS).astype(jnp.float32))(*low)

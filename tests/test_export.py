@@ -62,7 +62,7 @@ def trained(tmp_path):
 def test_what_is_exported_is_what_one_samples_with(trained, tmp_path, monkeypatch, options):
     monkeypatch.setattr(parts, "PART", 512)  # matrices are moved by rows
     state, expected = trained(**options)
-    export_run(state, tmp_path / "released", CONFIG, options.get("lora", LoraConfig()))
+    export_run(state, tmp_path / "released", CONFIG, options.get("lora", LoraConfig()), averaged="average" in options)
     to_orbax(tmp_path / "released", tmp_path / "orbax")
     found = flatten_dict(arrays.restore(tmp_path / "orbax"), sep="/")
     expected = flatten_dict(expected, sep="/")
@@ -75,5 +75,11 @@ def test_what_is_exported_is_what_one_samples_with(trained, tmp_path, monkeypatc
 def test_another_models_checkpoint_is_refused(trained, tmp_path):
     state, _ = trained()
     with pytest.raises(UserError, match="50 parameters have no rule .another model"):
-        export_run(state, tmp_path / "released", TINY["omni"].__class__(TINY["omni"].backbone), LoraConfig())
+        export_run(state, tmp_path / "released", type(CONFIG)(CONFIG.backbone), LoraConfig(), averaged=False)
     assert not (tmp_path / "released").exists()
+
+
+def test_a_missing_average_is_not_passed_over(trained, tmp_path):
+    state, _ = trained()
+    with pytest.raises(UserError, match="lacks the array ema"):
+        export_run(state, tmp_path / "released", CONFIG, LoraConfig(), averaged=True)

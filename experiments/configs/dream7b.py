@@ -69,6 +69,7 @@ def base() -> ConfigDict:
             "b2": 0.95,
             "clip_norm": 1.0,
             "final_fraction": 0.0,
+            "ema_decay": 0.0,
             "frozen": ("speech_encoder/*",),
             "moment_dtype": "float32",
             "second_moment_dtype": "float32",

@@ -282,4 +282,5 @@ def export_newest(workdir: str | os.PathLike[str], target: Path, **options: Any)
     model = model_config(config, config_sizes(config))
     parts = OmniParts(model.backbone, model.speech_encoder, model.adapter)
     lora = build(LoraConfig, config.get("lora", {}), "config.lora")
-    return export_run(Path(workdir) / "checkpoints" / str(step) / "state", target, parts, lora, **options)
+    state, averaged = Path(workdir) / "checkpoints" / str(step) / "state", optimizer_config(config).ema_decay > 0
+    return export_run(state, target, parts, lora, averaged=averaged, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,6 @@ from omnidiff_jax.conversion.arrays import ArrayFolder, open_arrays
 from omnidiff_jax.conversion.components import OmniParts
 from omnidiff_jax.conversion.parts import Summary
 from omnidiff_jax.conversion.to_released import SHARD, write_released
-from omnidiff_jax.errors import UserError
 from omnidiff_jax.training.lora import SUBTREE, LoraConfig
 
 
@@ -46,6 +46,7 @@ def export_run(
     config: OmniParts,
     lora: LoraConfig,
     *,
+    averaged: bool,
     dtype: np.dtype | None = None,
     allow_nan: bool = False,
     shard_bytes: int = SHARD,
@@ -57,6 +58,7 @@ def export_run(
         target: folder to make; it must not exist.
         config: sizes of the model.
         lora: of the run.
+        averaged: whether the run keeps a weight average, which is then what is written.
         dtype: of floating-point tensors; None keeps float32, as trained.
         allow_nan: write arrays with NaN in them.
         shard_bytes: most bytes of a file.
@@ -64,10 +66,8 @@ def export_run(
     Raises:
         UserError: the checkpoint is none of this model, or the target cannot be written.
     """
-    with open_arrays(state, "params") as params:
-        try:
-            with open_arrays(state, "ema") as average:
-                arrays = TrainedArrays(params, average, lora)
-        except UserError:  # the run keeps no average
-            arrays = TrainedArrays(params, None, lora)
+    with ExitStack() as stack:
+        params = stack.enter_context(open_arrays(state, "params"))
+        average = stack.enter_context(open_arrays(state, "ema")) if averaged else None
+        arrays = TrainedArrays(params, average, lora)
         return write_released(arrays, target, "omni", config, dtype=dtype, allow_nan=allow_nan, shard_bytes=shard_bytes)
