@@ -10,6 +10,7 @@ import pytest
 from omnidiff_jax.parity.check import Check
 from omnidiff_jax.parity.fixtures import Fixture, FixtureSet, load
 from omnidiff_jax.parity.kinds import KINDS, run
+from omnidiff_jax.parity.speech_out import ode_steps
 
 CHEAP = (
     "01_sensevoice_frontend", "03_resampler_projector", "08_rates", "09_resample", "audio_prompt", "forward_process",
@@ -98,6 +99,11 @@ def test_what_is_missing_or_misshapen_fails(golden, tmp_path):
     extra = {"out/of_an_unknown_rate": np.arange(3)}
     failed = changed(golden, tmp_path, lambda a: a.update(extra), "08_rates")
     assert ("out/of_an_unknown_rate", "this required output has no counterpart here") in failed
+
+
+@pytest.mark.parametrize(("reference", "steps"), [("f(x, option_steps=4)", 4), ("option_steps = 12", 12), ("f(x)", 10)])
+def test_an_utterance_is_decoded_in_the_recorded_steps(reference, steps):
+    assert ode_steps(Fixture("07_token2wav", {"reference": reference}, {})) == steps
 
 
 def test_unknown_kinds_and_broken_files_fail(golden, tmp_path):

@@ -1,6 +1,7 @@
 """Text tokenizers: everything encodes, comes back, and never turns into a special token."""
 
 import json
+import re
 
 import pytest
 import tokenizers
@@ -23,6 +24,12 @@ CORPUS = [
 @pytest.fixture(scope="module")
 def pieces():
     return texts.SentencePieceTokenizer.train(CORPUS, texts.SentencePieceConfig(size=400))
+
+
+@pytest.fixture(scope="module")
+def phrases():
+    config = texts.SentencePieceConfig(size=400, phrases=("top left", "top right"))
+    return texts.SentencePieceTokenizer.train(CORPUS, config)
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +77,15 @@ def test_sentencepiece_words_keep_their_piece_at_line_starts(pieces):
     assert pieces.encode("red circle\nred circle")[: len(pieces.encode("red circle"))] == pieces.encode("red circle")
     newline = pieces.encode("\n")
     assert pieces.encode("a\nred circle") == pieces.encode("a") + newline + pieces.encode("red circle")
+
+
+@given(text=st.text(st.sampled_from("toplef \n,rgh")))
+def test_sentencepiece_phrases_are_one_piece_and_come_back(phrases, text):
+    assert len(phrases.encode("top left")) == 1
+    assert phrases.encode("red top left")[-1:] == phrases.encode("top left")
+    assert phrases.encode("red\ntop left")[-1:] == phrases.encode("top left")
+    around = f"{text} top left{text}"
+    assert phrases.decode(phrases.encode(around)) == around
 
 
 @pytest.mark.parametrize("text", ["<unk>", "<0x41>", "<|im_end|>", "<|image|>", "\ud800"])
@@ -164,6 +180,7 @@ def test_bpe_broken_files_are_named(tmp_path):
 
 
 def test_the_shipped_tokenizer_is_what_its_config_trains(tmp_path):
+    from data_pipelines.scenes.scene import PLACES
     from experiments.configs.tokenizers.text import get_config
     from experiments.programs.text_tokenizer import scenes_sentences, train_text_tokenizer
     from omnidiff_jax.tokenizers.assets import nano_dir
@@ -173,5 +190,6 @@ def test_the_shipped_tokenizer_is_what_its_config_trains(tmp_path):
     assert trained.size == shipped.size
     sentences = list(scenes_sentences(20))
     assert all(trained.encode(text) == shipped.encode(text) for text in sentences)
-    words = {word.strip(".,?!") for text in sentences for word in text.split()}
-    assert [word for word in words if len(shipped.encode(word)) > 1] == []
+    places = re.compile("|".join(PLACES))
+    words = {word.strip(".,?!") for text in sentences for word in places.sub("", text).split()}
+    assert [word for word in [*words, *PLACES] if len(shipped.encode(word)) > 1] == []

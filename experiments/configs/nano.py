@@ -177,8 +177,8 @@ def decoding() -> ConfigDict:
             "t2i": settings(0),
             # Heard speech is about four text tokens a second, at 12.5 units a second.
             "asr": settings(0, adaptive=ConfigDict({"rate": 0.4, "minimum": 10})),
-            # A word of the answering voice takes 4 to 7 codes.
-            "tts": settings(0, adaptive=ConfigDict({"rate": 6.0, "minimum": 20})),
+            # A piece of the answering voice takes 4 to 7 codes.
+            "tts": settings(0, adaptive=ConfigDict({"rate": 7.5, "minimum": 20})),
             "spoken_qa": settings(36),
             "s2i": settings(0),
             "spoken_vqa": settings(36),

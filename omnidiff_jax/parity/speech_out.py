@@ -195,12 +195,17 @@ def hift(fixture: Fixture, check: Check, _: FixtureSet) -> None:
 _RELEASED_STEPS = 10
 
 
+def ode_steps(fixture: Fixture) -> int:
+    """Euler steps of a `token2wav` fixture: what the recorded call says, else the released default."""
+    named = re.search(r"option_steps\s*=\s*(\d+)", str(fixture.meta.get("reference", "")))
+    return int(named[1]) if named else _RELEASED_STEPS
+
+
 def token2wav(fixture: Fixture, check: Check, others: FixtureSet) -> None:
     """With the weights of the folder's `flow` and `hift` fixtures."""
     hint = str(fixture.meta.get("params", ""))
     flows, hifts = others.of_kind("flow", hint), others.of_kind("hift", hint)
-    steps = re.search(r"option_steps\s*=\s*(\d+)", str(fixture.meta.get("reference", "")))
-    config = dataclasses.replace(flow_config(flows), steps=int(steps[1]) if steps else _RELEASED_STEPS)
+    config = dataclasses.replace(flow_config(flows), steps=ode_steps(fixture))
     vocoder = hift_config(hifts)
     codes = fixture["in/token"].astype(np.int32)
     params = flow_params(flows, Check(flows), config)

@@ -50,10 +50,13 @@ class SentencePieceConfig:
         kind: "unigram" or "bpe".
         size: number of pieces, the 256 byte pieces and the unknown piece included. A corpus that cannot fill it
             gives a smaller model.
+        phrases: words that always make one piece together, e.g. ("top left",), where they follow a space or begin
+            a line.
     """
 
     kind: str = "unigram"
     size: int = 512
+    phrases: tuple[str, ...] = ()
 
     def __post_init__(self):
         if self.kind not in ("unigram", "bpe"):
@@ -95,6 +98,7 @@ class SentencePieceTokenizer:
                 model_writer=model,
                 model_type=config.kind,
                 vocab_size=config.size,
+                user_defined_symbols=["▁" + phrase.replace(" ", "▁") for phrase in config.phrases],
                 hard_vocab_limit=False,
                 byte_fallback=True,
                 character_coverage=1.0,
