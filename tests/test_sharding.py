@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import omnidiff_jax
+from experiments.configs.slices import PRESETS
 from omnidiff_jax.batch import Batch, ModelInputs
 from omnidiff_jax.config import build
 from omnidiff_jax.diffusion.loss import LossConfig, masked_cross_entropy
@@ -152,17 +153,48 @@ def test_impossible_meshes(config, message):
         mesh_shape(build(MeshConfig, config), 8)
 
 
+TORI = [
+    (model, row, tuple(int(side) for side in row.partition(":")[2].split("x")))
+    for model, rows in PRESETS.items()
+    for row in rows
+    if row.startswith("v")
+]
+
+
+@pytest.mark.parametrize(("model", "row", "sides"), TORI, ids=lambda value: str(value))
+def test_every_preset_lays_its_mesh_on_its_torus(model, row, sides):
+    """An axis may take part of a side, as data=2 fsdp=32 does on 4x4x4."""
+    coords = list(np.ndindex(*sides))
+    kind = {"v5e": "TPU v5 lite", "v5p": "TPU v5", "v6e": "TPU v6 lite"}[row.partition(":")[0]]
+    devices = [
+        types.SimpleNamespace(
+            id=i,
+            coords=(*at, *(0,) * (3 - len(at))),
+            core_on_chip=0,
+            process_index=i // 4,
+            platform="tpu",
+            device_kind=kind,
+        )
+        for i, at in enumerate(coords)
+    ]
+    sizes = MeshConfig(**{"data": 1, "fsdp": 1} | PRESETS[model][row]["mesh"])
+    inner, outer = mesh_shape(sizes, len(devices))
+    grid = mesh.arrange(inner, outer, devices)
+    assert grid.shape == inner
+    assert sorted(device.id for device in grid.flat) == list(range(len(devices)))
+
+
 def test_hybrid_mesh_puts_slices_outermost():
     """Sixteen pretended GPUs in two hosts: `data` crosses between them, `fsdp` stays within one."""
     devices = [
         types.SimpleNamespace(id=i, process_index=i // 8, slice_index=i // 8, platform="gpu", device_kind="x")
         for i in range(16)
     ]
-    grid = mesh._hybrid((1, 8, 1, 1), (2, 1, 1, 1), devices)
+    grid = mesh.arrange((1, 8, 1, 1), (2, 1, 1, 1), devices)
     assert grid.shape == (2, 8, 1, 1)
     assert [{d.process_index for d in row.flat} for row in grid] == [{0}, {1}]
     with pytest.raises(UserError, match="asks for 4 slices; the devices form 2 slices in 2 processes"):
-        mesh._hybrid((1, 4, 1, 1), (4, 1, 1, 1), devices)
+        mesh.arrange((1, 4, 1, 1), (4, 1, 1, 1), devices)
 
 
 # ---- computing on a mesh ----------------------------------------------------------------------------------
