@@ -125,7 +125,8 @@ def test_schedule_warms_up_and_decays_in_every_stage():
 
 def test_stages_scale_in_proportion():
     assert [s.steps for s in scale_stages(STAGES, 5)] == [3, 2]
-    assert [s.steps for s in scale_stages(STAGES, 1)] == [1, 1]
+    assert [s.steps for s in scale_stages(STAGES, 1)] == [1]
+    assert all(sum(s.steps for s in scale_stages(STAGES, n)) == n for n in range(1, 10))
     assert scale_stages(STAGES, None) is STAGES and scale_stages(STAGES, 99) is STAGES
     assert [stage_at(STAGES, i).name for i in (0, 5, 6, 9, 50)] == ["one", "one", "two", "two", "two"]
 

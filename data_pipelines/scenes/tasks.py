@@ -20,7 +20,6 @@ from data_pipelines.scenes.language import (
     caption,
     draw_question,
     held_out_phrases,
-    parse_caption,
 )
 from data_pipelines.scenes.render import render
 from data_pipelines.scenes.scene import COUNT_WEIGHTS, MAX_INDEX, Scene, generator, sample_scene
@@ -29,16 +28,14 @@ from data_pipelines.sdvi.build import VOICES, speech_to_image, spoken_vqa
 from data_pipelines.sdvi.rules import SpeakablePair, speakable
 from omnidiff_jax.config import choose
 from omnidiff_jax.data.sources import RejectedRecord
-from omnidiff_jax.records import Message, Record, Waveform, stable_id
+from omnidiff_jax.records import Record, Waveform, stable_id
 from omnidiff_jax.tasks.registry import task
 
 # Of what records hold; data built by one version is not mixed with another's.
-VERSION = 2
+VERSION = 3
 # Relative frequency of one, two and three objects where every object costs a second of speech.
 SPOKEN_COUNTS = (0.45, 0.45, 0.10)
 SHORT_COUNTS = (0.60, 0.40, 0.0)
-# Questions that a training conversation about a scene may add to its first.
-FOLLOW_UPS = 2
 # Where things are takes longest to learn, so training asks for it twice as often as exams do.
 TRAINING_WEIGHTS = EVEN | {"where": 2.0, "what": 2.0}
 KNOWLEDGE_SHARE = {"text_qa": 0.1, "spoken_qa": 0.3}
@@ -76,24 +73,9 @@ def _described(
     return text, question, {"kind": question.kind, "caption": caption(scene)}
 
 
-def _followed_up(
-    messages: tuple[Message, ...], scene: Scene, rng: np.random.Generator, split: str
-) -> tuple[Message, ...]:
-    """A training conversation goes on with up to FOLLOW_UPS more questions about the scene; an exam asks one."""
-    if split != "train":
-        return messages
-    turns = list(messages)
-    for _ in range(int(rng.integers(FOLLOW_UPS + 1))):
-        question = draw_question(scene, rng, _asked(split))
-        turns += [Message("user", question.text), Message("assistant", question.answer)]
-    return tuple(turns)
-
-
 def _text_qa(rng: np.random.Generator, split: str, identity: int) -> Record:
     text, question, meta = _described(rng, split, "text_qa", COUNT_WEIGHTS, background=True)
     messages = task("text_qa").conversation(text, question.answer)
-    if (scene := parse_caption(meta.get("caption", ""))) is not None:
-        messages = _followed_up(messages, scene, rng, split)
     return Record(identity, "text_qa", messages, meta=meta | {"request": text, "answer": question.answer})
 
 
@@ -107,7 +89,7 @@ def _captioning(rng: np.random.Generator, split: str, identity: int) -> Record:
 def _vqa(rng: np.random.Generator, split: str, identity: int) -> Record:
     scene = _scene(rng, split)
     question = draw_question(scene, rng, _asked(split))
-    messages = _followed_up(task("vqa").conversation(question.text, question.answer), scene, rng, split)
+    messages = task("vqa").conversation(question.text, question.answer)
     meta = {"request": question.text, "caption": caption(scene), "kind": question.kind, "answer": question.answer}
     return Record(identity, "vqa", messages, (render(scene),), meta=meta)
 

@@ -42,10 +42,10 @@ def get_config() -> ConfigDict:
     )
     config.model = ConfigDict(
         {
-            "width": 192,
-            "layers": 5,
-            "heads": 6,
-            "kv_heads": 6,
+            "width": 256,  # wide rather than deep: to look a word up takes two layers, and width (docs/performance.md)
+            "layers": 4,
+            "heads": 8,
+            "kv_heads": 8,
             "head_dim": 32,
             "hidden": 512,
             "rope_theta": 1e3,
@@ -79,9 +79,9 @@ def get_config() -> ConfigDict:
             # Distinct training samples of each task; what is heard costs the most to make.
             "examples": ConfigDict(
                 {
-                    "text_qa": 8000,
+                    "text_qa": 16000,
                     "captioning": 8000,
-                    "vqa": 8000,
+                    "vqa": 12000,
                     "t2i": 10000,
                     "asr": 2500,
                     "tts": 6000,
@@ -135,15 +135,15 @@ def get_config() -> ConfigDict:
                     "final_fraction": 0.01,
                     "weights": ConfigDict(
                         {
-                            "text_qa": 1.2,
-                            "captioning": 0.8,
-                            "vqa": 1.4,
-                            "t2i": 0.5,
-                            "asr": 1.2,
+                            "text_qa": 1.4,
+                            "captioning": 1.0,
+                            "vqa": 1.7,
+                            "t2i": 0.6,
+                            "asr": 0.9,
                             "tts": 0.6,
                             "spoken_qa": 2.0,
-                            "s2i": 2.2,
-                            "spoken_vqa": 2.0,
+                            "s2i": 1.6,
+                            "spoken_vqa": 2.2,
                         }
                     ),
                 }
@@ -172,7 +172,7 @@ def decoding() -> ConfigDict:
     return ConfigDict(
         {
             "text_qa": settings(8),
-            "captioning": settings(24),
+            "captioning": settings(20),
             "vqa": settings(8),
             "t2i": settings(0),
             # Heard speech is about four text tokens a second, at 12.5 units a second.

@@ -28,13 +28,13 @@ class StagePlan:
 
 
 def scale_stages(stages: tuple[StagePlan, ...], total_steps: int | None) -> tuple[StagePlan, ...]:
-    """Stages whose steps are scaled in proportion to add up to `total_steps`; each keeps at least one."""
+    """Stages whose steps are scaled in proportion to add up to `total_steps`; one left without a step drops out."""
     planned = sum(s.steps for s in stages)
     if total_steps is None or total_steps <= 0 or total_steps >= planned:
         return stages
     bounds = np.round(np.cumsum([s.steps for s in stages]) * total_steps / planned).astype(int)
-    lengths = np.maximum(np.diff(bounds, prepend=0), 1)
-    return tuple(dataclasses.replace(s, steps=int(n)) for s, n in zip(stages, lengths, strict=True))
+    lengths = np.diff(bounds, prepend=0)
+    return tuple(dataclasses.replace(s, steps=int(n)) for s, n in zip(stages, lengths, strict=True) if n)
 
 
 def stage_at(stages: tuple[StagePlan, ...], step: int) -> StagePlan:
