@@ -1,7 +1,11 @@
 """The TFDS builder of Scenes: its features hold a whole record; writing needs TensorFlow, reading does not."""
 
+import json
+
 import numpy as np
 import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
+from tensorflow_datasets.proto import tf_example_pb2
 
 from data_pipelines.scenes.tasks import TASKS, make_record
 from data_pipelines.tfds_builders import scenes
@@ -49,3 +53,42 @@ def test_builder_writes_array_records_that_read_back(tmp_path):
     assert len(source) == len(expected)
     for index in range(len(source)):
         assert_same(source[index], expected[source[index].sample_id])
+
+
+def write_prepared(folder, records):
+    """A version folder as the builder leaves it, of records without media; TFDS itself needs TensorFlow to write."""
+    folder.mkdir()
+    scenes.features().save_config(str(folder))
+    files = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+    split = {"name": "train", "shardLengths": [str(len(records))], "numBytes": "9", "filepathTemplate": files}
+    info = {"name": "scenes", "version": str(scenes.Scenes.VERSION), "fileFormat": "array_record", "splits": [split]}
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    writer = ArrayRecordWriter(str(folder / "scenes-train.array_record-00000-of-00001"), "group_size:1")
+    for record in records:
+        made = tf_example_pb2.Example()
+        feature = made.features.feature
+        feature["sample_id"].int64_list.value.append(record.sample_id)
+        texts = {
+            "task": [record.task],
+            "messages/role": [message.role for message in record.messages],
+            "messages/content": [message.content for message in record.messages],
+            "images": [],
+            "audios": [],
+            "meta": [json.dumps(record.meta)],
+        }
+        for name, values in texts.items():
+            feature[name].bytes_list.value.extend(value.encode() for value in values)
+        writer.write(made.SerializeToString())
+    writer.close()
+
+
+def test_a_prepared_set_is_encoded_by_the_command(tmp_path, omnidiff):
+    write_prepared(tmp_path / "set", [make_record("text_qa", index, "train") for index in range(3)])
+    words = ("--config=experiments/configs/nano.py", f"--tfds={tmp_path / 'set'}", "--split=train[1:]", "--json")
+    done = omnidiff("data", "build", str(tmp_path / "out"), "--task=text_qa", *words)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["text_qa"]["examples"] == 2
+    manifest = json.loads((tmp_path / "out" / "text_qa" / "manifest.json").read_text())
+    assert manifest["origin"] == {"tfds": str(tmp_path / "set"), "split": "train[1:]"}
+    refused = omnidiff("data", "build", str(tmp_path / "more"), *words)
+    assert refused.returncode == 2 and "--tfds needs --task" in refused.stderr

@@ -5,7 +5,7 @@
     python -m data_pipelines.tfds_builders.scenes --config=vqa --data_dir=gs://… --beam_runner=DataflowRunner -- …
 
 Examples are made by Apache Beam, on any of its runners; what follows `--` are the runner's options. TensorFlow and Beam
-are needed to write only: `omnidiff_jax.data.sources.TfdsRecords(DIR/scenes/vqa/1.0.0, "train", to_record)`
+are needed to write only: `omnidiff_jax.data.sources.TfdsRecords(DIR/scenes/vqa/VERSION, "train", to_record)`
 reads the set without it.
 """
 
@@ -20,7 +20,7 @@ import numpy as np
 import soundfile
 import tensorflow_datasets as tfds
 
-from data_pipelines.scenes.tasks import TASKS, make_record
+from data_pipelines.scenes.tasks import TASKS, VERSION, make_record
 from omnidiff_jax.media.audio import wav_bytes
 from omnidiff_jax.records import Message, Record, Waveform
 
@@ -38,23 +38,12 @@ class ScenesConfig(tfds.core.BuilderConfig):
 class Scenes(tfds.core.GeneratorBasedBuilder):
     """Coloured shapes with captions, questions and speech, made from nothing but an index."""
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "Initial release."}
+    VERSION = tfds.core.Version(f"{VERSION}.0.0")
+    RELEASE_NOTES = {f"{VERSION}.0.0": "Records of this version of the Scenes world."}
     BUILDER_CONFIGS = [ScenesConfig(name=task, description=f"records of the task {task}", task=task) for task in TASKS]
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return self.dataset_info_from_configs(
-            features=tfds.features.FeaturesDict(
-                {
-                    "sample_id": tfds.features.Scalar(np.int64),
-                    "task": tfds.features.Text(),
-                    "messages": tfds.features.Sequence({"role": tfds.features.Text(), "content": tfds.features.Text()}),
-                    "images": tfds.features.Sequence(tfds.features.Image(shape=(None, None, 3), encoding_format="png")),
-                    "audios": tfds.features.Sequence(tfds.features.Text(doc="16-bit PCM wav files")),
-                    "meta": tfds.features.Text(doc="JSON for judges, never seen by a model"),
-                }
-            )
-        )
+        return self.dataset_info_from_configs(features=features())
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         config = self.builder_config
@@ -67,6 +56,20 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
         import apache_beam as beam
 
         return beam.Create(range(count)) | beam.Map(_numbered_example, task=self.builder_config.task, split=split)
+
+
+def features() -> tfds.features.FeaturesDict:
+    """What an example holds: a whole `Record`."""
+    return tfds.features.FeaturesDict(
+        {
+            "sample_id": tfds.features.Scalar(np.int64),
+            "task": tfds.features.Text(),
+            "messages": tfds.features.Sequence({"role": tfds.features.Text(), "content": tfds.features.Text()}),
+            "images": tfds.features.Sequence(tfds.features.Image(shape=(None, None, 3), encoding_format="png")),
+            "audios": tfds.features.Sequence(tfds.features.Text(doc="16-bit PCM wav files")),
+            "meta": tfds.features.Text(doc="JSON for judges, never seen by a model"),
+        }
+    )
 
 
 def _numbered_example(index: int, task: str, split: str) -> tuple[int, dict[str, Any]]:
