@@ -112,14 +112,14 @@ def get_config() -> ConfigDict:
             ),
             "stage2_speech_vision_language": ConfigDict(
                 {
-                    "steps": 1300,
+                    "steps": 1200,
                     "learning_rate": 1e-3,
                     "final_fraction": 0.5,
                     "weights": ConfigDict(
                         {
-                            "text_qa": 1.2,
+                            "text_qa": 1.5,
                             "captioning": 0.8,
-                            "vqa": 1.2,
+                            "vqa": 1.5,
                             "t2i": 0.7,
                             "asr": 4.0,
                             "tts": 1.3,
@@ -130,19 +130,19 @@ def get_config() -> ConfigDict:
             ),
             "stage3_speech_driven_visual": ConfigDict(
                 {
-                    "steps": 1700,
+                    "steps": 1800,
                     "learning_rate": 1e-3,
                     "final_fraction": 0.01,
                     "weights": ConfigDict(
                         {
-                            "text_qa": 1.4,
-                            "captioning": 1.0,
-                            "vqa": 1.7,
-                            "t2i": 0.6,
-                            "asr": 0.9,
+                            "text_qa": 1.9,
+                            "captioning": 0.9,
+                            "vqa": 2.0,
+                            "t2i": 0.5,
+                            "asr": 0.7,
                             "tts": 0.6,
                             "spoken_qa": 2.0,
-                            "s2i": 1.6,
+                            "s2i": 1.2,
                             "spoken_vqa": 2.2,
                         }
                     ),
