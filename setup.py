@@ -45,6 +45,8 @@ EXTRAS = {
     # The outside judge of speech and the figures of the report: what `evaluate` needs and a training pod does not.
     # pocketsphinx 5.1 has no wheel for CPython 3.12.
     "eval": ["matplotlib>=3.10", "pocketsphinx>=5.0.4,<5.1"],
+    # The attention backend of this name.
+    "tokamax": ["tokamax>=0.0.12"],
     # To read `.pt` weights (safetensors need no torch), and for the tests and benchmarks beside other people's code.
     "torch": ["torch>=2.6", "transformers>=4.51,<6"],
     "dev": [
@@ -56,6 +58,7 @@ EXTRAS = {
         "pytest-xdist>=3.8",
         "ruff>=0.14",
         "setuptools>=77",
+        "tokamax>=0.0.12",
         "uv>=0.9",
     ],
 }

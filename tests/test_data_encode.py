@@ -8,6 +8,7 @@ import pytest
 from data_world import VOCABULARY, example
 from hypothesis import given
 from hypothesis import strategies as st
+from tfds_toys import write_tfds
 
 from omnidiff_jax.data import codec, encode, sources, storage
 from omnidiff_jax.data.check import check_jsonl
@@ -19,7 +20,6 @@ from omnidiff_jax.tasks.chat import ChatLayout
 from omnidiff_jax.tokenizers import assets
 
 FINGERPRINT = "those of the test"
-TFDS_FILES = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
 
 class Letters:
@@ -297,21 +297,9 @@ def test_jsonl_trains_past_its_faults(manifest):
 
 def test_tfds_sets_are_read_without_tensorflow(tmp_path):
     import tensorflow_datasets as tfds
-    from array_record.python.array_record_module import ArrayRecordWriter
-    from tensorflow_datasets.proto import tf_example_pb2
 
     features = tfds.features.FeaturesDict({"sample_id": np.int64, "question": tfds.features.Text()})
-    features.save_config(str(tmp_path))
-    split = {"name": "train", "shardLengths": ["3"], "numBytes": "9", "filepathTemplate": TFDS_FILES}
-    info = {"name": "toy", "version": "1.0.0", "fileFormat": "array_record", "splits": [split]}
-    (tmp_path / "dataset_info.json").write_text(json.dumps(info))
-    writer = ArrayRecordWriter(str(tmp_path / "toy-train.array_record-00000-of-00001"), "group_size:1")
-    for number in range(3):
-        made = tf_example_pb2.Example()
-        made.features.feature["sample_id"].int64_list.value.append(number)
-        made.features.feature["question"].bytes_list.value.append(f"how many {number}".encode())
-        writer.write(made.SerializeToString())
-    writer.close()
+    write_tfds(tmp_path, "toy", features, [{"sample_id": [i], "question": [f"how many {i}"]} for i in range(3)])
 
     def parse(found):
         return Record(int(found["sample_id"]), "text_qa", turn(found["question"].decode(), "ho"))

@@ -1,6 +1,7 @@
-"""Kernels of particular devices: splash interpreted on the CPU, cuDNN's call with XLA in its place."""
+"""Kernels of particular devices: splash interpreted on the CPU, tokamax's XLA, cuDNN's call with XLA in its place."""
 
 import functools
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import pytest
 
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.models import attention as attentions
-from omnidiff_jax.models.device_attention import masked_attention, splash_attention
+from omnidiff_jax.models.device_attention import masked_attention, splash_attention, tokamax_attention
 from omnidiff_jax.sharding.mesh import MeshConfig, make_mesh
 from omnidiff_jax.sharding.rules import logical_rules
 
@@ -47,9 +48,10 @@ def close(actual, expected):
         np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5 * np.abs(theirs).max())
 
 
-def test_splash_is_exact_packed_and_on_a_mesh(qkv, expected):
+@pytest.mark.parametrize("backend", ["splash", "tokamax"])
+def test_kernels_are_exact_packed_and_on_a_mesh(backend, qkv, expected):
     """Lengths that are no multiple of 128, shared key heads, padding; rows and heads on four devices."""
-    attend = functools.partial(attentions.attention, backend="splash")
+    attend = functools.partial(attentions.attention, backend=backend)
     step = value_and_gradients(lambda q, k, v: attend(q, k, v, SEGMENTS, SEGMENTS))
     mesh = make_mesh(MeshConfig(fsdp=2, tensor=2), jax.devices()[:4])
     with jax.set_mesh(mesh), logical_rules("fsdp_tensor"):
@@ -58,11 +60,12 @@ def test_splash_is_exact_packed_and_on_a_mesh(qkv, expected):
     assert not np.asarray(out)[SEGMENTS == 0].any()
 
 
-def test_splash_packed_equals_unpacked(qkv):
+@pytest.mark.parametrize("attend", [splash_attention, tokamax_attention])
+def test_kernels_packed_equal_unpacked(attend, qkv):
     """The second segment alone is what it is in its row."""
     alone = slice(9, 23)
-    out = jax.jit(splash_attention)(*qkv, SEGMENTS, SEGMENTS)
-    single = jax.jit(splash_attention)(*(x[:, alone] for x in qkv), None, None)
+    out = jax.jit(attend)(*qkv, SEGMENTS, SEGMENTS)
+    single = jax.jit(attend)(*(x[:, alone] for x in qkv), None, None)
     np.testing.assert_allclose(out[:, alone], single, rtol=1e-5, atol=1e-6)
 
 
@@ -77,11 +80,18 @@ def test_kernels_refuse_other_devices(qkv):
         attentions.attention(*qkv, SEGMENTS, SEGMENTS, backend="cudnn")
 
 
+def test_a_missing_tokamax_is_named(qkv, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tokamax", None)
+    with pytest.raises(UserError, match=r"needs its package: pip install 'omnidiff_jax\[tokamax\]'"):
+        attentions.attention(*qkv, SEGMENTS, SEGMENTS, backend="tokamax")
+
+
 @pytest.mark.gpu
-def test_cudnn_packed_equals_the_reference(qkv):
+@pytest.mark.parametrize("backend", ["cudnn", "tokamax"])
+def test_gpu_kernels_packed_equal_the_reference(backend, qkv):
     """On a GPU, in the dtype that training uses: values, gradients, and nothing across segments."""
     low = tuple(jnp.asarray(np.repeat(x, 4, axis=3), jnp.bfloat16) for x in qkv)  # heads of 64
-    attend = functools.partial(attentions.attention, backend="cudnn")
+    attend = functools.partial(attentions.attention, backend=backend)
     mine = value_and_gradients(lambda q, k, v: attend(q, k, v, SEGMENTS, SEGMENTS).astype(jnp.float32))(*low)
     theirs = value_and_gradients(lambda q, k, v: reference(q, k, v).astype(jnp.float32))(*low)
     for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves(theirs), strict=True):

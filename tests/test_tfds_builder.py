@@ -4,8 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from array_record.python.array_record_module import ArrayRecordWriter
-from tensorflow_datasets.proto import tf_example_pb2
+from tfds_toys import write_tfds
 
 from data_pipelines.scenes.tasks import TASKS, make_record
 from data_pipelines.tfds_builders import scenes
@@ -55,35 +54,22 @@ def test_builder_writes_array_records_that_read_back(tmp_path):
         assert_same(source[index], expected[source[index].sample_id])
 
 
-def write_prepared(folder, records):
-    """A version folder as the builder leaves it, of records without media; TFDS itself needs TensorFlow to write."""
-    folder.mkdir()
-    scenes.features().save_config(str(folder))
-    files = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
-    split = {"name": "train", "shardLengths": [str(len(records))], "numBytes": "9", "filepathTemplate": files}
-    info = {"name": "scenes", "version": str(scenes.Scenes.VERSION), "fileFormat": "array_record", "splits": [split]}
-    (folder / "dataset_info.json").write_text(json.dumps(info))
-    writer = ArrayRecordWriter(str(folder / "scenes-train.array_record-00000-of-00001"), "group_size:1")
-    for record in records:
-        made = tf_example_pb2.Example()
-        feature = made.features.feature
-        feature["sample_id"].int64_list.value.append(record.sample_id)
-        texts = {
-            "task": [record.task],
-            "messages/role": [message.role for message in record.messages],
-            "messages/content": [message.content for message in record.messages],
-            "images": [],
-            "audios": [],
-            "meta": [json.dumps(record.meta)],
-        }
-        for name, values in texts.items():
-            feature[name].bytes_list.value.extend(value.encode() for value in values)
-        writer.write(made.SerializeToString())
-    writer.close()
+def flat(record):
+    """A record without media as the builder's features name its parts."""
+    return {
+        "sample_id": [record.sample_id],
+        "task": [record.task],
+        "messages/role": [message.role for message in record.messages],
+        "messages/content": [message.content for message in record.messages],
+        "images": [],
+        "audios": [],
+        "meta": [json.dumps(record.meta)],
+    }
 
 
 def test_a_prepared_set_is_encoded_by_the_command(tmp_path, omnidiff):
-    write_prepared(tmp_path / "set", [make_record("text_qa", index, "train") for index in range(3)])
+    records = [make_record("text_qa", index, "train") for index in range(3)]
+    write_tfds(tmp_path / "set", "scenes", scenes.features(), [flat(record) for record in records])
     words = ("--config=experiments/configs/nano.py", f"--tfds={tmp_path / 'set'}", "--split=train[1:]", "--json")
     done = omnidiff("data", "build", str(tmp_path / "out"), "--task=text_qa", *words)
     assert done.returncode == 0, done.stderr

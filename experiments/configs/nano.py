@@ -62,6 +62,7 @@ def get_config() -> ConfigDict:
             # What AdamW reaches in the same steps: docs/performance.md.
             "algorithm": "muon",
             "matrix_rate": 8.0,
+            "newton_schulz_steps": 3,
             "b2": 0.95,
             "clip_norm": 1.0,
             "final_fraction": 0.05,
@@ -130,7 +131,7 @@ def get_config() -> ConfigDict:
             ),
             "stage3_speech_driven_visual": ConfigDict(
                 {
-                    "steps": 2100,
+                    "steps": 1800,
                     "learning_rate": 1e-3,
                     "final_fraction": 0.01,
                     "weights": ConfigDict(
@@ -139,8 +140,8 @@ def get_config() -> ConfigDict:
                             "captioning": 0.9,
                             "vqa": 2.0,
                             "t2i": 0.4,
-                            "asr": 0.7,
-                            "tts": 0.6,
+                            "asr": 0.5,
+                            "tts": 0.5,
                             "spoken_qa": 2.0,
                             "s2i": 0.9,
                             "spoken_vqa": 3.0,

@@ -2,7 +2,7 @@
 
 A backend is a row of `BACKENDS`: a function and what it can do. Kernels for particular devices join as further rows.
 `xla` is the reference, `chunked` bounds memory for long rows, `rows` suits short rows on a CPU, `cudnn` is for NVIDIA
-GPUs, `splash` for TPUs.
+GPUs, `splash` for TPUs, `tokamax` takes what that library thinks best.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from omnidiff_jax.config import choose
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.models.chunked_attention import chunked_attention
-from omnidiff_jax.models.device_attention import cudnn_attention, splash_attention
+from omnidiff_jax.models.device_attention import cudnn_attention, splash_attention, tokamax_attention
 from omnidiff_jax.models.row_attention import row_attention
 
 
@@ -65,6 +65,7 @@ BACKENDS: dict[str, Backend] = {
     "rows": Backend(row_attention, honours_segments=True),
     "cudnn": Backend(cudnn_attention, honours_segments=True),
     "splash": Backend(splash_attention, honours_segments=True),
+    "tokamax": Backend(tokamax_attention, honours_segments=True),
 }
 
 

@@ -1,10 +1,15 @@
-"""Attention kernels of particular devices: cuDNN on NVIDIA GPUs, splash on TPUs. Neither keeps whole score matrices."""
+"""Attention kernels of particular devices: cuDNN on NVIDIA GPUs, splash on TPUs, and tokamax's choice of its own.
+
+On accelerators none of them keeps whole score matrices.
+"""
 
 import functools
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from absl import flags
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 from jax.sharding import PartitionSpec
@@ -43,34 +48,64 @@ def masked_attention(
     """`jax.nn.dot_product_attention` within segments; 0 where a query sees no key."""
     if query_segments is None or key_segments is None:
         return jax.nn.dot_product_attention(query, key, value, implementation=implementation)
-    visible = (query_segments[:, :, None] == key_segments[:, None, :]) & (query_segments > 0)[:, :, None]
-    out = jax.nn.dot_product_attention(
-        query,
-        key,
-        value,
-        mask=visible[:, None],
-        implementation=implementation,
-    )
+    visible = _visible(query_segments, key_segments)
+    out = jax.nn.dot_product_attention(query, key, value, mask=visible[:, None], implementation=implementation)
+    return _where_seen(visible, out)
+
+
+def tokamax_attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, query_segments: jax.Array | None, key_segments: jax.Array | None
+) -> jax.Array:
+    """The kernel that tokamax takes for the device (Mosaic or Triton on GPUs), with the segments as a mask of one head;
+    its chunked XLA on CPUs. Arguments as in `attention.attention`.
+
+    Raises:
+        UserError: tokamax is not installed.
+    """
+    try:
+        import tokamax
+    except ImportError as error:
+        raise UserError(
+            "attention backend 'tokamax' needs its package: pip install 'omnidiff_jax[tokamax]', or use 'chunked'"
+        ) from error
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # it would parse the command line of a program that has no absl flags
+    implementation = "xla_chunked" if axes.platform() == "cpu" else None
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, sq: jax.Array, sk: jax.Array) -> jax.Array:
+        visible = _visible(sq, sk)
+        out = tokamax.dot_product_attention(q, k, v, mask=visible[:, None], implementation=implementation)
+        return _where_seen(visible, out)
+
+    return _on_each_device(attend, query, key, value, query_segments, key_segments)
+
+
+def _visible(query_segments: jax.Array, key_segments: jax.Array) -> jax.Array:
+    """[B, L], [B, S] -> [B, L, S]."""
+    return (query_segments[:, :, None] == key_segments[:, None, :]) & (query_segments > 0)[:, :, None]
+
+
+def _where_seen(visible: jax.Array, out: jax.Array) -> jax.Array:
+    """`out` [B, L, H, hd], 0 where a query sees no key: kernels differ in what they put there."""
     return jnp.where(visible.any(-1)[:, :, None, None], out, jnp.zeros((), out.dtype))
 
 
-def splash_attention(
-    query: jax.Array, key: jax.Array, value: jax.Array, query_segments: jax.Array | None, key_segments: jax.Array | None
+def _on_each_device(
+    attend: Callable[..., jax.Array],
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    query_segments: jax.Array | None,
+    key_segments: jax.Array | None,
 ) -> jax.Array:
-    """The TPU's block-sparse kernel with segment ids; interpreted (slowly) on a CPU. Arguments as in `attention`.
+    """`attend` on the rows, heads and query positions that each device has; keys and values are whole along the length.
 
-    Each device runs it on the rows, heads and query positions it has; keys and values are whole along the length.
-
-    Raises:
-        UserError: devices that are neither.
+    The compiler does not split a kernel by itself. Without segments every position is of one.
     """
-    if (platform := axes.platform()) not in ("tpu", "cpu"):
-        raise UserError(f"attention backend 'splash' runs on TPUs, these devices are {platform}; use 'cudnn'")
     if query_segments is None or key_segments is None:
         query_segments = jnp.ones(query.shape[:2], jnp.int32)
         key_segments = jnp.ones(key.shape[:2], jnp.int32)
-    attend = functools.partial(_splash, interpret=platform == "cpu")
-    if jax.sharding.get_abstract_mesh().size > 1:  # a kernel is not split by the compiler
+    if jax.sharding.get_abstract_mesh().size > 1:
         rows, length = axes.split_over(axes.BATCH) or None, axes.split_over(axes.LENGTH) or None
         heads, kv_heads = axes.split_over(axes.ACT_HEADS) or None, axes.split_over(axes.ACT_KV_HEADS) or None
         q = PartitionSpec(rows, length, heads)
@@ -78,6 +113,20 @@ def splash_attention(
         specs = (q, kv, kv, PartitionSpec(rows, length), PartitionSpec(rows))
         attend = jax.shard_map(attend, in_specs=specs, out_specs=q, check_vma=False)
     return attend(query, key, value, query_segments, key_segments)
+
+
+def splash_attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, query_segments: jax.Array | None, key_segments: jax.Array | None
+) -> jax.Array:
+    """The TPU's block-sparse kernel with segment ids; interpreted (slowly) on a CPU. Arguments as in `attention`.
+
+    Raises:
+        UserError: devices that are neither.
+    """
+    if (platform := axes.platform()) not in ("tpu", "cpu"):
+        raise UserError(f"attention backend 'splash' runs on TPUs, these devices are {platform}; use 'cudnn'")
+    attend = functools.partial(_splash, interpret=platform == "cpu")
+    return _on_each_device(attend, query, key, value, query_segments, key_segments)
 
 
 def _splash(
@@ -98,8 +147,7 @@ def _splash(
 
     out = jax.vmap(row)(q, k, v, sq_padded, sk_padded)[:, :length]
     # A query that sees no key has the mean of all values so far.
-    seen = ((sq[:, :, None] == sk[:, None, :]) & (sq > 0)[:, :, None]).any(-1)
-    return jnp.where(seen[:, :, None, None], out, jnp.zeros((), out.dtype))
+    return _where_seen(_visible(sq, sk), out)
 
 
 def _kernel(heads: int, length: int, kv_length: int, interpret: bool) -> splash.SplashAttentionKernel:

@@ -25,13 +25,21 @@ _AXES: dict[str, MuonDimensionNumbers] = {
 
 
 def muon(
-    schedule: optax.Schedule, scale: float, b1: float, b2: float, eps: float, weight_decay: float, mu_dtype: Any
+    schedule: optax.Schedule,
+    scale: float,
+    steps: int,
+    b1: float,
+    b2: float,
+    eps: float,
+    weight_decay: float,
+    mu_dtype: Any,
 ) -> optax.GradientTransformation:
     """The transformation, over a flat dict of "/"-joined parameter path -> array.
 
     Args:
         schedule: learning rate of what AdamW trains.
         scale: learning rate of the matrices, as a multiple of that one.
+        steps: of the Newton-Schulz iteration; fewer cost less and leave small singular values small.
         b1, b2, eps, weight_decay: AdamW's; the decay is the matrices' too.
         mu_dtype: dtype of first moments and momenta.
 
@@ -47,6 +55,7 @@ def muon(
 
     return optax.contrib.muon(
         lambda step: scale * schedule(step),
+        ns_steps=steps,
         mu_dtype=mu_dtype,
         weight_decay=weight_decay,
         adam_b1=b1,

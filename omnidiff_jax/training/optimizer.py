@@ -23,6 +23,7 @@ class OptimizerConfig:
     Attributes:
         algorithm: "adamw", or "muon" for the backbone's matrices (`training/muon.py`) with AdamW for the rest.
         matrix_rate: under "muon", the matrices' learning rate as a multiple of the schedule's.
+        newton_schulz_steps: under "muon", how many times a momentum is brought nearer to an orthogonal matrix.
         b1, b2, eps, weight_decay: AdamW.
         clip_norm: global gradient norm above which gradients are scaled down.
         warmup_fraction: share of each stage's steps spent on linear warm-up from 0.
@@ -37,6 +38,7 @@ class OptimizerConfig:
 
     algorithm: Literal["adamw", "muon"] = "adamw"
     matrix_rate: float = 8.0
+    newton_schulz_steps: int = 5
     b1: float = 0.9
     b2: float = 0.95
     eps: float = 1e-8
@@ -51,6 +53,8 @@ class OptimizerConfig:
     ema_decay: float = 0.0
 
     def __post_init__(self):
+        if self.newton_schulz_steps < 1:
+            raise ValueError(f"newton_schulz_steps = {self.newton_schulz_steps} must be at least 1")
         if self.second_moment_dtype == "bfloat16" and self.b2 > 0.99:
             raise ValueError(f"b2 = {self.b2} must be at most 0.99 for second_moment_dtype = 'bfloat16'")
 
@@ -102,7 +106,16 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.G
     """Clip by global norm, then the algorithm; works on the flat dict of trainable parameters."""
     moments, decay = jnp.dtype(config.moment_dtype), config.weight_decay
     if config.algorithm == "muon":
-        update = muon(schedule, config.matrix_rate, config.b1, config.b2, config.eps, decay, moments)
+        update = muon(
+            schedule,
+            config.matrix_rate,
+            config.newton_schulz_steps,
+            config.b1,
+            config.b2,
+            config.eps,
+            decay,
+            moments,
+        )
     else:
         update = optax.adamw(schedule, config.b1, config.b2, config.eps, mu_dtype=moments, weight_decay=decay)
     if config.second_moment_dtype != "float32":
