@@ -28,6 +28,7 @@ from experiments.programs.bench import (
     data_config,
     torch_settings,
 )
+from experiments.programs.omni import check_config
 from omnidiff_jax.benchmarks.input import H200_TOKENS_PER_SECOND, bench_input
 from omnidiff_jax.benchmarks.matmul import matmul_flops
 from omnidiff_jax.benchmarks.train import Trainer, TrainSpeed, device_bytes, measure, peak_bytes
@@ -49,6 +50,7 @@ SIDE = COMMAND.switch("side", "used by --against: one of the two processes")
 
 
 def run(what: str) -> None:
+    check_config(CONFIG.value)
     result = choose({"train": train, "input": read}, what, "benchmark")(CONFIG.value)
     if JSON.value and result is not None:
         print(json.dumps(result))

@@ -35,14 +35,38 @@ PROJECT = Path(__file__).parents[1]
 
 
 class ConfigHolder:
-    """The config of a command; `value`, and `name` of its file, are filled when the command line is parsed."""
+    """The config of a command, read when it is first asked for.
 
-    value: ConfigDict
-    name: str
+    Attributes:
+        default: its file, where the command line names none.
+        file: the one named by the command line, or None.
+        words: the command line's `--config.key=value`.
+    """
 
     def __init__(self, default: str | None):
         self.default = default
-        self.given = False  # by the command line
+        self.set(None, [])
+
+    def set(self, file: str | None, words: list[str]) -> None:
+        self.file, self.words = file, words
+        self._value: ConfigDict | None = None
+
+    @property
+    def name(self) -> str:
+        return Path(self._source().partition(":")[0]).stem
+
+    @property
+    def value(self) -> ConfigDict:
+        """Raises a `UserError` as `load_config` does, and where no file is named."""
+        if self._value is None:
+            self._value = load_config(self._source(), self.words)
+        return self._value
+
+    def _source(self) -> str:
+        file = self.file or self.default
+        if not file:
+            raise UserError("--config is missing: --config=experiments/configs/nano.py, or a file of your own")
+        return file
 
 
 class Command:
@@ -62,6 +86,7 @@ class Command:
         self._flags.set_gnu_getopt(True)
         self._required: list[str] = []
         self._config: ConfigHolder | None = None
+        self._at_once = True
 
     def string(
         self, name: str, help: str, default: str | None = None, required: bool = False
@@ -99,9 +124,15 @@ class Command:
         flags.register_validator(name, check, flag_values=self._flags)
         return holder
 
-    def config(self, default: str | None = None) -> ConfigHolder:
-        """Adds `--config=FILE` and `--config.key=value`; without a default file, `--config` is required."""
-        self._config = ConfigHolder(default)
+    def config(self, default: str | None = None, *, at_once: bool = True) -> ConfigHolder:
+        """Adds `--config=FILE` and `--config.key=value`; without a default file, `--config` is required.
+
+        Args:
+            default: the file where none is named.
+            at_once: read the config while the command line is parsed; else when its value is asked for, which a
+                command may never do.
+        """
+        self._config, self._at_once = ConfigHolder(default), at_once
         return self._config
 
     def main(self, run: Callable[..., None]) -> Never:
@@ -166,7 +197,7 @@ class Command:
 
     def _parse_config(self, argv: list[str]) -> list[str]:
         assert self._config is not None
-        file, overrides, rest = self._config.default, [], []
+        file, overrides, rest = None, [], []
         words = collections.deque(argv)
         while words:
             word = words.popleft()
@@ -181,11 +212,9 @@ class Command:
                 overrides.append(f"{word}={words.popleft()}" if takes_next else word)
             else:
                 rest.append(word)
-        self._config.given = len(rest) < len(argv)
-        if not file:
-            raise UserError("--config is missing: --config=experiments/configs/nano.py, or a file of your own")
-        self._config.value = load_config(file, overrides)
-        self._config.name = Path(file.partition(":")[0]).stem
+        self._config.set(file or None, overrides)
+        if self._at_once:
+            _ = self._config.value
         return rest
 
 
@@ -202,8 +231,12 @@ def load_config(file: str, overrides: Iterable[str] = ()) -> ConfigDict:
     Raises:
         UserError: no such file, a file that fails, an unknown key, or a value of another type.
     """
+    return override(_run_config_file(file), overrides, file)
+
+
+def override(config: ConfigDict, overrides: Iterable[str], file: str) -> ConfigDict:
+    """`config` with values replaced, and locked; arguments, result and errors as for `load_config`."""
     words = list(overrides)
-    config = _run_config_file(file)
     known = _keys(config)
     for word in words:
         key = re.sub(r"^--?(no)?config\.", "", word.partition("=")[0])

@@ -20,6 +20,7 @@ from data_pipelines.scenes.tasks import speaker
 from data_pipelines.sdvi.build import build as build_sdvi
 from experiments.common import Command
 from experiments.programs.data import build_sets, encode_set
+from experiments.programs.omni import check_config
 from omnidiff_jax.config import choose, suggest
 from omnidiff_jax.data.check import check_jsonl
 from omnidiff_jax.data.sources import JsonlRecords, RandomAccess, TfdsRecords
@@ -59,7 +60,10 @@ def run(action: str, path: str) -> None:
 
 
 def _build(out: Path) -> dict[str, dict[str, object]]:
+    check_config(CONFIG.value)
     source = JSONL.value or TFDS.value
+    if JSONL.value and TFDS.value:
+        raise UserError("--jsonl and --tfds are two sources; build a set from each")
     if source is None:
         manifests = build_sets(CONFIG.value, out, PROCESSES.value)
     elif TASK.value is None:

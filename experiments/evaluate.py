@@ -2,7 +2,8 @@
 
     omnidiff evaluate --workdir=DIR
 
-Leaves scorecard.json (with the decoding settings), report.html and samples/ in the workdir.
+Leaves scorecard.json (with the decoding settings), report.html and samples/ in the workdir; with --task the scorecard
+keeps what it says of other tasks, and the report is report_TASK.html.
 """
 
 from experiments.common import Command

@@ -1,4 +1,4 @@
-"""Runs real media through the full-size tokenizers, speech encoder and 7B backbone with random weights.
+"""Runs real media through every full-size module, tokenizers to vocoder and 7B backbone, with random weights.
 
     omnidiff fullsize FILE...            (about 20 GiB of memory and some minutes a part on two cores)
 
@@ -39,6 +39,7 @@ from omnidiff_jax.vocabulary import Vocabulary
 
 COMMAND = Command("fullsize", __doc__, "FILE...")
 SKIP_BACKBONE = COMMAND.switch("skip_backbone", "tokenizers and speech features only (3 GiB instead of 20)")
+SPOKEN = 64  # codes that are spoken again, five seconds of a recording
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 T = TypeVar("T")
 
@@ -96,19 +97,28 @@ def _pictures(pictures: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def _sounds(sounds: dict[str, Waveform]) -> dict[str, np.ndarray]:
     frontend = SpeechFrontend()
-    found = {}
+    found: dict[str, np.ndarray] = {}
     config = WhisperVQConfig()
-    tokenizer = speech.SpeechTokenizer(config, _random(speech.tokenizer_shapes(config))) if sounds else None
+    voice = speech.SpeechDecoderConfig()
+    if not sounds:
+        return found
+    tokenizer = speech.SpeechTokenizer(config, _random(speech.tokenizer_shapes(config)))
+    decoder = speech.SpeechDecoder(voice, _random(speech.decoder_shapes(voice)))
     for file, wave in sounds.items():
         frames = _timed(
             f"{file} {wave.seconds:.1f} s at {wave.rate} Hz -> LFR frames", functools.partial(frontend, wave)
         )
-        assert tokenizer is not None
         codes = _timed("  speech codes", functools.partial(tokenizer.encode, [wave]))[0]
         print(
             f"  {len(frames)} frames of {frames.shape[1]}, "
             f"{len(codes)} codes ({len(codes) / wave.seconds:.2f} a second)"
         )
+        spoken = _timed(
+            f"  {min(len(codes), SPOKEN)} codes spoken", functools.partial(decoder.decode, [codes[:SPOKEN]])
+        )[0]
+        if not np.isfinite(spoken.samples).all():
+            raise UserError(f"{file}: the vocoder's samples are not finite")
+        print(f"  {spoken.seconds:.2f} s at {spoken.rate} Hz")
         found[file] = frames
     return found
 

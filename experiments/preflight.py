@@ -23,12 +23,20 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from experiments.common import Command
-from experiments.programs.omni import decoding_settings, frozen_optimizer, no_data, omni_program, packing_config
+from experiments.programs.omni import (
+    check_config,
+    decoding_settings,
+    frozen_optimizer,
+    no_data,
+    omni_program,
+    packing_config,
+)
 from experiments.programs.run import loop_config, stage_plans
 from experiments.programs.scaling import record
 from experiments.programs.tokenizers import Sizes, config_sizes
 from omnidiff_jax.config import build
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.models.attention import BACKENDS
 from omnidiff_jax.preflight.advice import Settings, advise, per_device
 from omnidiff_jax.preflight.jobs import sample_job, train_job
 from omnidiff_jax.preflight.report import Job, Report, compile_job
@@ -79,11 +87,10 @@ def preflight(
     config: ConfigDict, topology: str, what: str = "train", sampling: Sampling = Sampling()
 ) -> dict[str, Any]:
     """Compiles a config's program for a topology; the result is what `--json` prints."""
-    if config.program != "omni":
-        raise UserError(f"config.program = {config.program!r} is no backbone; preflight compiles the program 'omni'")
+    check_config(config)
     target = parse_target(topology)
     prepare(target)
-    if target.stand_in or (target.kind == "cpu" and config.model.attention in ("splash", "cudnn")):
+    if target.stand_in or (target.kind == "cpu" and BACKENDS[config.model.attention].home):
         config = config.copy_and_resolve_references()
         config.model.attention = "chunked"
     mesh = target_mesh(build(MeshConfig, config.mesh, "config.mesh"), target)

@@ -3,6 +3,7 @@
 omnidiff sample --workdir=DIR --task=t2i --text="small red circle top left, on white" --out=picture.png
 omnidiff sample --workdir=DIR --task=asr --audio=speech.wav
 omnidiff sample --config=experiments/configs/dream7b.py --config.init.folder=CONVERTED --task=vqa --image=… --text=…
+omnidiff sample --workdir=DIR --task=t2i --text="…" --config.decoding.t2i.sampler.guidance.scale=2.0
 omnidiff sample --workdir=DIR --task=inpainting --image=in.png --text="..." --hole=0,0,32,32 --out=filled.png
 """
 
@@ -10,9 +11,11 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+from ml_collections import ConfigDict
 
-from experiments.common import Command
-from experiments.programs.omni import load_generator, stored_config
+from experiments.common import Command, override
+from experiments.programs.omni import check_config, decoding_settings, load_generator, stored_config
+from omnidiff_jax.config import to_dict
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.evaluation.generate import Request, Response
 from omnidiff_jax.media.audio import read_audio, write_wav
@@ -20,7 +23,7 @@ from omnidiff_jax.media.image import read_image, write_png
 from omnidiff_jax.tasks.registry import TASKS, Decoding, Task, task
 
 COMMAND = Command("sample", __doc__)
-CONFIG = COMMAND.config("experiments/configs/dream7b.py")
+CONFIG = COMMAND.config("experiments/configs/dream7b.py", at_once=False)
 WORKDIR = COMMAND.string("workdir", "folder of a trained run; without it, --config.init.folder says whose weights")
 TASK = COMMAND.choice("task", "what to do", tuple(TASKS), required=True)
 TEXT = COMMAND.string("text", "the request, question or caption", "")
@@ -31,17 +34,17 @@ OUT = COMMAND.string("out", "file for the picture (.png) or speech (.wav) of the
 STEPS = COMMAND.integer("steps", "denoising steps (default: the task's)", minimum=1)
 LENGTH = COMMAND.integer("length", "positions of the answer (default: the task's)", minimum=1)
 TEMPERATURE = COMMAND.number("temperature", "0 takes the likeliest tokens")
-SEED = COMMAND.integer("seed", "of the sampling noise", 0)
+SEED = COMMAND.integer("seed", "of the sampling noise, below 2^32", 0, minimum=0)
 
 
 def run() -> None:
     workdir = WORKDIR.value
-    if workdir and CONFIG.given:
-        raise UserError(f"--workdir={workdir} has a config of its own; leave out --config, or --workdir")
-    config = stored_config(workdir) if workdir else CONFIG.value
+    config = _trained_config(workdir) if workdir else check_config(CONFIG.value)
     if not workdir and not config.get("init", {}).get("folder"):
         raise UserError("--workdir is missing: folder of a trained run (or --config.init.folder: converted weights)")
     chosen = task(str(TASK.value))
+    if (SEED.value or 0) >= 1 << 32:
+        raise UserError(f"--seed={SEED.value} must be below 2^32")
     size = config.tokenizers.assistant_image_size
     request = Request(
         text=TEXT.value or "",
@@ -55,6 +58,18 @@ def run() -> None:
     generator = load_generator(config, workdir, rows=1, seed=SEED.value or 0, adjust=_adjusted)
     (response,) = generator(chosen, [request])
     _leave(chosen, response, out)
+
+
+def _trained_config(workdir: str) -> ConfigDict:
+    """The config of a run, with what the command line says about decoding."""
+    if CONFIG.file:
+        raise UserError(f"--workdir={workdir} has a config of its own; leave out --config, or --workdir")
+    for word in CONFIG.words:
+        if not word.lstrip("-").startswith("config.decoding."):
+            raise UserError(f"{word}: a trained model stays as it is; only --config.decoding.… can be replaced")
+    config = stored_config(workdir)
+    config.decoding = ConfigDict({name: to_dict(settings) for name, settings in decoding_settings(config).items()})
+    return override(config, CONFIG.words, f"the run in {workdir}")
 
 
 def _adjusted(decoding: Decoding) -> Decoding:

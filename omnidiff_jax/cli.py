@@ -16,6 +16,8 @@ from omnidiff_jax.errors import UserError
 
 SCRIPTS = "experiments"
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+# Of a path that the user gave: a file where a folder should be, a folder that is not theirs.
+_UNUSABLE = (errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENAMETOOLONG)
 
 
 def main() -> None:
@@ -84,6 +86,8 @@ def guard(program: str, function: Callable[[], None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
+        if error.errno in _UNUSABLE and error.filename:
+            return _explain(program, f"cannot use {error.filename}: {error.strerror}; name another place")
         if error.errno not in _DISK_FULL:
             raise
         where = error.filename or "the output folder"

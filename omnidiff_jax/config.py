@@ -36,6 +36,14 @@ def choose(table: Mapping[str, T], name: str, what: str) -> T:
     return table[name]
 
 
+def refuse_unknown(mapping: Iterable[str], known: Iterable[str], where: str) -> None:
+    """Raises a `UserError` for the first key of `mapping` that is not known, naming the nearest one that is."""
+    known = set(known)
+    for key in mapping:
+        if key not in known:
+            raise UserError(f"unknown key {where}.{key}; {suggest(key, known)}")
+
+
 def build(cls: type[T], mapping: Any, where: str = "config") -> T:
     """Builds the frozen dataclass `cls` (nested dataclasses included) from a mapping.
 
@@ -50,9 +58,8 @@ def build(cls: type[T], mapping: Any, where: str = "config") -> T:
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     hints = typing.get_type_hints(cls)
     values = {}
+    refuse_unknown(mapping, fields, where)
     for key in mapping:
-        if key not in fields:
-            raise UserError(f"unknown key {where}.{key}; {suggest(key, fields)}")
         values[key] = _convert(hints[key], mapping[key], f"{where}.{key}")
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING

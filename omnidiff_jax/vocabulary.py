@@ -180,6 +180,6 @@ class Vocabulary:
 
     @property
     def fingerprint(self) -> str:
-        """Short hash of the layout; data sets and checkpoints carry it so that a mismatch is noticed."""
+        """Short hash of the layout, a part of the tokenizers' fingerprint, which data sets and checkpoints carry."""
         layout = json.dumps(dataclasses.astuple(self)).encode()
         return hashlib.blake2b(layout, digest_size=8).hexdigest()

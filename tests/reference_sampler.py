@@ -195,6 +195,11 @@ def reference_sample(
         for p in sorted(decided, key=lambda p: (-decided[p][2], p))[:quota]:
             if decided[p][0] != mask_id:
                 tokens[p], trace.commit_step[p], trace.confidence[p] = decided[p][0], step, decided[p][1]
+        end, left = config.stopping.end_id, [p for p in masked if tokens[p] == mask_id]
+        if end is not None and any(example.generate[p] and tokens[p] == end for p in range(left[0] if left else 0)):
+            for p in left:
+                tokens[p], trace.commit_step[p] = end, step
+                trace.confidence[p] = decided[p][1] if p in decided else 0.0
     return trace
 
 

@@ -8,18 +8,26 @@ import pytest
 import soundfile
 from tiny_run import untrained, write_config
 
+from experiments import bench as bench_command
 from experiments import data as data_command
 from experiments import evaluate as evaluate_command
+from experiments import preflight as preflight_command
+from experiments import quickstart as quickstart_command
 from experiments import sample as sample_command
 from experiments import train as train_command
 from experiments.common import load_config
+from experiments.programs.omni import FREE_CONFIG, SAME_CONFIG
 from experiments.programs.tokenizers import load_tokenizers
 from omnidiff_jax.cli import guard
 from omnidiff_jax.data.storage import EncodedSet
+from omnidiff_jax.errors import UserError
 from omnidiff_jax.media.audio import write_wav
 from omnidiff_jax.media.image import write_png
 from omnidiff_jax.records import Waveform
 from omnidiff_jax.tokenizers.assets import nano_dir
+from omnidiff_jax.training.checkpoint import check_same_config
+from omnidiff_jax.training.digest import write_digest
+from omnidiff_jax.training.metrics import read_metrics
 
 RATE = 16000
 VQA = {
@@ -131,6 +139,93 @@ def test_unknown_config_keys_and_tasks(refusal, tiny, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("config.checkpoint_evry = 3", "unknown key config.checkpoint_evry; did you mean 'checkpoint_every'?"),
+        ("config.data['max_tail_pad'] = 0", "unknown key config.data.max_tail_pad; did you mean 'max_tail_pads'?"),
+        ("config.tokenizers['txt'] = 'nano'", "unknown key config.tokenizers.txt; did you mean 'text'?"),
+        ("config.stages.only['final_fracton'] = 1.0", "unknown key config.stages.only.final_fracton"),
+        ("config.loss.aligment = 'shifted'", "unknown key config.loss.aligment; did you mean 'alignment'?"),
+        ("config.masking = 'papre'", "did you mean 'paper'?"),
+        ("config.optimizer.algorithm = 'sgd'", "config.optimizer.algorithm = 'sgd'"),
+        ("config.model.kv_heads = 0", "kv_heads = 0 must be at least 1"),
+        ("config.model.attention = 'chunkd'", "unknown attention backend 'chunkd'; did you mean 'chunked'?"),
+        ("config.dtype = 'float33'", "dtype = 'float33'; did you mean 'float32'?"),
+        ("config.checkpoint_every = -1", "every = -1 must be at least 1"),
+        ("config.total_steps = -1", "config.total_steps = -1 must be at least 0"),
+        ("config.stages.only.weights = {'inpainting': 1.0}", "config.stages weighs 'inpainting'"),
+    ],
+)
+def test_config_files_that_cannot_be_used(refusal, tiny, tmp_path, line, expected):
+    """Said before any data set is built, and nothing is left behind."""
+    wrong = tmp_path / "wrong.py"
+    wrong.write_text(tiny[0].read_text().replace("    return config", f"    {line}\n    return config"))
+    words = (f"--config={wrong}", f"--workdir={tmp_path / 'run'}", "--config.data.set=scenes")
+    assert expected in refusal(train_command, *words)
+    assert [path.name for path in tmp_path.iterdir()] == ["wrong.py"]
+
+
+def test_configs_of_another_program(refusal, tmp_path):
+    config = "--config=experiments/configs/tokenizers/image.py"
+    for module, words in (
+        (quickstart_command, (f"--workdir={tmp_path / 'run'}",)),
+        (data_command, ("build", tmp_path / "sets")),
+        (bench_command, ("train",)),
+        (preflight_command, ("--topology=cpu:1",)),
+        (sample_command, ("--task=t2i", "--text=red", "--config.program=image_tokenizer")),
+    ):
+        said = refusal(module, *words, config)
+        assert "config.program = 'image_tokenizer'; this needs a config of program 'omni'" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_of_another_program(refusal, tiny, tmp_path):
+    shutil.copytree(tiny[1], tmp_path / "run")
+    (stored,) = (tmp_path / "run" / "checkpoints").glob("*/config/metadata")
+    stored.write_text(json.dumps(json.loads(stored.read_text()) | {"program": "speech_encoder"}))
+    write_digest(stored.parents[1])
+    for module, words in ((sample_command, ("--task=text_qa", "--text=hi")), (evaluate_command, ())):
+        said = refusal(module, f"--workdir={tmp_path / 'run'}", *words)
+        assert "trained the speech_encoder; name the folder of a run of the whole model" in said
+
+
+def test_other_tokenizers_than_the_runs(refusal, tiny, tmp_path):
+    shutil.copytree(tiny[1], tmp_path / "run")
+    (stored,) = (tmp_path / "run" / "checkpoints").glob("*/config/metadata")
+    kept = json.loads(stored.read_text())
+    kept["tokenizers"]["fingerprint"] = "those of before"
+    stored.write_text(json.dumps(kept))
+    write_digest(stored.parents[1])
+    said = refusal(sample_command, f"--workdir={tmp_path / 'run'}", "--task=text_qa", "--text=hi")
+    assert "was trained with other tokenizers" in said and "those of before" in said
+    said = refusal(train_command, f"--config={tiny[0]}", f"--workdir={tmp_path / 'run'}")
+    assert "config.tokenizers.fingerprint = 'those of before', this config has" in said
+
+
+def test_what_is_computed_otherwise_is_no_other_config(tiny):
+    stored, changed = ({"model": {"width": 8, "attention": name}} for name in ("splash", "cudnn"))
+    check_same_config(stored, changed, SAME_CONFIG, "run", FREE_CONFIG)
+    with pytest.raises(UserError, match="config.optimizer.b2 = 0.9"):
+        check_same_config({"optimizer": {"b2": 0.9}}, {"optimizer": {"b2": 0.8}}, SAME_CONFIG, "run", FREE_CONFIG)
+
+
+def test_jsonl_is_trained_on_past_its_faults(tiny, media, tmp_path, capfd):
+    """Media encoded while training; what cannot be used is counted in the metrics."""
+    bad = [VQA | {"images": ["absent.png"]}, VQA | {"images": ["cut.png"]}]
+    lines = "".join(json.dumps(line) + "\n" for line in (*[VQA] * 4, *bad, *[VQA] * 6))
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "vqa.jsonl").write_text(lines)
+    for name in ("good.png", "cut.png"):
+        shutil.copy(media / name, tmp_path / "raw")
+    words = [f"--config={tiny[0]}", f"--workdir={tmp_path / 'run'}", "--config.data.set=jsonl"]
+    words.append(f"--config.data.folder={tmp_path / 'raw'}")
+    command = train_command.COMMAND
+    assert guard(command.program, lambda: command.call(train_command.run, words)) == 0, capfd.readouterr().err
+    counted = [line["rejected"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "rejected" in line]
+    assert set(counted[-1]) == {"missing image", "unusable image"} and min(counted[-1].values()) >= 1
+
+
 def test_a_misspelt_task_is_answered_with_the_nearest(refusal, tiny):
     workdir = f"--workdir={tiny[1]}"
     for module in (sample_command, evaluate_command):
@@ -177,7 +272,9 @@ def test_requests_that_do_not_fit(sampling, media):
     )
     assert "must end with .png" in sampling("--task=t2i", "--text=red", "--out=answer.jpg")
     assert "--steps=0" in sampling("--task=t2i", "--text=red", "--steps=0")
-    assert "temperature" in sampling("--task=t2i", "--text=red", "--temperature=-1")
+    for value in ("-1", "nan"):
+        assert "temperature" in sampling("--task=t2i", "--text=red", f"--temperature={value}")
+    assert "--seed=4294967296 must be below 2^32" in sampling("--task=t2i", "--text=red", "--seed=4294967296")
     assert "<|image|>" in sampling("--task=t2i", "--text=red <|image|>")
 
 
@@ -218,7 +315,7 @@ def test_a_checkpoint_of_another_config(refusal, tiny):
     config, workdir = tiny
     before = sorted(path.relative_to(workdir) for path in workdir.rglob("*"))
     said = refusal(train_command, f"--config={config}", f"--workdir={workdir}", "--config.model.layers=3")
-    assert "was trained with config.model.layers = 2, this config has 3" in said and "--config.model.layers=2" in said
+    assert "was trained with config.model.layers = 2, this config has 3" in said and "value of before" in said
     assert sorted(path.relative_to(workdir) for path in workdir.rglob("*")) == before
 
 
@@ -316,6 +413,10 @@ def test_a_batch_that_does_not_divide(refusal, tiny, tmp_path):
 def test_a_config_beside_a_trained_run(sampling, tiny):
     said = sampling("--task=vqa", "--config=experiments/configs/nano.py")
     assert "has a config of its own" in said
+    said = sampling("--task=vqa", "--config.model.layers=3")
+    assert "--config.model.layers=3: a trained model stays as it is; only --config.decoding" in said
+    said = sampling("--task=vqa", "--config.decoding.vqa.sampler.guidance.scal=3")
+    assert "did you mean 'decoding.vqa.sampler.guidance.scale'?" in said
 
 
 def test_a_run_that_finds_no_data_or_tokenizers(refusal, tiny, tmp_path):

@@ -85,8 +85,11 @@ def test_sampling_text_a_picture_and_speech(trained, omnidiff, tmp_path):
     def sample(*words):
         return omnidiff("sample", f"--workdir={workdir}", f"--out={tmp_path / 'answer'}", *words)
 
-    said = sample("--task=text_qa", "--text=how many objects", "--steps=4")
-    assert said.returncode == 0 or "request is empty" in said.stderr
+    # A model of a few steps may have nothing to say to one question, not to all of them.
+    questions = ("how many objects", "what color is the circle", "what comes after three", "where is the square")
+    said = [sample("--task=text_qa", f"--text={question}", "--steps=4") for question in questions]
+    assert all(answer.returncode == 0 or "request is empty" in answer.stderr for answer in said)
+    assert any(answer.returncode == 0 and answer.stdout.strip() for answer in said)
     assert done(sample("--task=t2i", "--text=small red circle top left, on white")).strip() == f"{tmp_path}/answer.png"
     with Image.open(tmp_path / "answer.png") as image:
         assert image.size == (64, 64) and image.mode == "RGB"

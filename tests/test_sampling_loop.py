@@ -63,6 +63,7 @@ configs = st.builds(
     blocks=st.builds(Blocks, size=st.sampled_from([0, 5]), form=st.sampled_from(["even", "released"])),
     candidates=st.sampled_from(["real", "released"]),
     rows_per_chunk=st.sampled_from([7, 256]),
+    stopping=st.builds(Stopping, end_id=st.sampled_from([None, 2, 4])),
 )
 
 
@@ -132,7 +133,11 @@ def test_equals_plain_twin(config, seed, alignment):
 @given(configs, st.integers(0, 2**16))
 def test_invariants(config, seed):
     config = dataclasses.replace(
-        config, candidates="real", blocks=Blocks(config.blocks.size), guidance=Guidance(config.guidance.scale)
+        config,
+        candidates="real",
+        blocks=Blocks(config.blocks.size),
+        guidance=Guidance(config.guidance.scale),
+        stopping=Stopping(),
     )
     canvas, other = canvases(seed)
     denoiser = toy_denoiser(make_toy(seed))

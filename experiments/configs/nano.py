@@ -87,7 +87,7 @@ def get_config() -> ConfigDict:
                     "asr": 2500,
                     "tts": 6000,
                     "spoken_qa": 3000,
-                    "s2i": 2500,
+                    "s2i": 3000,
                     "spoken_vqa": 3500,
                 }
             ),
@@ -131,7 +131,7 @@ def get_config() -> ConfigDict:
             ),
             "stage3_speech_driven_visual": ConfigDict(
                 {
-                    "steps": 1800,
+                    "steps": 2700,
                     "learning_rate": 1e-3,
                     "final_fraction": 0.01,
                     "weights": ConfigDict(
@@ -139,12 +139,12 @@ def get_config() -> ConfigDict:
                             "text_qa": 1.9,
                             "captioning": 0.9,
                             "vqa": 2.0,
-                            "t2i": 0.4,
-                            "asr": 0.5,
-                            "tts": 0.5,
+                            "t2i": 0.5,
+                            "asr": 0.7,
+                            "tts": 0.6,
                             "spoken_qa": 2.0,
-                            "s2i": 0.9,
-                            "spoken_vqa": 3.0,
+                            "s2i": 1.2,
+                            "spoken_vqa": 2.6,
                         }
                     ),
                 }

@@ -76,7 +76,9 @@ def evaluate_run(
     scorecard = write_scorecard(folder, entries, spent, step)
     metrics = folder / "metrics.jsonl"
     lines = read_metrics(metrics) if metrics.exists() else []
-    write_report(folder / "report.html", "omnidiff_jax: every task of one model", scorecard, lines, views)
+    # Views are of what was sat now: a report of some tasks does not take the place of the whole one.
+    report = "report.html" if set(tasks) >= set(entries) else f"report_{'_'.join(tasks)}.html"
+    write_report(folder / report, "omnidiff_jax: every task of one model", scorecard, lines, views)
     print(table(entries))
     return scorecard
 

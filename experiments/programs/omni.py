@@ -20,11 +20,12 @@ from experiments.programs.run import (
     loop_config,
     masking_config,
     optimizer_config,
+    require_program,
     stage_plans,
 )
 from experiments.programs.tokenizers import Sizes, Tokenizers, config_sizes, load_tokenizers
 from omnidiff_jax import rng
-from omnidiff_jax.config import build, choose, suggest, to_dict
+from omnidiff_jax.config import build, choose, refuse_unknown, suggest, to_dict
 from omnidiff_jax.conversion.components import OmniParts
 from omnidiff_jax.conversion.parts import Summary
 from omnidiff_jax.data.loader import Loader
@@ -37,6 +38,7 @@ from omnidiff_jax.diffusion.loss import LossConfig
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.evaluation.generate import Generator
 from omnidiff_jax.models.adapter import AdapterConfig
+from omnidiff_jax.models.attention import BACKENDS
 from omnidiff_jax.models.backbone import BackboneConfig
 from omnidiff_jax.models.omni import OmniConfig, OmniModel
 from omnidiff_jax.records import EncodedExample
@@ -51,19 +53,50 @@ from omnidiff_jax.training.omni import OmniProgram
 from omnidiff_jax.training.optimizer import OptimizerConfig
 from omnidiff_jax.training.step import eval_params
 
-# What a checkpoint must agree on with the config that goes on from it.
+# What a checkpoint must agree on with the config that goes on from it, but for how it is computed.
 SAME_CONFIG = (
-    "program", "seed", "batch_size", "model", "tokenizers", "masking", "tail_pad_gamma", "min_noise", "loss", "data",
-    "stages", "total_steps", "lora",
+    "program", "seed", "batch_size", "dtype", "model", "tokenizers", "masking", "tail_pad_gamma", "min_noise", "loss",
+    "optimizer", "data", "stages", "total_steps", "lora",
 )  # fmt: skip
+FREE_CONFIG = (
+    "model.attention", "model.remat", "model.scan_layers", "loss.chunk", "optimizer.moments_on", "data.folder",
+)  # fmt: skip
+# Every key of a config of this program; what is a group of a dataclass's keys is checked where that is built.
+KEYS = {
+    *SAME_CONFIG, "accumulate", "checkpoint_every", "keep_checkpoints", "keep_period", "operations", "mesh", "sharding",
+    "slice", "compilation_cache", "init", "decoding",
+}  # fmt: skip
+DATA_KEYS = {
+    "set", "folder", "examples", "length", "frames", "samples", "open_rows", "streams", "max_tail_pads",
+}  # fmt: skip
+TOKENIZER_KEYS = {
+    "text", "image", "speech_encoder", "speech_tokenizer", "speech_decoder", "user_image_size", "assistant_image_size",
+    "fingerprint",
+}  # fmt: skip
+
+
+def check_config(config: ConfigDict) -> ConfigDict:
+    """`config` itself, if it is of this program and has no key that nothing reads.
+
+    Raises:
+        UserError: it is of another program, or a key is unknown.
+    """
+    require_program(config, "omni")
+    refuse_unknown(config, KEYS, "config")
+    refuse_unknown(config.get("data", {}), DATA_KEYS, "config.data")
+    refuse_unknown(config.get("tokenizers", {}), TOKENIZER_KEYS, "config.tokenizers")
+    return config
 
 
 def task_names(config: ConfigDict) -> tuple[str, ...]:
     """Every task that some stage trains on, in the registry's order."""
     used = {name for stage in config.stages.values() for name in stage.weights}
-    for name in sorted(used - set(TASKS)):
-        raise UserError(f"config.stages weighs the unknown task {name!r}; {suggest(name, TASKS)}")
-    return tuple(name for name in TASKS if name in used)
+    trained = [name for name, task in TASKS.items() if task.answer != "hole"]
+    for name in sorted(used - set(trained)):
+        if name in TASKS:
+            raise UserError(f"config.stages weighs {name!r}, which is a way of sampling; weigh what it samples (t2i)")
+        raise UserError(f"config.stages weighs the unknown task {name!r}; {suggest(name, trained)}")
+    return tuple(name for name in trained if name in used)
 
 
 def model_config(config: ConfigDict, tokenizers: Sizes) -> OmniConfig:
@@ -140,33 +173,42 @@ def initial_params(config: ConfigDict, program: OmniProgram) -> Callable[[Any], 
     return lambda target: load_initial(init, target, program.init, rng.stream(config.seed, "init"))
 
 
-def omni_run(config: ConfigDict, sources: Mapping[str, RandomAccess[EncodedExample]], tokenizers: Tokenizers) -> Run:
+def omni_run(
+    config: ConfigDict, open_sources: Callable[[], Mapping[str, RandomAccess[EncodedExample]]], tokenizers: Tokenizers
+) -> Run:
     """Everything `train` needs for a backbone config.
 
     Args:
         config: as `experiments/configs/nano.py` gives it.
-        sources: encoded samples of each task.
+        open_sources: builds or opens the encoded samples of each task; called once the config has proved sound.
         tokenizers: from `load_tokenizers`.
     """
+    check_config(config)
     mesh, stages, tasks = config_mesh(config), stage_plans(config), task_names(config)
     check_batch(config, mesh)
     curriculum = [Stage(plan.name, plan.steps, dict(config.stages[plan.name].weights)) for plan in stages]
-    corpus = Corpus({name: sources[name] for name in tasks}, curriculum, tokenizers.vocabulary)
+    loading = data_config(config, tokenizers)
     sharding = NamedSharding(mesh, PartitionSpec(batch_axes(mesh)))
 
     def open_loader(seed: int) -> Loader:
-        return Loader(corpus, data_config(config, tokenizers), tasks, sharding)
+        return Loader(corpus, loading, tasks, sharding)
 
     program = omni_program(config, tokenizers, mesh, open_loader)
-    return Run(
+    run = Run(
         program,
         loop_config(config),
         frozen_optimizer(config),
         stages,
         mesh,
         SAME_CONFIG,
+        FREE_CONFIG,
         initial_params(config, program),
+        {"tokenizers": {"fingerprint": tokenizers.fingerprint}},
     )
+    decoding_settings(config)
+    sources = open_sources()
+    corpus = Corpus({name: sources[name] for name in tasks}, curriculum, tokenizers.vocabulary)
+    return run
 
 
 def stored_config(workdir: str | os.PathLike[str]) -> ConfigDict:
@@ -176,7 +218,10 @@ def stored_config(workdir: str | os.PathLike[str]) -> ConfigDict:
         UserError: no checkpoint there.
     """
     with contextlib.closing(Checkpointer(workdir, CheckpointConfig(), read_only=True)) as saver:
-        return ConfigDict(saver.config())
+        config = ConfigDict(saver.config())
+    if config.get("program") != "omni":
+        raise UserError(f"{workdir} trained the {config.get('program')}; name the folder of a run of the whole model")
+    return config
 
 
 def newest_step(workdir: str | os.PathLike[str]) -> int:
@@ -230,9 +275,16 @@ def load_generator(
         adjust: changes each task's decoding settings.
 
     Raises:
-        UserError: no checkpoint, or one of another config.
+        UserError: no checkpoint, one of another config, or tokenizers that are not those it was trained with.
     """
+    check_config(config)
     tokenizers = load_tokenizers(config)
+    if config.tokenizers.get("fingerprint", tokenizers.fingerprint) != tokenizers.fingerprint:
+        raise UserError(
+            f"{workdir} was trained with other tokenizers than those of config.tokenizers (fingerprint "
+            f"{config.tokenizers.fingerprint}, here {tokenizers.fingerprint}): its ids would mean something else; put "
+            "the files of before back, or install the version that trained it"
+        )
     decoding = {name: adjust(settings) for name, settings in decoding_settings(config).items()}
     return Generator(
         load_denoiser(config, workdir, tokenizers),
@@ -254,7 +306,7 @@ def no_data(seed: int) -> Loader:
 
 def load_denoiser(config: ConfigDict, workdir: str | os.PathLike[str] | None, tokenizers: Tokenizers) -> Denoiser:
     """The model of the newest checkpoint, or of `config.init`, as the sampler sees it."""
-
+    config = for_these_devices(config)
     mesh = config_mesh(config)
     program = omni_program(config, tokenizers, mesh, no_data)
     target = abstract_state(program, loop_config(config), frozen_optimizer(config), stage_plans(config), mesh)
@@ -265,11 +317,22 @@ def load_denoiser(config: ConfigDict, workdir: str | os.PathLike[str] | None, to
                 raise UserError("there are no weights: give --workdir=DIR of a run, or --config.init.folder=DIR")
             params = start(target.params)
         else:
-            saver = Checkpointer(workdir, CheckpointConfig(), read_only=True)
-            state, _, _ = saver.restore(target)
-            saver.close()
-            params = eval_params(state)
-    return module_denoiser(OmniModel(program.model), program.whole(params))
+            with contextlib.closing(Checkpointer(workdir, CheckpointConfig(), read_only=True)) as saver:
+                params = eval_params(saver.restore_weights(target))
+    return module_denoiser(OmniModel(program.model), program.whole(params), program.loss_config.alignment)
+
+
+def for_these_devices(config: ConfigDict) -> ConfigDict:
+    """A run's config with the mesh and attention that serve it here: it may have been trained on another machine."""
+    local = ConfigDict(config.to_dict())
+    try:
+        config_mesh(local)
+    except UserError:
+        local.mesh = ConfigDict({"fsdp": -1})
+    home = BACKENDS[local.model.attention].home
+    if home is not None and home != jax.default_backend():
+        local.model.attention = "chunked"
+    return local
 
 
 def export_newest(workdir: str | os.PathLike[str], target: Path, **options: Any) -> Summary:

@@ -27,7 +27,9 @@ class Run:
 
     Attributes:
         same_config: keys that a checkpoint must agree on to be resumed.
+        free_config: dotted keys within those that may differ.
         initial_params: what a fresh run starts from; None = the program's own.
+        found: of what the config names, to be stored with it in checkpoints: group -> key -> value.
     """
 
     program: TrainProgram
@@ -36,7 +38,9 @@ class Run:
     stages: tuple[StagePlan, ...]
     mesh: Mesh
     same_config: tuple[str, ...]
+    free_config: tuple[str, ...] = ()
     initial_params: Callable[[Any], Any] | None = None
+    found: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
 
 def plain(config: ConfigDict) -> dict[str, Any]:
@@ -50,12 +54,33 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
+@dataclasses.dataclass(frozen=True)
+class StageConfig:
+    """A stage of `config.stages`: its steps, peak learning rate, mixture weights by task, and the learning rate at its
+    end as a share of the peak (None = the optimizer's)."""
+
+    steps: int
+    learning_rate: float
+    weights: dict[str, float] = dataclasses.field(default_factory=dict)
+    final_fraction: float | None = None
+
+
+def require_program(config: ConfigDict, program: str) -> None:
+    """Refuses a config of something else.
+
+    Raises:
+        UserError: `config.program` is another one, or missing.
+    """
+    if config.get("program") != program:
+        raise UserError(f"config.program = {config.get('program')!r}; this needs a config of program {program!r}")
+
+
 def stage_plans(config: ConfigDict) -> tuple[StagePlan, ...]:
     """The stages in the order of their names, scaled in proportion to add up to `total_steps` (0 = as planned)."""
-    plans = tuple(
-        StagePlan(name, stage.steps, float(stage.learning_rate), stage.get("final_fraction"))
-        for name, stage in config.stages.items()
-    )
+    stages = {name: build(StageConfig, stage, f"config.stages.{name}") for name, stage in config.stages.items()}
+    plans = tuple(StagePlan(name, s.steps, s.learning_rate, s.final_fraction) for name, s in stages.items())
+    if config.total_steps < 0:
+        raise UserError(f"config.total_steps = {config.total_steps} must be at least 0 (0 = as the stages plan)")
     return scale_stages(plans, config.total_steps)
 
 
@@ -71,7 +96,9 @@ def batch_axes(mesh: Mesh) -> tuple[str, ...]:
 
 def loop_config(config: ConfigDict) -> LoopConfig:
     """Of the loop; `keep_period`, `operations` and their parts may be left out of a config."""
-    checkpoint = CheckpointConfig(config.checkpoint_every, config.keep_checkpoints, config.get("keep_period", 0))
+    period = config.get("keep_period", 0)
+    kept = {"every": config.checkpoint_every, "keep": config.keep_checkpoints, "keep_period": period}
+    checkpoint = build(CheckpointConfig, kept, "config.checkpoint_every, keep_checkpoints, keep_period")
     operations = build(OperationsConfig, config.get("operations", {}), "config.operations")
     return LoopConfig(config.seed, config.accumulate, checkpoint=checkpoint, operations=operations)
 
@@ -94,11 +121,20 @@ def start(run: Run, config: ConfigDict, workdir: str | os.PathLike[str], **optio
         run.stages,
         workdir,
         run.mesh,
-        run_config=plain(config),
+        run_config=stored(run, config),
         same_config=run.same_config,
+        free_config=run.free_config,
         initial_params=run.initial_params,
         **options,
     )
+
+
+def stored(run: Run, config: ConfigDict) -> dict[str, Any]:
+    """What checkpoints keep of a config: itself, and what was found where it points."""
+    kept = plain(config)
+    for group, values in run.found.items():
+        kept[group] = {**kept[group], **values}
+    return kept
 
 
 def check_batch(config: ConfigDict, mesh: Mesh) -> int:

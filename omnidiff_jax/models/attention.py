@@ -53,18 +53,20 @@ class Backend:
     Attributes:
         function: takes (query, key, value, query_segments, key_segments).
         honours_segments: False = attends across segments, and is refused where segment ids are given.
+        home: jax's name of the only devices it serves well; None = all.
     """
 
     function: Callable[..., jax.Array]
     honours_segments: bool
+    home: str | None = None
 
 
 BACKENDS: dict[str, Backend] = {
     "xla": Backend(xla_attention, honours_segments=True),
     "chunked": Backend(chunked_attention, honours_segments=True),
     "rows": Backend(row_attention, honours_segments=True),
-    "cudnn": Backend(cudnn_attention, honours_segments=True),
-    "splash": Backend(splash_attention, honours_segments=True),
+    "cudnn": Backend(cudnn_attention, honours_segments=True, home="gpu"),
+    "splash": Backend(splash_attention, honours_segments=True, home="tpu"),
     "tokamax": Backend(tokamax_attention, honours_segments=True),
 }
 

@@ -13,13 +13,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
-from omnidiff_jax.config import choose
-from omnidiff_jax.models.attention import attention
+from omnidiff_jax.config import choose, suggest
+from omnidiff_jax.models.attention import BACKENDS, attention
 from omnidiff_jax.models.linear import Linear
 from omnidiff_jax.models.rope import apply_rope, rope_tables
 from omnidiff_jax.sharding import axes
 from omnidiff_jax.sharding.axes import constrain
 
+DTYPES = ("float32", "bfloat16", "float16")
 # What a layer keeps for its backward pass; None keeps everything.
 REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
     "none": None,
@@ -82,6 +83,13 @@ class BackboneConfig:
     padding_visible: bool = False
 
     def __post_init__(self):
+        for name in ("vocab_size", "width", "layers", "heads", "kv_heads", "head_dim", "hidden"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)} must be at least 1")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype = {self.dtype!r}; {suggest(self.dtype, DTYPES)}")
+        choose(BACKENDS, self.attention, "attention backend")
+        choose(REMAT_POLICIES, self.remat, "remat policy")
         if self.heads % self.kv_heads:
             raise ValueError(f"heads = {self.heads} must be a multiple of kv_heads = {self.kv_heads}")
         if self.head_dim % 2:
@@ -187,7 +195,7 @@ class Backbone(nn.Module):
             (c.vocab_size, c.width),
         )
         block = Block
-        policy = choose(REMAT_POLICIES, c.remat, "remat policy")
+        policy = REMAT_POLICIES[c.remat]
         if policy is not None:
             block = nn.remat(Block, policy=policy, prevent_cse=not c.scan_layers)
         self.layers = nn.scan(

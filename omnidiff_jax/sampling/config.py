@@ -4,6 +4,7 @@ Defaults are this project's behaviour; `SamplerConfig.released()` is the release
 """
 
 import dataclasses
+import math
 from typing import Any, Literal
 
 
@@ -37,8 +38,8 @@ class Confidence:
     anneal: Literal["constant", "linear"] = "constant"
 
     def __post_init__(self):
-        if self.temperature < 0:
-            raise ValueError(f"confidence temperature {self.temperature} must not be negative")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"confidence temperature {self.temperature} must be a number from 0 up")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +57,8 @@ class Filters:
     top_k: int = 0
 
     def __post_init__(self):
-        if self.temperature < 0:
-            raise ValueError(f"temperature {self.temperature} must not be negative")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature {self.temperature} must be a number from 0 up")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p {self.top_p} must be in (0, 1]; 1 is off")
         if self.top_k < 0:

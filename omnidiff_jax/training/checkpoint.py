@@ -29,6 +29,11 @@ class CheckpointConfig:
     keep: int = 2
     keep_period: int = 0
 
+    def __post_init__(self):
+        for name, least in (("every", 1), ("keep", 1), ("keep_period", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} = {getattr(self, name)} must be at least {least}")
+
 
 class Checkpointer:
     """Saves and restores runs under `workdir/checkpoints/STEP/{state,iterator,config}`.
@@ -183,6 +188,23 @@ class Checkpointer:
         )
         return restored["state"], restored["iterator"], step
 
+    def restore_weights(self, abstract_state: Any, step: int | None = None) -> Any:
+        """`abstract_state` with its parameters and, where it keeps one, their average restored, and nothing else: what
+        sampling needs, without the optimizer's memory.
+
+        Raises:
+            UserError: as `restore`.
+        """
+        step = self._require(step)
+        self._check_arrays(step, abstract_state)
+        wanted = {name: tree for name in ("params", "ema") if (tree := getattr(abstract_state, name)) is not None}
+        request = ocp.args.PyTreeRestore(
+            item=wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
+        )
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            found = reader.restore(self._directory / str(step) / "state", args=request)
+        return dataclasses.replace(abstract_state, **found)
+
     def _check_arrays(self, step: int, abstract_state: Any) -> None:
         """Compares names and shapes before any array is read."""
         stored = _shapes(ocp.StandardCheckpointHandler().metadata(self._directory / str(step) / "state"))
@@ -220,29 +242,34 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     return {"/".join(map(name, path)): tuple(leaf.shape) for path, leaf in leaves if hasattr(leaf, "shape")}
 
 
-def check_same_config(stored: dict[str, Any], current: dict[str, Any], keys: tuple[str, ...], where: str) -> None:
+def check_same_config(
+    stored: dict[str, Any], current: dict[str, Any], keys: tuple[str, ...], where: str, free: tuple[str, ...] = ()
+) -> None:
     """Refuses to go on from a checkpoint of another config.
 
     Args:
         keys: top-level keys that must agree (the others, such as `checkpoint_every`, may change between starts).
+        free: dotted keys within those that may differ: how something is computed, not what.
 
     Raises:
         UserError: naming the first key that differs, with both values.
     """
     for key in keys:
-        difference = _first_difference(stored.get(key), current.get(key), key)
+        difference = _first_difference(stored.get(key), current.get(key), key, free)
         if difference:
             path, old, new = difference
             raise UserError(
                 f"{where} was trained with config.{path} = {old!r}, this config has {new!r}; "
-                f"pass --config.{path}={old!r} or use another --workdir"
+                "give it the value of before, or use another --workdir"
             )
 
 
-def _first_difference(old: Any, new: Any, path: str) -> tuple[str, Any, Any] | None:
+def _first_difference(old: Any, new: Any, path: str, free: tuple[str, ...]) -> tuple[str, Any, Any] | None:
+    if path in free:
+        return None
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys(), key=str):
-            found = _first_difference(old.get(key), new.get(key), f"{path}.{key}")
+            found = _first_difference(old.get(key), new.get(key), f"{path}.{key}", free)
             if found:
                 return found
         return None
@@ -250,7 +277,7 @@ def _first_difference(old: Any, new: Any, path: str) -> tuple[str, Any, Any] | N
         old, new = list(old), list(new)
         if len(old) == len(new):
             for i, (a, b) in enumerate(zip(old, new, strict=True)):
-                found = _first_difference(a, b, f"{path}[{i}]")
+                found = _first_difference(a, b, f"{path}[{i}]", free)
                 if found:
                     return found
             return None

@@ -125,6 +125,7 @@ def train(
     *,
     run_config: Mapping[str, Any] | None = None,
     same_config: tuple[str, ...] = (),
+    free_config: tuple[str, ...] = (),
     initial_params: Callable[[Any], Any] | None = None,
     stop_after: int | None = None,
     profile: tuple[int, int] | None = None,
@@ -137,6 +138,7 @@ def train(
     Args:
         run_config: stored in every checkpoint.
         same_config: keys of `run_config` that a checkpoint must agree on to be resumed.
+        free_config: dotted keys within those that may differ.
         initial_params: makes the parameters to start from instead of `program.init`, given them as shapes with
             shardings; not called when resuming.
         stop_after: stop (and save) once this many updates are done, as a preemption would.
@@ -156,7 +158,7 @@ def train(
         newest, stored_config = saver.latest(), dict(run_config or {})
         if newest is not None:
             where = f"{workdir}, checkpoint {newest}"
-            ckpt.check_same_config(saver.config(newest), stored_config, same_config, where)
+            ckpt.check_same_config(saver.config(newest), stored_config, same_config, where, free_config)
         run = _Run(program, config, optimizer, stages, workdir, mesh, profile, began, saver, stack)
         return run.train(newest, stored_config, initial_params, stop_after)
 
