@@ -8,6 +8,7 @@ omnidiff sample --workdir=DIR --task=inpainting --image=in.png --text="..." --ho
 """
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,10 @@ def run() -> None:
     chosen = task(str(TASK.value))
     if (SEED.value or 0) >= 1 << 32:
         raise UserError(f"--seed={SEED.value} must be below 2^32")
+    if LENGTH.value and chosen.answer in ("image", "hole"):
+        raise UserError(
+            f"--length={LENGTH.value}: the answer of {chosen.name} has the length of a picture; leave it out"
+        )
     size = config.tokenizers.assistant_image_size
     request = Request(
         text=TEXT.value or "",
@@ -124,6 +129,8 @@ def _leave(chosen: Task, response: Response, out: Path) -> None:
     if response.audio is not None:
         write_wav(out, response.audio)
         print(out)
+    elif chosen.answer == "text_and_speech":
+        print("the answer was not spoken: the model wrote no speech codes", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -272,6 +272,7 @@ def test_requests_that_do_not_fit(sampling, media):
     )
     assert "must end with .png" in sampling("--task=t2i", "--text=red", "--out=answer.jpg")
     assert "--steps=0" in sampling("--task=t2i", "--text=red", "--steps=0")
+    assert "has the length of a picture" in sampling("--task=t2i", "--text=red", "--length=9")
     for value in ("-1", "nan"):
         assert "temperature" in sampling("--task=t2i", "--text=red", f"--temperature={value}")
     assert "--seed=4294967296 must be below 2^32" in sampling("--task=t2i", "--text=red", "--seed=4294967296")

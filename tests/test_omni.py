@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from omnidiff_jax.models.adapter import AdapterConfig
 from omnidiff_jax.models.backbone import BackboneConfig
 from omnidiff_jax.models.omni import OmniConfig, OmniModel, init_params, place
 from omnidiff_jax.models.sanm import SpeechEncoderConfig, packed_frames
+from omnidiff_jax.training.omni import OmniProgram
 
 TINY = OmniConfig(
     backbone=BackboneConfig(
@@ -122,3 +124,10 @@ def test_full_size_has_the_released_tensors(golden):
     found = conversion.torch_shapes(table.rules(OmniConfig()), shapes(OmniConfig()))
     assert found == {name: tuple(shape) for name, shape in manifest["tensors"].items()}
     assert sum(int(np.prod(shape)) for shape in found.values()) == manifest["n_values"]
+
+
+def test_a_refused_batch_is_named_by_its_samples():
+    """Empty places of a row name none."""
+    ids = np.array([[7, 0], [4000000000, 9]], np.uint32)
+    batch = types.SimpleNamespace(task_ids=np.array([[0, -1], [2, 1]]), sample_ids=ids)
+    assert OmniProgram.describe(None, batch) == "sample ids [7, 4000000000, 9]"
