@@ -88,6 +88,10 @@ def abstract_state(program: TrainProgram, config: LoopConfig, optimizer: Optimiz
     return jax.tree.map(lambda s, h: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=h), shapes, shardings)
 
 
+# Without it XLA copies the moments of embedding and head before it updates them in place.
+CPU_OPTIONS: dict[str, bool | str] = {"xla_cpu_copy_insertion_use_region_analysis": True}
+
+
 def jitted_step(
     program: TrainProgram, config: LoopConfig, optimizer: OptimizerConfig, stages: tuple[StagePlan, ...], state: Any
 ) -> Any:
@@ -99,15 +103,17 @@ def jitted_step(
     tx = make_optimizer(optimizer, _schedule(stages, optimizer))
     update = make_train_step(program.loss, tx, optimizer, seed=config.seed, accumulate=config.accumulate)
     shardings = jax.tree.map(lambda s: s.sharding, state)
-    out = shardings, NamedSharding(shardings.step.mesh, PartitionSpec())
+    mesh = shardings.step.mesh
+    out = shardings, NamedSharding(mesh, PartitionSpec())
+    options = CPU_OPTIONS if mesh.devices.flat[0].platform == "cpu" else None
     if optimizer.moments_on == "device":
-        return jax.jit(update, donate_argnums=0, out_shardings=out)
+        return jax.jit(update, donate_argnums=0, out_shardings=out, compiler_options=options)
     near = jax.tree.map(lambda s: s.with_memory_kind("device"), shardings.opt_state)
 
     def fetch_and_update(state: TrainState, batch: Any, *limit: Any) -> Any:
         return update(dataclasses.replace(state, opt_state=jax.device_put(state.opt_state, near)), batch, *limit)
 
-    return jax.jit(fetch_and_update, donate_argnums=0, out_shardings=out)
+    return jax.jit(fetch_and_update, donate_argnums=0, out_shardings=out, compiler_options=options)
 
 
 def _schedule(stages: tuple[StagePlan, ...], optimizer: OptimizerConfig):
