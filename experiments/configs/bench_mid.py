@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
             "head_dim": 64,
             "hidden": 2688,
             "attention": "xla",
-            "remat": "dots",  # 2 GiB less than "none", for attention done twice
+            "remat": "full",
         }
     )
     config.data.update({"length": 1024, "samples": 32})
