@@ -112,6 +112,15 @@ def test_special_strings_are_text_unless_asked():
     assert layout.vocabulary.pad in asked.tokens
 
 
+def test_written_codes_are_codes_where_special_strings_are():
+    """The released tokenizer has every code among its added tokens; a number that is no code stays text."""
+    released = Vocabulary.released()
+    layout = chat.ChatLayout(released, CharacterTokenizer(), special_strings="ids")
+    written = layout.encode_text("a<|image_5|><|audio_77|>b")
+    assert written[1:3] == [168077, 151765] and len(written) == 4
+    assert len(layout.encode_text("<|image_8192|>")) == len("<|image_8192|>")
+
+
 def test_wrong_conversations_are_refused_in_one_line():
     layout = nano()
     user, assistant = Message("user", "hi"), Message("assistant", "ho")

@@ -7,9 +7,12 @@ import shutil
 import numpy as np
 import pytest
 
+from omnidiff_jax.errors import UserError
 from omnidiff_jax.parity.check import Check
 from omnidiff_jax.parity.fixtures import Fixture, FixtureSet, load
+from omnidiff_jax.parity.image import _grid
 from omnidiff_jax.parity.kinds import KINDS, run
+from omnidiff_jax.parity.sampler import _vocabulary
 from omnidiff_jax.parity.speech_out import ode_steps
 
 CHEAP = (
@@ -139,3 +142,18 @@ def test_the_command_ends_with_json(golden, tmp_path, omnidiff):
     failed = omnidiff("parity", f"--fixtures={tmp_path}", "--json")
     assert failed.returncode == 2 and len(failed.stderr.strip().splitlines()) == 1 and "packing" in failed.stderr
     assert omnidiff("parity", f"--fixtures={tmp_path / 'none'}").returncode == 2
+
+
+@pytest.mark.parametrize(("shape", "grid"), [((2, 3, 16, 64), (4, 16)), ((2, 3, 32, 32), (8, 8))])
+def test_codes_are_drawn_on_the_grid_that_was_recorded(shape, grid):
+    """64 codes of a 16 x 64 picture: `decode_code` without a shape takes a square."""
+    fixture = Fixture("magvitv2", {}, {"out/drawn": np.zeros(shape, np.float32)})
+    assert _grid(fixture, "out/drawn", 64, 4) == grid
+    assert _grid(fixture, "out/absent", 64, 4) == (8, 8)
+    with pytest.raises(UserError, match="60 codes do not fill the grid"):
+        _grid(fixture, "out/drawn", 60, 4)
+
+
+@pytest.mark.parametrize("mask_id", [0, 7, 11, 150])
+def test_a_recorded_mask_id_is_the_vocabularys(mask_id):
+    assert _vocabulary(mask_id).mask == mask_id

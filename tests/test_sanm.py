@@ -75,6 +75,10 @@ def test_bfloat16_deployment(fixture, params):
 
 def test_position_tables(fixture):
     np.testing.assert_allclose(sanm.position_table(6, 560, "float32"), fixture["out/posenc_f32_T6"], atol=2e-6)
+    rates = np.exp(np.arange(280) * -(np.log(1e4) / 279))
+    angles = np.arange(1, 1001)[:, None] * rates
+    exact = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+    np.testing.assert_allclose(sanm.position_table(1000, 560, "float32"), exact, atol=2e-4)  # float32 angles to 1000
     table = sanm.position_table(280, 560, "bfloat16")
     bits = table.astype(ml_dtypes.bfloat16).view(np.uint16)
     np.testing.assert_array_equal(bits, fixture["out/bf16/posenc_bits_uint16"])

@@ -90,7 +90,9 @@ def position_table(rows: int, depth: int, dtype: str) -> np.ndarray:
         )
 
     step = rounded(rounded(np.log(rounded(np.float32(10000.0)))) / np.float32(depth // 2 - 1))
-    inverse_timescales = rounded(np.exp(rounded(rounded(np.arange(depth // 2)) * -step)))
+    exponents = rounded(rounded(np.arange(depth // 2)) * -step)
+    # numpy's float32 exp is an ulp off in places, which the largest positions multiply.
+    inverse_timescales = rounded(np.exp(exponents.astype(np.float64)) if dtype == "float32" else np.exp(exponents))
     angles = rounded(rounded(np.arange(1, rows + 1))[:, None] * inverse_timescales)
     return np.concatenate([rounded(np.sin(angles)), rounded(np.cos(angles))], axis=1)
 
@@ -192,7 +194,7 @@ class SpeechEncoder(nn.Module):
             nn.with_logical_partitioning(normal, (axes.CODEBOOK, axes.EMBED)),
             (c.num_queries, c.features),
         )
-        self.first_block = SanmBlock(c, residual=False)
+        self.first_block = SanmBlock(c, residual=c.features == c.width)  # where the widths let it add
         self.blocks = stack(length=c.blocks - 1)(c) if c.blocks > 1 else None
         self.middle_norm = _norm(c.dtype)
         self.tp_blocks = stack(length=c.tp_blocks)(c) if c.tp_blocks else None

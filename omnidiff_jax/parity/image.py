@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import zlib
 
@@ -31,8 +32,6 @@ def magvitv2(fixture: Fixture, check: Check, _: FixtureSet) -> None:
     params = check.converted(conversion.RULES, tensors, magvit_params(config))
 
     pixels = fixture["in/image"].transpose(0, 2, 3, 1)
-    grid = (pixels.shape[1] // config.downsampling, pixels.shape[2] // config.downsampling)
-    random_codes = _grids(fixture["in/random_codes"], grid)
 
     @jax.jit
     def encode(params: dict, pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -48,23 +47,27 @@ def magvitv2(fixture: Fixture, check: Check, _: FixtureSet) -> None:
     check.exact("out/quantized", lfq.codes_to_bits(codes, config.code_bits).transpose(0, 3, 1, 2))
     check.exact("out/codes", np.asarray(codes).reshape(len(pixels), -1))
     # Its own codes, so that one flipped bit does not hide what the decoder does.
-    check.relative("out/decoded_from_codes", decode(params, _grids(fixture["out/codes"], grid)))
-    check.relative("out/decoded_from_random_codes", decode(params, random_codes))
+    for output, given in (
+        ("out/decoded_from_codes", "out/codes"),
+        ("out/decoded_from_random_codes", "in/random_codes"),
+    ):
+        grid = _grid(fixture, output, fixture[given].shape[1], config.downsampling)
+        check.relative(output, decode(params, fixture[given].reshape(-1, *grid)))
     for output in fixture.outputs:
         if match := re.fullmatch(r"out/codebook_rows_(\d+(?:_\d+)*)", output):
             rows = np.array([int(n) for n in match[1].split("_")])
             check.exact(output, lfq.codes_to_bits(jnp.asarray(rows), config.code_bits))
 
 
-def _grids(codes: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """Row-major codes [B, n] as [B, h, w]: the image's grid, or a square one where the count says so."""
-    count = codes.shape[1]
-    side = int(np.sqrt(count))
-    if count != grid[0] * grid[1]:
-        if side * side != count:
-            raise UserError(f"{count} codes fit neither the image's grid {grid} nor a square")
-        grid = (side, side)
-    return codes.reshape(len(codes), *grid)
+def _grid(fixture: Fixture, output: str, count: int, downsampling: int) -> tuple[int, int]:
+    """(rows, columns) of row-major codes: those of the recorded picture, else square, as `decode_code` takes them."""
+    side = math.isqrt(count)
+    grid = (side, side)
+    if output in fixture:
+        grid = fixture[output].shape[2] // downsampling, fixture[output].shape[3] // downsampling
+    if grid[0] * grid[1] != count:
+        raise UserError(f"{count} codes do not fill the grid {grid} of {output}")
+    return grid
 
 
 def seeded_weights(fixture: Fixture) -> dict[str, np.ndarray]:

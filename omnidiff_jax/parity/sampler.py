@@ -118,7 +118,9 @@ def _confidence(alg: str) -> Any:
 def _vocabulary(mask_id: int) -> Vocabulary:
     """A vocabulary with this mask id; its other ids stand only where nothing is generated or seen."""
     others = tuple(name for name in COMPACT_SPECIALS if name != "<|mask|>")
-    return Vocabulary(mask_id - len(others), (*others, "<|mask|>"), speech_codes=0, image_codes=0)
+    before = min(mask_id, len(others))
+    specials = (*others[:before], "<|mask|>", *others[before:])
+    return Vocabulary(mask_id - before, specials, speech_codes=0, image_codes=0)
 
 
 def _prompt(fixture: Fixture, table: np.ndarray) -> Prompt:

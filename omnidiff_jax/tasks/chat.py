@@ -22,6 +22,7 @@ from omnidiff_jax.vocabulary import Vocabulary
 
 ROLES = ("system", "user", "assistant")
 QUERY_FRAMES = 4
+_CODE = re.compile(r"<\|(?:audio|image)_\d+\|>")  # without a group: `re.split` would give it too
 _TAGS = re.compile(f"({re.escape(IMAGE_TAG)}|{re.escape(AUDIO_TAG)})")
 
 
@@ -158,9 +159,22 @@ class ChatLayout:
             return self.text.encode(text)
         names = self.vocabulary.special_ids
         ids: list[int] = []
-        for part in re.split(f"({'|'.join(map(re.escape, names))})", text):
-            ids.extend([names[part]] if part in names else self.text.encode(part))
+        for part in re.split(f"({'|'.join(map(re.escape, names))}|{_CODE.pattern})", text):
+            code = self._code(part)
+            if part in names:
+                ids.append(names[part])
+            else:
+                ids.extend(self.text.encode(part) if code is None else [code])
         return ids
+
+    def _code(self, text: str) -> int | None:
+        """Id of a code's name, as the released tokenizer lists them among its added tokens."""
+        match = _CODE.fullmatch(text)
+        if not match:
+            return None
+        span = self.vocabulary.speech if text.startswith("<|audio") else self.vocabulary.image
+        number = int(text[text.index("_") + 1 : -2])
+        return int(span.encode(number)) if number < len(span) else None
 
     def _render(
         self,
