@@ -135,7 +135,11 @@ def _backbone(codes: dict[str, np.ndarray], features: dict[str, np.ndarray]) -> 
     print(f"  {sum(x.size for x in jax.tree.leaves(params)) / 1e9:.2f} B parameters")
     model = OmniModel(config)
 
-    @jax.jit
+    # On a CPU XLA computes bfloat16 products in float32, and would convert the weights of all layers before the loop.
+    kept_in_loop = "while-loop-invariant-code-motion,while-loop-expensive-invariant-code-motion"
+    options = {"xla_disable_hlo_passes": kept_in_loop} if jax.default_backend() == "cpu" else None
+
+    @functools.partial(jax.jit, compiler_options=options)
     def last_logits(params: Any, inputs: ModelInputs) -> jax.Array:
         hidden = model.apply({"params": params}, inputs)
         return model.apply({"params": params}, hidden[:, -1], method="logits")
