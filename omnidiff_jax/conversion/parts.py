@@ -16,7 +16,7 @@ import numpy as np
 from omnidiff_jax.conversion.rules import Assignment
 from omnidiff_jax.errors import UserError
 
-PART = 128 << 20
+PART = 16 << 20
 """Bytes of a part: larger matrices are moved in blocks of rows."""
 WORKERS = 3
 FILES = "released_files"
