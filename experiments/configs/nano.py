@@ -158,7 +158,7 @@ def get_config() -> ConfigDict:
 def decoding() -> ConfigDict:
     """Greedy, one token a step: a model this small gains nothing from fewer steps, filters or penalties.
 
-    Speech is decoded in blocks from the left: a quarter of the words were lost where it was filled in from everywhere
+    Speech is decoded in blocks from the left: a fifth of the words were wrong where it was filled in from everywhere
     (docs/performance.md).
     """
     greedy = {

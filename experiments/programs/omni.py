@@ -179,11 +179,10 @@ def omni_run(
     """Everything `train` needs for a backbone config.
 
     Args:
-        config: as `experiments/configs/nano.py` gives it.
+        config: as `experiments/configs/nano.py` gives it, checked (`check_config`).
         open_sources: builds or opens the encoded samples of each task; called once the config has proved sound.
         tokenizers: from `load_tokenizers`.
     """
-    check_config(config)
     mesh, stages, tasks = config_mesh(config), stage_plans(config), task_names(config)
     check_batch(config, mesh)
     curriculum = [Stage(plan.name, plan.steps, dict(config.stages[plan.name].weights)) for plan in stages]
