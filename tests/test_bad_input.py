@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import soundfile
+from ml_collections import ConfigDict
 from tiny_run import untrained, write_config
 
 from experiments import bench as bench_command
@@ -16,7 +17,7 @@ from experiments import quickstart as quickstart_command
 from experiments import sample as sample_command
 from experiments import train as train_command
 from experiments.common import load_config
-from experiments.programs.omni import FREE_CONFIG, SAME_CONFIG
+from experiments.programs.omni import FREE_CONFIG, SAME_CONFIG, for_these_devices, load_denoiser
 from experiments.programs.tokenizers import load_tokenizers
 from omnidiff_jax.cli import guard
 from omnidiff_jax.data.storage import EncodedSet
@@ -208,6 +209,17 @@ def test_what_is_computed_otherwise_is_no_other_config(tiny):
     check_same_config(stored, changed, SAME_CONFIG, "run", FREE_CONFIG)
     with pytest.raises(UserError, match="config.optimizer.b2 = 0.9"):
         check_same_config({"optimizer": {"b2": 0.9}}, {"optimizer": {"b2": 0.8}}, SAME_CONFIG, "run", FREE_CONFIG)
+
+
+def test_a_run_answers_on_other_devices_with_its_own_alignment(tiny):
+    """Its mesh and attention are not to be had here; its loss's predictor is the sampler's."""
+    config = ConfigDict(load_config(str(tiny[0])).to_dict())
+    config.mesh.tensor, config.model.attention = 3, "splash"
+    config.loss["alignment"] = "same_position"
+    local = for_these_devices(config)
+    assert local.model.attention == "chunked" and local.mesh.to_dict() == {"fsdp": -1}
+    assert config.model.attention == "splash"
+    assert load_denoiser(config, tiny[1], load_tokenizers(config)).alignment == "same_position"
 
 
 def test_jsonl_is_trained_on_past_its_faults(tiny, media, tmp_path, capfd):
