@@ -94,7 +94,8 @@ def describe(speed: TrainSpeed) -> str:
     return (
         f"{speed.tokens_per_second:.0f} tokens/s, {speed.step_seconds:.3f} s a step of {speed.tokens} tokens, "
         f"{speed.layers} layers, {speed.devices} x {speed.device}\n"
-        f"MFU {speed.mfu:.1%} of {speed.matmul_flops_measured / 1e12:.2f} TFLOP/s a device (measured matrix products); "
+        f"MFU {speed.mfu:.1%} of {speed.matmul_flops_measured / 1e12:.2f} TFLOP/s a device (measured matrix products)"
+        f"{'' if speed.mfu_of_peak is None else f', {speed.mfu_of_peak:.1%} of the data sheet'}; "
         f"{speed.flops_per_step / 1e12:.2f} TFLOP a step: {speed.flops_count}\n"
         f"peak memory {speed.peak_bytes / 2**30:.2f} GiB, compiled in {speed.compile_seconds:.1f} s, "
         f"{speed.recompilations} recompilations after step 2"

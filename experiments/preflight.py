@@ -19,6 +19,7 @@ from collections import defaultdict
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -37,6 +38,7 @@ from experiments.programs.tokenizers import Sizes, config_sizes
 from omnidiff_jax.config import build
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.models.attention import BACKENDS
+from omnidiff_jax.models.flops import projections
 from omnidiff_jax.preflight.advice import Settings, advise, per_device
 from omnidiff_jax.preflight.jobs import sample_job, train_job
 from omnidiff_jax.preflight.report import Job, Report, compile_job
@@ -108,15 +110,18 @@ def _train(config: ConfigDict, sizes: Sizes, mesh: Mesh) -> tuple[Job, Settings]
     with jax.set_mesh(mesh):
         state = abstract_state(program, loop, optimizer, stages, mesh)
     backbone = program.model.backbone
+    rows = config.batch_size // loop.accumulate // program.loss_config.groups
+    ways = (mesh.shape["tensor"] if "tensor" in config.sharding else 1) * mesh.shape["sequence"]
     return job, Settings(
         remat=backbone.remat,
         attention=backbone.attention,
-        rows=config.batch_size // loop.accumulate // program.loss_config.groups,
+        rows=rows,
         accumulate=loop.accumulate,
         chunk=program.loss_config.chunk,
         vocabulary=backbone.vocab_size // (mesh.shape["tensor"] if "tensor" in config.sharding else 1),
         width=backbone.width,
         trainable=per_device(split_params(state.params, optimizer.frozen)[0]),
+        dots=rows * packing.length * projections(backbone) * jnp.dtype(backbone.dtype).itemsize / ways,
         optimizer=optimizer,
         sharding=config.sharding,
     )
@@ -213,7 +218,7 @@ def render(result: dict[str, Any]) -> str:
         lines.append(f"  whole-vocabulary logits between devices: {found or 'none'}")
     if r["problem"]:
         lines.append(f"  the compiler: {r['problem']}")
-    lines += [f"  would help: {line}" for line in r["advice"]]
+    lines += [f"  {'there is room for' if r['fits'] else 'would help'}: {line}" for line in r["advice"]]
     lines.append(f"  compiled in {r['compile_seconds']:.0f} s for {r['compiled_for']}")
     return "\n".join(lines)
 

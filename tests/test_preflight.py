@@ -124,6 +124,43 @@ def test_logits_between_devices_are_noticed():
     assert carries_logits(collectives, 1001, 32, (8,)) == ()
 
 
+TPU_PROGRAM = """HloModule jit_step
+
+%all-reduce-scatter.1 (input: bf16[64,96]) -> bf16[16,96] {
+  %input = bf16[64,96]{1,0:T(8,128)(2,1)} parameter(0)
+  %all-reduce.9 = bf16[64,96]{1,0} all-reduce(%input), replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
+  %zero = u32[] constant(0)
+  ROOT %slice = bf16[16,96]{1,0} dynamic-slice(%all-reduce.9, %zero, %zero), dynamic_slice_sizes={16,96}
+}
+
+ENTRY %main (a: bf16[16,96]) -> bf16[16,96] {
+  %a = bf16[16,96]{1,0} parameter(0)
+  %kernel = (f32[8,8]{1,0}, bf16[64,96]{1,0}) custom-call(%a), frontend_attributes={kernel_metadata={
+"name": "splash"
+}}, metadata={op_name="jit(step)/pallas_call"}
+  %whole = bf16[64,96]{1,0} all-gather(%a), replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}
+  %fused = bf16[16,96]{1,0} fusion(%whole), kind=kCustom, calls=%all-reduce-scatter.1
+  ROOT %kept = bf16[16,96]{1,0} all-reduce(%fused), replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'b'}
+}
+"""
+
+
+def test_programs_as_libtpu_writes_them():
+    """Attributes of kernels that run over lines and begin with braces, reduce-scatters as fusions, permuted meshes."""
+    traffic = read_program(TPU_PROGRAM, [0, 0, 0, 0, 1, 1, 1, 1], trips=1)
+    rows = {(c.kind, c.shape): c for c in traffic.collectives}
+    assert len(rows) == 3
+    gathered, scattered = rows["all-gather", "bf16[64,96]"], rows["reduce-scatter", "bf16[16,96]"]
+    summed = rows["all-reduce", "bf16[16,96]"]
+    # Devices in the mesh's order are 0 4 1 5 2 6 3 7: axis a holds 0 1 2 3, axis b pairs 0 with 4.
+    assert (gathered.group, gathered.crosses, gathered.bytes) == (4, False, 3 / 4 * 64 * 96 * 2)
+    assert (scattered.group, scattered.crosses, scattered.bytes) == (4, False, 3 / 4 * 64 * 96 * 2)
+    assert (summed.group, summed.crosses, summed.bytes) == (2, True, 16 * 96 * 2)
+    assert traffic.bytes > 2 * 64 * 96, "what follows the kernel is read too"
+    with pytest.raises(ValueError, match="unknown notation"):
+        read_program(TPU_PROGRAM.replace("device_ids=([2,4]T(1,0))", "device_ids=(3,4)"), [0] * 8, trips=1)
+
+
 def test_operations_count_loops_and_recomputation():
     def layer(x, w):
         return jnp.tanh(x @ w), None
@@ -205,7 +242,7 @@ def test_what_does_not_fit_says_which_knobs_would_make_it_fit():
     )  # fmt: skip
     settings = Settings(
         remat="dots", attention="xla", rows=2, accumulate=1, chunk=1024, vocabulary=1 << 17, width=4096,
-        trainable=gib, optimizer=OptimizerConfig(b2=0.95), sharding="fsdp",
+        trainable=gib, dots=3.0 * gib, optimizer=OptimizerConfig(b2=0.95), sharding="fsdp",
     )  # fmt: skip
     target = parse_target("v5e:4x4")
     advice = advise(report, settings, target)
@@ -216,7 +253,37 @@ def test_what_does_not_fit_says_which_knobs_would_make_it_fit():
     assert "--topology=v5e:4x8: half the state on each device: saves 4.5 GiB, enough" in text
     for knob in ("config.model.attention", "config.model.remat = 'full'", "config.accumulate = 2", "fsdp_tensor"):
         assert knob in text
-    assert advise(dataclasses.replace(report, fits=True), settings, target) == []
+    fits = dataclasses.replace(report, fits=True, device_bytes=26.0 * gib)
+    assert advise(fits, settings, target) == []
+    full = dataclasses.replace(settings, remat="full")
+    assert advise(fits, full, target) == ["config.model.remat = 'dots': no layer is computed twice, for about 3.0 GiB"]
+    assert advise(dataclasses.replace(fits, device_bytes=25.0 * gib), full, target) == [], "a tenth stays free"
+
+
+FSDP = ("--config.sharding=fsdp", "--config.mesh.tensor=1", "--config.mesh.data=2")
+
+
+@needs_eight
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_what_fsdp_sends(accumulate):
+    """Gradients of embedding and head are scattered, never whole; no device gets the rows of others.
+
+    The program of GPUs, whose weights move in bfloat16, is read before it is made one for CPUs.
+    """
+    others = (f"--config.accumulate={accumulate}", f"--config.batch_size={8 * accumulate}", "--config.mesh.dcn.data=1")
+    result = preflight.preflight(small(*FSDP, *others), "h100:8")
+    sent = {(c["kind"], c["shape"]): c for c in result["collectives"]}
+    scattered = sent["reduce-scatter", "f32[16,176264]"]
+    assert (scattered["count"], scattered["group"]) == (accumulate, 4)
+    assert scattered["bytes"] == accumulate * 3 / 4 * 64 * 176264 * 4
+    assert sent["all-gather", "bf16[64,176264]"]["count"] == 1
+    sums = [c for c in result["collectives"] if c["kind"] == "all-reduce" and "176264" in c["shape"]]
+    assert {c["shape"] for c in sums} == {"f32[16,176264]", "f32[176264,16]"} and all(c["group"] == 2 for c in sums)
+    rows = 256 * 64  # positions of one row times width
+    activations = [c for c in result["collectives"] if "256," in c["shape"] and "all-to-all" not in c["kind"]]
+    assert all(c["bytes"] < 8 * rows for c in activations), activations
+    assert not [c for c in result["collectives"] if c["shape"].startswith(("f32[8,32,", "bf16[8,32,", "u32[8,32,"))]
+    assert result["bytes_accessed_per_device"] == 2 * result["argument_bytes_per_device"]
 
 
 @needs_eight

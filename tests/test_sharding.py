@@ -102,6 +102,27 @@ def test_activation_names_pass_the_check():
 
 
 @needs_eight
+@pytest.mark.parametrize("strategy", ["replicated", "fsdp", "fsdp_tensor", "fsdp_tensor_sequence"])
+@pytest.mark.parametrize("shape", [(4, 8, 12), (4, 8, 13), (4, 9, 12), (3, 8, 12)], ids=str)
+def test_sum_over_the_batch(strategy, shape):
+    """Sizes that the mesh does not divide are left to the compiler; the sum is the same."""
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    device_mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+
+    def add(x):
+        with logical_rules(strategy):
+            return axes.sum_batch(x, axes.EMBED, axes.VOCAB)
+
+    with jax.set_mesh(device_mesh):
+        total = jax.jit(add)(x)
+    np.testing.assert_allclose(total, x.sum(0), rtol=1e-6, atol=1e-6)
+    if shape == (4, 8, 12):
+        expected = {"replicated": P(), "fsdp": P("fsdp")}.get(strategy, P("fsdp", "tensor"))
+        assert total.sharding.is_equivalent_to(NamedSharding(device_mesh, expected), 2)
+    np.testing.assert_allclose(axes.sum_batch(jnp.asarray(x), axes.EMBED, axes.VOCAB), x.sum(0), rtol=1e-6, atol=1e-6)
+
+
+@needs_eight
 def test_parameter_specs():
     device_mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     tree = {"kernel": boxed("layers", "embed", "mlp", shape=(3, 512, 256)), "plain": jnp.zeros(3)}

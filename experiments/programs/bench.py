@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from experiments.programs.run import batch_axes, config_mesh, masking_config, optimizer_config
+from experiments.programs.run import batch_axes, check_batch, config_mesh, masking_config, optimizer_config
 from omnidiff_jax.benchmarks.batches import LONG_TAILED, packed_batch
 from omnidiff_jax.benchmarks.train import Trainer
 from omnidiff_jax.config import build
@@ -46,6 +46,7 @@ def backbone_trainer(config: ConfigDict) -> Trainer:
         raise AssertionError("the measured step takes one batch")
 
     mesh = config_mesh(config)
+    check_batch(config, mesh)
     groups = math.prod(mesh.shape[axis] for axis in batch_axes(mesh))
     program = OmniProgram(
         model=OmniConfig(backbone_config(config), speech_encoder=None),
@@ -58,7 +59,7 @@ def backbone_trainer(config: ConfigDict) -> Trainer:
         sharding=config.sharding,
     )
     batch = packed_batch(config.batch_size, deaf_packing(config), VOCABULARY, config.seed)
-    return Trainer(program, optimizer_config(config), mesh, batch)
+    return Trainer(program, optimizer_config(config), mesh, batch, config.accumulate)
 
 
 TORCH_STEP = Path(__file__).parents[2] / "omnidiff_jax" / "benchmarks" / "torch_step.py"

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from omnidiff_jax import rng
 from omnidiff_jax.errors import UserError
-from omnidiff_jax.models.flops import COUNT
+from omnidiff_jax.models.flops import COUNT, peak_flops
 from omnidiff_jax.training.goodput import Compilations
 from omnidiff_jax.training.loop import LoopConfig, abstract_state, jitted_step
 from omnidiff_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -27,6 +27,7 @@ class TrainSpeed:
     """Attributes:
     tokens_per_second: tokens that hold something, over all devices.
     mfu: `flops_per_step` / median step time / (`matmul_flops_measured` x devices).
+    mfu_of_peak: the same over the data sheet's dense bfloat16 FLOP/s; None where that is not known (CPUs).
     peak_bytes: largest memory of a device; on CPUs, of the process.
     compile_seconds: tracing, lowering and compiling the step.
     matmul_flops_measured: FLOP/s of one device on plain matrix products, in this run.
@@ -40,6 +41,7 @@ class TrainSpeed:
 
     tokens_per_second: float
     mfu: float
+    mfu_of_peak: float | None
     peak_bytes: int
     compile_seconds: float
     matmul_flops_measured: float
@@ -57,14 +59,18 @@ class TrainSpeed:
 class Trainer:
     """The step that `training.loop` would run, on one batch that stays."""
 
-    def __init__(self, program: TrainProgram, optimizer: OptimizerConfig, mesh: Mesh, batch: Any):
-        """Args: batch, numpy; its rows are split over the mesh's data and fsdp axes."""
+    def __init__(self, program: TrainProgram, optimizer: OptimizerConfig, mesh: Mesh, batch: Any, accumulate: int = 1):
+        """Args:
+        batch: numpy; its rows are split over the mesh's data and fsdp axes.
+        accumulate: microbatches a step.
+        """
+        loop = LoopConfig(accumulate=accumulate)
         self.program, self._optimizer, self._mesh = program, optimizer, mesh
         sharding = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
         self.batch = jax.device_put(batch, sharding)
         with jax.set_mesh(mesh):
-            self._target = abstract_state(program, LoopConfig(), optimizer, _STAGES, mesh)
-        self._step = jitted_step(program, LoopConfig(), optimizer, _STAGES, self._target)
+            self._target = abstract_state(program, loop, optimizer, _STAGES, mesh)
+        self._step = jitted_step(program, loop, optimizer, _STAGES, self._target)
         self.state: Any = None
 
     def compile(self) -> tuple[float, int]:
@@ -117,9 +123,11 @@ def measure(trainer: Trainer, steps: int, layers: int, compile_seconds: float, c
     tokens = int((np.asarray(trainer.batch.inputs.segment_ids) > 0).sum())
     flops = trainer.program.flops(trainer.batch, tokens) or 0.0
     median = statistics.median(seconds)
+    rate, peak = flops / median / len(devices), peak_flops(devices[0])
     return TrainSpeed(
         tokens / median,
-        flops / median / (ceiling * len(devices)),
+        rate / ceiling,
+        rate / peak if peak else None,
         peak_bytes(),
         compile_seconds,
         ceiling,

@@ -190,8 +190,8 @@ def _score_chunk(hidden, kernel, labels, i, chunk):
 
 
 def _whole_kernel(head, dtype):
-    """The head in the compute dtype, gathered once rather than in every round."""
-    return constrain(head.astype(dtype), None, axes.ACT_VOCAB)
+    """The head in the compute dtype, converted before it is gathered, once rather than in every round."""
+    return constrain(constrain(head.astype(dtype), axes.TABLE_EMBED, axes.ACT_VOCAB), None, axes.ACT_VOCAB)
 
 
 def _store(buffer, value, i, chunk):
@@ -239,7 +239,8 @@ def _head_loss_fwd(hidden, head, labels, weights, chunks, chunk):
     d_head = constrain(jnp.zeros((labels.shape[0], *head.shape), jnp.float32), axes.BATCH, None, axes.ACT_VOCAB)
     start = (zeros, zeros, jnp.zeros_like(hidden), d_head)
     nll, correct, d_hidden, d_head = jax.lax.fori_loop(0, chunks, body, start)
-    return ((weights * nll).sum(), nll, correct), (d_hidden, d_head.sum(0).astype(head.dtype))
+    d_head = axes.sum_batch(d_head, axes.EMBED, axes.VOCAB).astype(head.dtype)
+    return ((weights * nll).sum(), nll, correct), (d_hidden, d_head)
 
 
 def _head_loss_bwd(chunk, gradients, cotangents):

@@ -238,7 +238,12 @@ class Backbone(nn.Module):
         x = jnp.take(self.embedding, tokens, axis=0)
         if self.config.padding_idx is not None:
             x = jnp.where((tokens == self.config.padding_idx)[..., None], jax.lax.stop_gradient(x), x)
-        return x.astype(self.config.dtype)
+        x = x.astype(self.config.dtype)
+        if tokens.ndim == 2:
+            # Back from batch to table by way of the looked-up rows: few bytes beside a whole table's gradient.
+            x = constrain(x, axes.TABLE_BATCH, axes.LENGTH, axes.TABLE_EMBED)
+            x = constrain(x, axes.BATCH, axes.LENGTH, axes.ACT_EMBED)
+        return x
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """float32 [..., V] from hidden states [..., D]."""

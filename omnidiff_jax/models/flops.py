@@ -36,6 +36,12 @@ def matrix_parameters(config: BackboneConfig) -> int:
     return config.layers * layer + config.width * config.vocab_size
 
 
+def projections(config: BackboneConfig) -> int:
+    """Values a token that all layers' matrices give: what remat = "dots" keeps for the backward pass."""
+    layer = config.head_dim * (config.heads + 2 * config.kv_heads) + 2 * config.width + 2 * config.hidden
+    return config.layers * layer
+
+
 def forward_flops(config: BackboneConfig, tokens: int, length: int) -> float:
     """Operations of one forward pass over `tokens` positions in rows of `length`."""
     attention = 4 * length * config.heads * config.head_dim * config.layers

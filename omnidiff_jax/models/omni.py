@@ -72,9 +72,9 @@ class OmniModel(nn.Module):
 
 def place(embeds: jax.Array, vectors: jax.Array, slots: jax.Array) -> jax.Array:
     """Overwrites rows of `embeds` [B, L, D] by `vectors` [B, T, D]; `slots` int32 [B, T] says where, -1 = nowhere."""
-    rows = jnp.arange(embeds.shape[0])[:, None]
     slots = jnp.where(slots < 0, embeds.shape[1], slots)  # out of range, hence dropped
-    return embeds.at[rows, slots].set(vectors, mode="drop")
+    # Row by row: with rows as indices the compiler gathers the whole batch on every device.
+    return jax.vmap(lambda row, at, values: row.at[at].set(values, mode="drop"))(embeds, slots, vectors)
 
 
 def example_inputs(config: OmniConfig) -> ModelInputs:

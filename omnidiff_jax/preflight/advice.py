@@ -22,6 +22,7 @@ class Settings:
         vocabulary: V on one device.
         width: D.
         trainable: values of trainable parameters on one device.
+        dots: bytes that remat = "dots" keeps on one device: the results of the layers' projections.
         optimizer: its settings.
         sharding: rule table.
     """
@@ -34,6 +35,7 @@ class Settings:
     vocabulary: int
     width: int
     trainable: int
+    dots: float
     optimizer: OptimizerConfig
     sharding: str
 
@@ -44,9 +46,12 @@ def per_device(state: object) -> int:
 
 
 def advise(report: Report, settings: Settings, target: Target) -> list[str]:
-    """Changes that would save memory, the cheapest in time first, with what each is worth where that is arithmetic."""
+    """Changes that would save memory, the cheapest in time first, with what each is worth where that is arithmetic.
+
+    For a program that fits: what the memory left over would buy.
+    """
     if report.fits:
-        return []
+        return _room(report, settings)
     over = report.peak_bytes - report.device_bytes
     s, found = settings, []
     temporary = max(report.peak_bytes - report.argument_bytes, 0.0)
@@ -80,6 +85,14 @@ def advise(report: Report, settings: Settings, target: Target) -> list[str]:
     if bigger := larger_slice(target):
         say(f"--topology={bigger}: half the state on each device", report.argument_bytes / 2)
     return found
+
+
+def _room(report: Report, settings: Settings) -> list[str]:
+    """A tenth of the memory stays free: what the compiler needs for it is known only when it has compiled."""
+    spare = 0.9 * report.device_bytes - report.peak_bytes
+    if settings.remat not in ("full", "offload") or settings.dots > spare:
+        return []
+    return [f"config.model.remat = 'dots': no layer is computed twice, for about {_gib(settings.dots)}"]
 
 
 def larger_slice(target: Target) -> str:

@@ -16,6 +16,12 @@ _BYTES = {
 _ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\]")
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*)$")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .*)?\{$")
+_MESH_GROUPS = re.compile(
+    r"replica_groups=mesh\[(?P<sizes>[^\]]*)\]"
+    r"(?:, device_ids=\(\[(?P<shape>[\d,]+)\](?:T\((?P<turned>[\d,]+)\))?\))? *\{(?P<axes>[^}]*)\}"
+)
+# A kernel's attributes may run over several lines, and those may start with braces too.
+_END = re.compile(r"^\}(?:, execution_thread=.*)?$")
 _CALLED = re.compile(
     r"(?:calls|body|to_apply|condition)=%?([\w.\-]+)|(?:branch_computations|called_computations)=\{([^}]*)\}"
 )
@@ -77,13 +83,15 @@ class Traffic:
     unknown_loops: int
 
 
-def read_program(text: str, granules: Sequence[int], trips: float) -> Traffic:
+def read_program(text: str, granules: Sequence[int], trips: float, cut: bool = False) -> Traffic:
     """What a compiled program moves.
 
     Args:
         text: HLO of one device's program, as `compiled.as_text()` gives it.
         granules: slice or node of each device, in the mesh's order.
         trips: rounds of a loop whose number is known only at run time.
+        cut: the text is of before optimisation, where an all-reduce that is only cut afterwards will become a
+            reduce-scatter. (In optimised text it is one within a fusion alone.)
     """
     computations, entry = _parse(text)
     found: dict[tuple[str, str, int, bool], list[float]] = defaultdict(lambda: [0.0, 0.0])
@@ -95,7 +103,8 @@ def read_program(text: str, granules: Sequence[int], trips: float) -> Traffic:
         for instruction in table.values():
             kind = instruction.kind.removesuffix("-start")
             if kind in KINDS:
-                row = _collective(instruction, kind, granules)
+                parts = _kept_parts(instruction, table) if (fused or cut) and kind == "all-reduce" else []
+                row = _collective(instruction, kind, granules, parts)
                 total = found[row[:4]]
                 total[0] += times
                 total[1] += times * row[4]
@@ -150,7 +159,7 @@ def _parse(text: str) -> tuple[dict[str, list[_Instruction]], str]:
             if match := _COMPUTATION.match(line):
                 body = computations.setdefault(match[2], [])
                 entry = match[2] if match[1] else entry
-            elif line.startswith("}"):
+            elif _END.match(line):
                 body = None
             continue
         if match := _INSTRUCTION.match(line):
@@ -243,11 +252,31 @@ def _moved(instruction: _Instruction, table: dict[str, _Instruction], computatio
     return total + max(written, 0.0)
 
 
-def _collective(instruction: _Instruction, kind: str, granules: Sequence[int]) -> tuple[str, str, int, bool, float]:
+def _kept_parts(reduced: _Instruction, table: dict[str, _Instruction]) -> list[tuple[str, tuple[int, ...]]]:
+    """The slices that a fused all-reduce is at once cut to: a reduce-scatter, as libtpu writes it. [] = it is none."""
+    parts, names = [], {reduced.name}
+    for user in table.values():  # in order: operands come first
+        if not names & set(user.operands):
+            continue
+        if user.kind in ("get-tuple-element", "bitcast"):
+            names.add(user.name)
+        elif user.kind == "dynamic-slice":
+            parts += user.arrays
+        else:
+            return []
+    return parts
+
+
+def _collective(
+    instruction: _Instruction, kind: str, granules: Sequence[int], parts: list[tuple[str, tuple[int, ...]]]
+) -> tuple[str, str, int, bool, float]:
+    """Kind, shape, size of a group, whether it crosses granules, bytes sent; `parts` as `_kept_parts` says."""
     groups = _groups(instruction.text, len(granules))
     size = max((len(group) for group in groups), default=1)
     crosses = any(len({granules[i] for i in group if i < len(granules)}) > 1 for group in groups)
-    arrays = instruction.arrays
+    if parts:
+        kind = "reduce-scatter"
+    arrays = parts or instruction.arrays
     if instruction.kind.endswith("-start") and len(arrays) > 1 and kind != "all-reduce":
         arrays = arrays[len(arrays) // 2 :] if kind != "collective-permute" else arrays[:1]
     whole = sum(_size(*a) for a in arrays) * (size if kind == "reduce-scatter" else 1)
@@ -263,19 +292,29 @@ def _shapes(arrays: Sequence[tuple[str, tuple[int, ...]]]) -> str:
 
 
 def _groups(text: str, devices: int) -> list[list[int]]:
-    """Devices that exchange with each other, in any of XLA's three notations."""
-    if match := re.search(r"replica_groups=mesh\[([^\]]*)\] *\{([^}]*)\}", text):
-        sizes = {name: int(n) for name, n in re.findall(r"'(\w+)'=(\d+)", match[1])}
+    """Devices that exchange with each other, in any of XLA's notations."""
+    if match := _MESH_GROUPS.search(text):
+        sizes = {name: int(n) for name, n in re.findall(r"'(\w+)'=(\d+)", match["sizes"])}
         names = list(sizes)
-        inner = [names.index(name) for name in re.findall(r"'(\w+)'", match[2])]
+        inner = [names.index(name) for name in re.findall(r"'(\w+)'", match["axes"])]
         outer = [i for i in range(len(names)) if i not in inner]
-        order = np.arange(devices).reshape(list(sizes.values())).transpose(outer + inner)
-        return order.reshape(-1, math.prod(order.shape[len(outer) :])).tolist()
+        order = _order(match["shape"] or str(devices), match["turned"]).reshape(list(sizes.values()))
+        return order.transpose(outer + inner).reshape(-1, math.prod(order.shape[i] for i in inner)).tolist()
     if match := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
-        order = np.arange(devices).reshape([int(n) for n in match[2].split(",")])
-        if match[3]:
-            order = order.transpose([int(n) for n in match[3].split(",")])
-        return order.reshape([int(n) for n in match[1].split(",")]).tolist()
+        return _order(match[2], match[3]).reshape(_numbers(match[1])).tolist()
     if match := re.search(r"(?:replica_groups|source_target_pairs)=(\{\{.*?\}\})", text):
         return json.loads(match[1].replace("{", "[").replace("}", "]"))
+    if "replica_groups=mesh" in text:
+        raise ValueError(f"unknown notation of a collective's devices: {text[text.index('replica_groups') :][:200]}")
     return [list(range(devices))]
+
+
+def _order(shape: str, turned: str | None) -> np.ndarray:
+    """Devices counted over `shape`, its axes then permuted: XLA's `[2,32]T(1,0)`."""
+    sizes = _numbers(shape)
+    order = np.arange(math.prod(sizes)).reshape(sizes)
+    return order.transpose(_numbers(turned)) if turned else order
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(n) for n in text.split(",")]

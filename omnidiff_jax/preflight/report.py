@@ -3,13 +3,18 @@
 import dataclasses
 import math
 import re
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
+from omnidiff_jax.errors import UserError
 from omnidiff_jax.preflight.flops import matmul_flops
 from omnidiff_jax.preflight.hlo import Collective, carries_logits, read_program
 from omnidiff_jax.preflight.targets import Chip, Target, granules_of
@@ -50,7 +55,7 @@ class Report:
         argument_bytes: parameters, optimizer state and batch.
         flops_per_device: of matrix products, recomputation included.
         useful_flops_per_device: see `Job`.
-        bytes_accessed: between memory and cores.
+        bytes_accessed: between memory and cores; where CPU devices stand in, the arguments read and written once.
         collectives: None where the compiler refused the program.
         logits: the collectives that move whole-vocabulary logits; there should be none.
         seconds: of each bound: compute, memory, network.
@@ -90,11 +95,13 @@ def compile_job(job: Job, target: Target) -> Report:
         lowered = traced.lower()
         arguments = _argument_bytes(traced, job.mesh)
         try:
-            compiled = lowered.compile()
+            compiled, text = _compile(lowered, target)
             stats = compiled.memory_analysis()
             peak = _peak(stats)
             arguments = float(stats.argument_size_in_bytes)
-            traffic = read_program(compiled.as_text(), granules_of(job.mesh, target), job.trips)
+            traffic = read_program(text, granules_of(job.mesh, target), job.trips, cut=target.stand_in)
+            if target.stand_in:  # a CPU's kernels say nothing about a GPU's
+                traffic = dataclasses.replace(traffic, bytes=2 * arguments)
         except jax.errors.JaxRuntimeError as error:
             peak, problem = _needed(str(error)), _first_line(str(error))
             if not peak:
@@ -126,6 +133,39 @@ def compile_job(job: Job, target: Target) -> Report:
         compile_seconds=elapsed,
         problem=problem,
     )
+
+
+def _compile(lowered: Any, target: Target) -> tuple[Any, str]:
+    """The compiled program, and the text to count its collectives in.
+
+    Where CPU devices stand in, that is the partitioned program before it is made one for CPUs, whose compiler turns
+    bfloat16 into float32, what is sent included.
+    """
+    with _uncached(), tempfile.TemporaryDirectory() as folder:
+        if not target.stand_in or target.devices == 1:
+            compiled = lowered.compile()
+            return compiled, compiled.as_text()
+        compiled = lowered.compile(
+            compiler_options={"xla_dump_to": folder, "xla_dump_hlo_pass_re": "^spmd-partitioning$"}
+        )
+        found = sorted(Path(folder).glob("*.after_spmd-partitioning.*"))
+        if not found:
+            raise UserError(f"XLA of jax {jax.__version__} wrote no partitioned program; use a cpu: topology instead")
+        return compiled, found[-1].read_text()
+
+
+@contextmanager
+def _uncached() -> Iterator[None]:
+    """Without jax's compilation cache: a program from it took no time, and wrote nothing."""
+    config: Any = jax.config
+    used = config.jax_enable_compilation_cache
+    config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # it asks for the setting once
+    try:
+        yield
+    finally:
+        config.update("jax_enable_compilation_cache", used)
+        compilation_cache.reset_cache()
 
 
 def _peak(stats: Any) -> float:

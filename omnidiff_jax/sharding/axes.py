@@ -4,8 +4,11 @@ Use the constants, or the strings they hold. A name outside these sets is refuse
 `rules.parameter_shardings`: linen itself would replicate it silently.
 """
 
+import math
+
 import jax
 from flax import linen as nn
+from jax.sharding import PartitionSpec
 
 from omnidiff_jax.config import suggest
 from omnidiff_jax.errors import UserError
@@ -35,12 +38,15 @@ ACT_HEADS = "act_heads"
 ACT_KV_HEADS = "act_kv_heads"
 ACT_MLP = "act_mlp"
 ACT_VOCAB = "act_vocab"
+TABLE_BATCH = "table_batch"  # of rows just looked up in the embedding table: split as it is, not yet as the batch
+TABLE_EMBED = "table_embed"  # width of such rows, and of the head's kernel before it is gathered
 
 PARAMETER_AXES = frozenset(
     {LAYERS, VOCAB, EMBED, HEADS, KV_HEADS, HEAD_DIM, MLP, NORM, KERNEL, CONV_IN, CONV_OUT, CODEBOOK, CODE_DIM}
 )
 ACTIVATION_AXES = frozenset(
     {BATCH, LENGTH, KV_LENGTH, FRAMES, ACT_EMBED, ACT_HEADS, ACT_KV_HEADS, ACT_MLP, ACT_VOCAB, HEAD_DIM}
+    | {TABLE_BATCH, TABLE_EMBED}
 )
 
 
@@ -70,8 +76,8 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
 
 
 def split_over(name: str) -> tuple[str, ...]:
-    """The mesh axes of more than one device that the rules in force put the activation axis `name` on."""
-    check_names((name,), ACTIVATION_AXES, "an activation")
+    """The mesh axes of more than one device that the rules in force put the logical axis `name` on."""
+    check_names((name,), ACTIVATION_AXES | PARAMETER_AXES, "an array")
     sizes = dict(jax.sharding.get_abstract_mesh().shape)
     for rule_name, mesh_axes in nn.get_logical_axis_rules():
         if rule_name == name and mesh_axes is not None:
@@ -83,6 +89,36 @@ def split_over(name: str) -> tuple[str, ...]:
 def is_split(name: str) -> bool:
     """Whether the rules in force split the activation axis `name`."""
     return bool(split_over(name))
+
+
+def sum_batch(x: jax.Array, *names: str) -> jax.Array:
+    """The sum over the first axis, which is split as `BATCH`, laid like a parameter of axes `names`.
+
+    Written out as a reduce-scatter: the compiler would leave the whole sum on every device and cut it afterwards,
+    twice the bytes sent and all of the memory. Where sizes do not divide, it is left to the compiler.
+
+    Args:
+        x: [G, ...], one axis for each of `names` after the first.
+    """
+    sizes = dict(jax.sharding.get_abstract_mesh().shape)
+    batch, wanted = split_over(BATCH), [split_over(name) for name in names]
+    ways = [math.prod(sizes[axis] for axis in mesh_axes) for mesh_axes in (batch, *wanted)]
+    if not batch or any(extent % n for extent, n in zip(x.shape, ways, strict=True)):
+        return x.sum(0)
+    # What is split like the batch is scattered; the rest (the vocabulary over `tensor`) is split already.
+    scattered = [tuple(axis for axis in mesh_axes if axis in batch) for mesh_axes in wanted]
+    before = [tuple(axis for axis in mesh_axes if axis not in batch) or None for mesh_axes in wanted]
+    summed = tuple(axis for axis in batch if not any(axis in mesh_axes for mesh_axes in scattered))
+
+    def add(part: jax.Array) -> jax.Array:
+        part = part.sum(0)
+        for dimension, mesh_axes in enumerate(scattered):
+            if mesh_axes:
+                part = jax.lax.psum_scatter(part, mesh_axes, scatter_dimension=dimension, tiled=True)
+        return jax.lax.psum(part, summed) if summed else part
+
+    after = PartitionSpec(*(mesh_axes or None for mesh_axes in wanted))
+    return jax.shard_map(add, in_specs=PartitionSpec(batch, *before), out_specs=after, check_vma=False)(x)
 
 
 def platform() -> str:

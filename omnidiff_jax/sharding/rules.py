@@ -27,8 +27,10 @@ LARGE = 1 << 24
 Table = Mapping[str, tuple[str, ...]]
 
 _UNSPLIT: Table = dict.fromkeys(sorted(axes.PARAMETER_AXES | axes.ACTIVATION_AXES), ())
-_BATCH: Table = {axes.BATCH: ("data", "fsdp")}
+_BATCH: Table = {axes.BATCH: ("data", "fsdp"), axes.TABLE_BATCH: ("data", "fsdp")}
 _FSDP: Table = {
+    axes.TABLE_BATCH: ("data",),
+    axes.TABLE_EMBED: ("fsdp",),
     axes.EMBED: ("fsdp",),
     axes.CONV_OUT: ("fsdp",),
     axes.CODEBOOK: ("fsdp",),

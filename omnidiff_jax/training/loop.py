@@ -101,8 +101,15 @@ def jitted_step(
         state: from `abstract_state`; its shardings are those of the new state. Metrics are whole on every device.
     """
     tx = make_optimizer(optimizer, _schedule(stages, optimizer))
-    update = make_train_step(program.loss, tx, optimizer, seed=config.seed, accumulate=config.accumulate)
     shardings = jax.tree.map(lambda s: s.sharding, state)
+    update = make_train_step(
+        program.loss,
+        tx,
+        optimizer,
+        seed=config.seed,
+        accumulate=config.accumulate,
+        shardings=split_params(shardings.params, optimizer.frozen)[0],
+    )
     mesh = shardings.step.mesh
     out = shardings, NamedSharding(mesh, PartitionSpec())
     options = CPU_OPTIONS if mesh.devices.flat[0].platform == "cpu" else None

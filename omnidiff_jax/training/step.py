@@ -49,7 +49,13 @@ def eval_params(state: TrainState) -> Any:
 
 
 def make_train_step(
-    loss_fn: LossFn, tx: optax.GradientTransformation, config: opt.OptimizerConfig, *, seed: int, accumulate: int = 1
+    loss_fn: LossFn,
+    tx: optax.GradientTransformation,
+    config: opt.OptimizerConfig,
+    *,
+    seed: int,
+    accumulate: int = 1,
+    shardings: Any = None,
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """Builds `step(state, batch, limit=inf) -> (state, metrics)`, pure, to be jitted with the state donated.
 
@@ -57,6 +63,8 @@ def make_train_step(
         loss_fn: see `LossFn`.
         accumulate: microbatches a step; every leaf of `batch` has leading axis accumulate * rows. The update equals
             the one of the undivided batch.
+        shardings: flat dict like the trainable parameters: how their gradients are to lie; None leaves it to the
+            compiler, which adds up whole ones on every device.
 
     The metric `finite` is False where loss or gradient norm was not finite, `accepted` also where the loss was above
     `limit`. A step that is not accepted leaves parameters, moments and average as they were; only the step counter
@@ -72,6 +80,8 @@ def make_train_step(
             return loss * weight, (loss, weight, metrics)
 
         (_, (loss, weight, metrics)), grads = jax.value_and_grad(inner, has_aux=True)(trainable)
+        if shardings is not None:
+            grads = jax.lax.with_sharding_constraint(grads, shardings)
         summed = {k: v if k.startswith("sum/") else v * weight for k, v in metrics.items()}
         return grads, loss * weight, weight, summed
 
@@ -82,7 +92,8 @@ def make_train_step(
         if accumulate == 1:
             grads, loss, weight, summed = grads_of(state.params, batch, key, state.step)
         else:
-            parts = jax.tree.map(lambda x: x.reshape(accumulate, x.shape[0] // accumulate, *x.shape[1:]), batch)
+            # Every accumulate-th row, so that each device's rows stay where they are.
+            parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
 
             def body(carry, part_and_index):
                 part, index = part_and_index
