@@ -2,7 +2,7 @@
 
     omnidiff bench train --config=experiments/configs/bench_mid.py                   MFU against measured products
     omnidiff bench train --config=experiments/configs/bench_mid.py --against=torch   beside plain PyTorch, in turn
-    omnidiff bench train --config=experiments/configs/bench_gpu.py --shrink_to_fit   the largest that fits this GPU
+    omnidiff bench train --config=experiments/configs/bench_gpu.py:dots --shrink_to_fit    what fits this GPU
     omnidiff bench input --config=experiments/configs/dream7b.py                     tokens/s a core, how full rows are
 
 `train` measures the config's backbone under the released vocabulary, without a speech encoder, on one packed batch of
@@ -62,9 +62,19 @@ def train(config: ConfigDict) -> dict | None:
         return None
     if AGAINST.value:
         return versus(config)
-    trainer, compile_seconds = fitting(config)
     ceiling = matmul_flops(config.dtype)
-    speed = measure(trainer, STEPS.value or 1, config.model.layers, compile_seconds, ceiling)
+    while True:
+        trainer, compile_seconds = fitting(config)
+        try:
+            speed = measure(trainer, STEPS.value or 1, config.model.layers, compile_seconds, ceiling)
+            break
+        except jax.errors.JaxRuntimeError as error:
+            # The plan fitted, the allocator's pieces did not.
+            if "RESOURCE_EXHAUSTED" not in str(error) or not SHRINK.value or config.model.layers == 1:
+                raise
+            del trainer
+            config.model.layers -= 1
+            print(f"out of memory; {config.model.layers} layers next", file=sys.stderr, flush=True)
     print(describe(speed))
     return dataclasses.asdict(speed)
 

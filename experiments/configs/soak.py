@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from experiments.configs import nano
+from experiments.configs import nano, stages
 
 
 def get_config() -> ConfigDict:
@@ -14,8 +14,11 @@ def get_config() -> ConfigDict:
     # gloo, their transport, takes one for the other ("op.preamble.length <= op.nbytes"; jax 0.10.2).
     config.model.update({"width": 64, "layers": 2, "heads": 2, "kv_heads": 2, "hidden": 96, "scan_layers": False})
     config.mesh.update({"data": 1, "fsdp": -1})
-    # The SPEC's optimizer: Muon's orthogonalisation makes rounding differences between topologies large.
+    # The released model's optimizer and learning rates. Sums over another number of devices round otherwise; Muon, or
+    # nano's tenfold rates, make much of that within a hundred steps.
     config.optimizer.algorithm = "adamw"
+    for name, stage in stages.get_config().items():
+        config.stages[name].learning_rate = stage.learning_rate
     for task in config.data.examples:
         config.data.examples[task] = 60
     return config
