@@ -1,9 +1,10 @@
-"""Measures speed: `bench train` the training step, `bench input` the loader.
+"""Measures speed: `bench train` the training step, `bench input` the loader, `bench checkpoint` saving and restoring.
 
     omnidiff bench train --config=experiments/configs/bench_mid.py                   MFU against measured products
     omnidiff bench train --config=experiments/configs/bench_mid.py --against=torch   beside plain PyTorch, in turn
     omnidiff bench train --config=experiments/configs/bench_gpu.py:dots --shrink_to_fit    what fits this GPU
     omnidiff bench input --config=experiments/configs/dream7b.py                     tokens/s a core, how full rows are
+    omnidiff bench checkpoint --config=experiments/configs/bench_mid.py --folder=DIR       how long training stands
 
 `train` measures the config's backbone under the released vocabulary, without a speech encoder, on one packed batch of
 a long-tailed mixture. MFU counts the layers, the head and full attention at every position that holds something; what
@@ -29,6 +30,7 @@ from experiments.programs.bench import (
     torch_settings,
 )
 from experiments.programs.omni import check_config
+from omnidiff_jax.benchmarks.checkpoint import bench_checkpoint
 from omnidiff_jax.benchmarks.input import H200_TOKENS_PER_SECOND, bench_input
 from omnidiff_jax.benchmarks.matmul import matmul_flops
 from omnidiff_jax.benchmarks.train import Trainer, TrainSpeed, device_bytes, measure, peak_bytes
@@ -44,6 +46,10 @@ TORCH_PYTHON = COMMAND.string("torch_python", "the interpreter that has torch, w
 SHRINK = COMMAND.switch("shrink_to_fit", "take layers away until the step fits the device's memory")
 BATCHES = COMMAND.integer("batches", "batches measured by `input`", 20, minimum=1)
 EXAMPLES = COMMAND.integer("examples", "distinct samples of `input`'s set", 4000, minimum=1)
+SAVES = COMMAND.integer("saves", "saves measured by `checkpoint`", 3, minimum=1)
+FOLDER = COMMAND.string(
+    "folder", "of `checkpoint`, on the storage to be measured (default: the system's for temporary files)"
+)
 CONSUMPTION = COMMAND.number("consumption", "tokens/s that the device uses up", H200_TOKENS_PER_SECOND)
 JSON = COMMAND.switch("json", "end with one line of JSON")
 SIDE = COMMAND.switch("side", "used by --against: one of the two processes")
@@ -51,7 +57,7 @@ SIDE = COMMAND.switch("side", "used by --against: one of the two processes")
 
 def run(what: str) -> None:
     check_config(CONFIG.value)
-    result = choose({"train": train, "input": read}, what, "benchmark")(CONFIG.value)
+    result = choose({"train": train, "input": read, "checkpoint": save}, what, "benchmark")(CONFIG.value)
     if JSON.value and result is not None:
         print(json.dumps(result))
 
@@ -155,6 +161,22 @@ def read(config: ConfigDict) -> dict:
         f"{speed.tokens_per_second_per_core:.0f} tokens/s, {speed.examples_per_second_per_core:.0f} samples/s a core; "
         f"rows of {config.data.length} are {speed.packing_efficiency:.2%} full\n"
         f"eight cores supply {speed.times_consumption:.0f} times the {speed.consumption:.0f} tokens/s of the device"
+    )
+    return dataclasses.asdict(speed)
+
+
+def save(config: ConfigDict) -> dict:
+    """Saves and restores of the config's backbone and its optimizer, beside training steps."""
+    trainer, _ = fitting(config)
+    with tempfile.TemporaryDirectory(dir=FOLDER.value) as folder:
+        speed = bench_checkpoint(trainer, Path(folder), SAVES.value or 1)
+    gib = speed.bytes / 2**30
+    print(
+        f"{gib:.2f} GiB of state: a save stands for {speed.stall_seconds:.2f} s (a copy takes {speed.copy_seconds:.2f})"
+        f" and is whole after {speed.save_seconds:.2f} s (writing as much takes {speed.write_seconds:.2f})\n"
+        f"a step takes {speed.step_seconds:.2f} s, beside a save {speed.step_seconds_saving:.2f} s\n"
+        f"restored in {speed.restore_seconds:.2f} s, {speed.verify_seconds:.2f} of it for checksums (reading the files "
+        f"takes {speed.read_seconds:.2f})"
     )
     return dataclasses.asdict(speed)
 

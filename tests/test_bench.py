@@ -68,6 +68,21 @@ def test_bench_train_says_what_the_contract_names(omnidiff, config_file):
     assert refused.returncode == 2 and "did you mean 'train'?" in refused.stderr
 
 
+def test_bench_checkpoint_saves_beside_training(omnidiff, config_file, tmp_path):
+    folder = tmp_path / "storage"
+    folder.mkdir()
+    words = ("--saves=2", "--json", f"--folder={folder}", "--config.optimizer.moment_dtype=bfloat16")
+    done = omnidiff("bench", "checkpoint", f"--config={config_file}", *words)
+    assert done.returncode == 0, done.stderr[-2000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    values = 2 * 176264 * 16  # embedding and head, nearly all there is: parameter 4, moments 2 and 4 bytes
+    assert result["bytes"] == pytest.approx(10 * values, rel=0.01)
+    assert 0 < result["stall_seconds"] < result["save_seconds"] and result["saves"] == 2
+    assert 0 < result["verify_seconds"] < result["restore_seconds"]
+    assert min(result[f"{floor}_seconds"] for floor in ("copy", "write", "read")) > 0
+    assert not list(folder.iterdir())
+
+
 def test_a_matmul_takes_time():
     assert 1e8 < matmul_flops("float32", seconds=0.01) < 1e14
 

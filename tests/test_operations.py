@@ -16,6 +16,7 @@ from omnidiff_jax.models.backbone import BackboneConfig
 from omnidiff_jax.models.flops import matrix_parameters, train_flops
 from omnidiff_jax.sharding.distributed import detect, initialize
 from omnidiff_jax.training.checkpoint import CheckpointConfig, Checkpointer
+from omnidiff_jax.training.digest import damage, write_digest, write_part
 from omnidiff_jax.training.goodput import PHASES, Goodput
 from omnidiff_jax.training.guard import Guard, GuardConfig, Rewind
 from omnidiff_jax.training.journal import OperationsConfig
@@ -75,6 +76,19 @@ def test_a_half_written_or_cut_checkpoint_is_never_restored(tmp_path, mesh):
     (folder / "4" / "digest.json").unlink()
     with pytest.raises(UserError, match=r"4: digest.json cannot be read \(No such file"):
         Checkpointer(tmp_path, CheckpointConfig(), read_only=True).latest()
+
+
+def test_a_seal_takes_over_the_sums_of_parts(tmp_path):
+    for name in ("state/ocdbt.process_0/d/a", "state/ocdbt.process_1/d/b", "state/manifest", "config/metadata"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    for rank in (0, 1):
+        write_part(tmp_path / "state", f"ocdbt.process_{rank}")
+    (tmp_path / "state/ocdbt.process_1/d/b").write_text("changed after it was summed up")
+    write_digest(tmp_path)
+    assert damage(tmp_path).startswith("state/ocdbt.process_1/d/b has 30 bytes instead of 25")
+    assert damage(tmp_path, part=0, parts=2) == "" and damage(tmp_path, part=1, parts=2) != ""
+    assert not list(tmp_path.rglob("digest.part.*")) and len(json.loads((tmp_path / "digest.json").read_text())) == 4
 
 
 class Terminated(Regression):

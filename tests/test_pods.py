@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from experiments.launch import local
+from omnidiff_jax.training.digest import damage
 from omnidiff_jax.training.metrics import read_metrics
 from omnidiff_jax.training.watchdog import PREEMPTED
 
@@ -65,6 +66,17 @@ def whole(tmp_path_factory):
     pod = Pod(tmp_path_factory.mktemp("pods") / "whole")
     pod.finish(pod.start(2))
     return pod
+
+
+def test_each_process_sums_up_what_it_wrote(whole):
+    """No host reads the files of others; the seal holds them all, and what was written while saving is gone."""
+    newest = max((whole.folder / "run" / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    sealed = json.loads((newest / "digest.json").read_text())
+    for rank in (0, 1):
+        assert any(name.startswith(f"state/ocdbt.process_{rank}/d/") for name in sealed), sorted(sealed)
+    files = {str(path.relative_to(newest)) for path in newest.rglob("*") if path.is_file()}
+    assert files == set(sealed) | {"digest.json", "_CHECKPOINT_METADATA"}
+    assert damage(newest) == ""
 
 
 def test_killed_preempted_and_moved_runs_go_on(whole, tmp_path):

@@ -14,9 +14,9 @@ from experiments.programs.scaling import record
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.preflight.advice import Settings, advise, larger_slice
 from omnidiff_jax.preflight.flops import matmul_flops
-from omnidiff_jax.preflight.hlo import carries_logits, read_program
 from omnidiff_jax.preflight.report import Report, _needed
 from omnidiff_jax.preflight.targets import CHIPS, parse_target
+from omnidiff_jax.preflight.traffic import carries_logits, read_program
 from omnidiff_jax.training.optimizer import OptimizerConfig
 
 needs_eight = pytest.mark.skipif(len(jax.devices()) < 8, reason="needs 8 devices")
@@ -159,6 +159,43 @@ def test_programs_as_libtpu_writes_them():
     assert traffic.bytes > 2 * 64 * 96, "what follows the kernel is read too"
     with pytest.raises(ValueError, match="unknown notation"):
         read_program(TPU_PROGRAM.replace("device_ids=([2,4]T(1,0))", "device_ids=(3,4)"), [0] * 8, trips=1)
+
+
+MEMORY_PROGRAM = """HloModule jit_step
+
+%inner (p: f32[28,64], i: s32[]) -> f32[64] {
+  %p = f32[28,64]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %cut = f32[1,64]{1,0} dynamic-slice(%p, %i, %i), dynamic_slice_sizes={1,64}
+  ROOT %flat = f32[64]{0} bitcast(%cut)
+}
+
+%outer (stack: f32[28,64], at: s32[], sums: f32[28,64]) -> f32[28,64] {
+  %stack = f32[28,64]{1,0} parameter(0)
+  %at = s32[] parameter(1)
+  %sums = f32[28,64]{1,0} parameter(2)
+  %row = f32[64]{0} fusion(%stack, %at), kind=kLoop, calls=%inner
+  %update = f32[1,64]{1,0} bitcast(%row)
+  ROOT %put = f32[28,64]{1,0} dynamic-update-slice(%sums, %update, %at, %at)
+}
+
+ENTRY %main (a: f32[28,64], n: s32[], b: f32[28,64]) -> f32[28,64] {
+  %a = f32[28,64]{1,0:T(8,128)} parameter(0)
+  %n = s32[] parameter(1)
+  %b = f32[28,64]{1,0:T(8,128)} parameter(2)
+  %near = (f32[28,64]{1,0:T(8,128)S(1)}, f32[28,64]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%a)
+  %here = f32[28,64]{1,0:T(8,128)S(1)} copy-done(%near)
+  %twice = f32[28,64]{1,0:T(8,128)S(1)} add(%here, %here)
+  ROOT %out = f32[28,64]{1,0:T(8,128)} fusion(%a, %n, %b), kind=kLoop, calls=%outer
+}
+"""
+
+
+def test_memory_traffic_is_of_slices_and_of_what_leaves_the_cores():
+    """A copy to the cores reads once, work there is free; of stacked layers a fusion reads and writes one."""
+    traffic = read_program(MEMORY_PROGRAM, [0], trips=1)
+    copied, row, index = 28 * 64 * 4, 64 * 4, 4
+    assert traffic.bytes == copied + (row + index + row + row)  # the index is counted as memory, the update read too
 
 
 def test_operations_count_loops_and_recomputation():

@@ -123,6 +123,32 @@ def test_sum_over_the_batch(strategy, shape):
 
 
 @needs_eight
+def test_a_parameter_is_gathered_as_it_is_computed_with():
+    """Whole along fsdp, still split over tensor, and its gradient comes back in pieces."""
+    device_mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    held = NamedSharding(device_mesh, P("fsdp", "tensor"))
+    kernel = jax.device_put(np.arange(96, dtype=np.float32).reshape(8, 12), held)
+    rows = NamedSharding(device_mesh, P(("data", "fsdp")))
+    x = jax.device_put(np.ones((4, 8), np.float32), rows)
+
+    def loss(kernel, x):
+        with logical_rules("fsdp_tensor"):
+            whole = axes.gather(kernel.astype(jnp.bfloat16), axes.EMBED, axes.MLP)
+            return (x.astype(jnp.bfloat16) @ whole).astype(jnp.float32).sum(), whole
+
+    with jax.set_mesh(device_mesh):
+        step = jax.jit(jax.grad(loss, has_aux=True), out_shardings=(held, None))
+        gradient, whole = step(kernel, x)
+    assert whole.sharding.is_equivalent_to(NamedSharding(device_mesh, P(None, "tensor")), 2)
+    assert whole.dtype == jnp.bfloat16 and gradient.sharding == held
+    np.testing.assert_array_equal(gradient, np.full((8, 12), 4.0, np.float32))
+    with jax.set_mesh(device_mesh), logical_rules("fsdp_tensor"):
+        odd = jnp.ones((7, 12))  # seven rows are not split over two devices
+        assert axes.gather(odd, axes.EMBED, axes.MLP) is odd
+    assert axes.gather(odd, axes.EMBED, axes.MLP) is odd
+
+
+@needs_eight
 def test_parameter_specs():
     device_mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     tree = {"kernel": boxed("layers", "embed", "mlp", shape=(3, 512, 256)), "plain": jnp.zeros(3)}

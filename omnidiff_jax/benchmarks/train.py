@@ -57,7 +57,12 @@ class TrainSpeed:
 
 
 class Trainer:
-    """The step that `training.loop` would run, on one batch that stays."""
+    """The step that `training.loop` would run, on one batch that stays.
+
+    Attributes:
+        target: the train state as shapes with shardings.
+        state: the train state, once started.
+    """
 
     def __init__(self, program: TrainProgram, optimizer: OptimizerConfig, mesh: Mesh, batch: Any, accumulate: int = 1):
         """Args:
@@ -69,15 +74,15 @@ class Trainer:
         sharding = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
         self.batch = jax.device_put(batch, sharding)
         with jax.set_mesh(mesh):
-            self._target = abstract_state(program, loop, optimizer, _STAGES, mesh)
-        self._step = jitted_step(program, loop, optimizer, _STAGES, self._target)
+            self.target = abstract_state(program, loop, optimizer, _STAGES, mesh)
+        self._step = jitted_step(program, loop, optimizer, _STAGES, self.target)
         self.state: Any = None
 
     def compile(self) -> tuple[float, int]:
         """Compiles without running; returns seconds, and bytes that a device would need (0 where unknown)."""
         began = time.perf_counter()
         with jax.set_mesh(self._mesh):
-            compiled = self._step.lower(self._target, self.batch).compile()
+            compiled = self._step.lower(self.target, self.batch).compile()
         seconds = time.perf_counter() - began
         memory = compiled.memory_analysis()
         if memory is None:
@@ -91,7 +96,7 @@ class Trainer:
         with jax.set_mesh(self._mesh):
             make = jax.jit(
                 lambda key: init_state(self.program.init(key), tx, self._optimizer),
-                out_shardings=jax.tree.map(lambda s: s.sharding, self._target),
+                out_shardings=jax.tree.map(lambda s: s.sharding, self.target),
             )
             self.state = jax.block_until_ready(make(rng.stream(0, "init")))
 

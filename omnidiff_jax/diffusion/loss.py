@@ -190,8 +190,8 @@ def _score_chunk(hidden, kernel, labels, i, chunk):
 
 
 def _whole_kernel(head, dtype):
-    """The head in the compute dtype, converted before it is gathered, once rather than in every round."""
-    return constrain(constrain(head.astype(dtype), axes.TABLE_EMBED, axes.ACT_VOCAB), None, axes.ACT_VOCAB)
+    """The head in the compute dtype, gathered once rather than in every round."""
+    return axes.gather(head.astype(dtype), axes.EMBED, axes.VOCAB)
 
 
 def _store(buffer, value, i, chunk):

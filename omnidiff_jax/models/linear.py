@@ -45,7 +45,8 @@ class Linear(nn.Module):
             # As matrices: the kernel's gradient then needs no transposed copy of x (a third of a SwiGLU's time on
             # a CPU). Merging batch with a split length would gather it.
             x = x.reshape(-1, *inputs)
-        y = jnp.tensordot(x.astype(self.dtype), kernel.astype(self.dtype), axes=self.contract)
+        kernel = axes.gather(kernel.astype(self.dtype), *self.names)
+        y = jnp.tensordot(x.astype(self.dtype), kernel, axes=self.contract)
         y = y.reshape(*leading, *self.outputs)
         if self.use_bias:
             zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.names[self.contract :])

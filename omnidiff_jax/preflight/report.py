@@ -16,8 +16,8 @@ from jax.sharding import Mesh
 
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.preflight.flops import matmul_flops
-from omnidiff_jax.preflight.hlo import Collective, carries_logits, read_program
 from omnidiff_jax.preflight.targets import Chip, Target, granules_of
+from omnidiff_jax.preflight.traffic import Collective, carries_logits, read_program
 
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 

@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.sharding.distributed import barrier, is_primary
-from omnidiff_jax.training.digest import damage, write_digest
+from omnidiff_jax.training.digest import damage, write_digest, write_part
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +33,39 @@ class CheckpointConfig:
         for name, least in (("every", 1), ("keep", 1), ("keep_period", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} = {getattr(self, name)} must be at least {least}")
+
+
+class _SealedHandler(ocp.StandardCheckpointHandler):
+    """Sums up what this process has written, as the last thing it does in the background."""
+
+    async def async_save(self, directory: Any, *args: Any, **options: Any) -> list[Any]:
+        futures = await super().async_save(directory, *args, **options)
+        return [*(futures or ()), _Sealing(Path(directory))]
+
+
+@ocp.args.register_with_handler(_SealedHandler, for_save=True)
+@dataclasses.dataclass
+class _SealedSave(ocp.args.StandardSave):
+    pass
+
+
+@ocp.args.register_with_handler(_SealedHandler, for_restore=True)
+@dataclasses.dataclass
+class _SealedRestore(ocp.args.StandardRestore):
+    pass
+
+
+class _Sealing:
+    """A future in Orbax's sense: the saving thread waits for it after the writes of the same item."""
+
+    def __init__(self, directory: Path):
+        self._directory = directory
+
+    def result(self, timeout: float | None = None) -> None:
+        write_part(self._directory, f"ocdbt.process_{jax.process_index()}")
+
+    def cancel(self) -> None:
+        pass
 
 
 class Checkpointer:
@@ -140,7 +173,7 @@ class Checkpointer:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state),
+                    state=_SealedSave(state),
                     iterator=ocp.args.JsonSave(iterator),
                     config=ocp.args.JsonSave(config),
                 ),
@@ -184,7 +217,7 @@ class Checkpointer:
         self._check_arrays(step, abstract_state)
         restored = self._manager.restore(
             step,
-            args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), iterator=ocp.args.JsonRestore()),
+            args=ocp.args.Composite(state=_SealedRestore(abstract_state), iterator=ocp.args.JsonRestore()),
         )
         return restored["state"], restored["iterator"], step
 

@@ -1,0 +1,244 @@
+"""What a compiled program moves: between devices, and between memory and cores, loops counted as often as they run."""
+
+import dataclasses
+import json
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from omnidiff_jax.preflight.hlo import Array, Computations, Instruction, arrays, called, parse, rounds, size
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
+_MESH_GROUPS = re.compile(
+    r"replica_groups=mesh\[(?P<sizes>[^\]]*)\]"
+    r"(?:, device_ids=\(\[(?P<shape>[\d,]+)\](?:T\((?P<turned>[\d,]+)\))?\))? *\{(?P<axes>[^}]*)\}"
+)
+# What moves no bytes of its own.
+_FREE = frozenset(
+    "parameter constant tuple get-tuple-element bitcast while call conditional after-all async-start async-update "
+    "async-done copy-done all-gather-done all-reduce-done collective-permute-done send recv send-done recv-done "
+    "partition-id replica-id iota opt-barrier".split()
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One kind of exchange of one shape.
+
+    Attributes:
+        kind: a name in `KINDS`.
+        shape: dtype and extents of the arrays that one device ends up with (of `reduce-scatter`: the part), largest
+            first, as in `2*bf16[3584,18944] f32[512]`.
+        group: devices that exchange.
+        crosses: whether a group spans slices or nodes.
+        count: times a step, rounds of loops included.
+        bytes: sent by one device in a step, all rounds together, by a ring algorithm.
+    """
+
+    kind: str
+    shape: str
+    group: int
+    crosses: bool
+    count: float
+    bytes: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """Attributes:
+    collectives: largest first.
+    bytes: read from and written to one device's memory in a step: operands and results of every fused kernel, slices as
+        slices; what stays on the cores (a TPU's vector memory) is not counted.
+    unknown_loops: loops whose number of rounds the program does not say.
+    """
+
+    collectives: tuple[Collective, ...]
+    bytes: float
+    unknown_loops: int
+
+
+def read_program(text: str, granules: Sequence[int], trips: float, cut: bool = False) -> Traffic:
+    """What a compiled program moves.
+
+    Args:
+        text: HLO of one device's program, as `compiled.as_text()` gives it.
+        granules: slice or node of each device, in the mesh's order.
+        trips: rounds of a loop whose number is known only at run time.
+        cut: the text is of before optimisation, where an all-reduce that is only cut afterwards will become a
+            reduce-scatter. (In optimised text it is one within a fusion alone.)
+    """
+    computations, entry = parse(text)
+    found: dict[tuple[str, str, int, bool], list[float]] = defaultdict(lambda: [0.0, 0.0])
+    moved, unknown = 0.0, 0
+
+    def visit(name: str, times: float, fused: bool) -> None:
+        nonlocal moved, unknown
+        table = {i.name: i for i in computations.get(name, ())}
+        for instruction in table.values():
+            kind = instruction.kind.removesuffix("-start")
+            if kind in KINDS:
+                parts = _kept_parts(instruction, table) if (fused or cut) and kind == "all-reduce" else []
+                row = _collective(instruction, kind, granules, parts)
+                total = found[row[:4]]
+                total[0] += times
+                total[1] += times * row[4]
+            if instruction.kind == "while":
+                known = rounds(instruction.text, computations)
+                unknown += known is None
+                for name in called(instruction.text):
+                    visit(name, times * (trips if known is None else known), fused)
+                continue
+            if not fused and instruction.kind not in _FREE:
+                moved += times * _moved(instruction, table, computations)
+            if instruction.kind in ("fusion", "call", "conditional", "async-start"):
+                for name in called(instruction.text):
+                    visit(name, times, fused or instruction.kind == "fusion")
+
+    visit(entry, 1.0, False)
+    rows = (Collective(*key, count=total[0], bytes=total[1]) for key, total in found.items())
+    return Traffic(tuple(sorted(rows, key=lambda c: -c.bytes)), moved, unknown)
+
+
+def carries_logits(
+    collectives: Sequence[Collective], vocabulary: int, width: int, ways: Sequence[int]
+) -> tuple[Collective, ...]:
+    """The collectives that move logits of the whole vocabulary.
+
+    An array with an axis of V is the head, the embedding table or their gradients where its other axes multiply to
+    the width D, or to a part of it that some mesh axes make; anything else with an axis of V is logits.
+
+    Args:
+        vocabulary: V.
+        width: D.
+        ways: sizes of the mesh axes.
+    """
+    parts = {1}
+    for way in ways:
+        parts |= {part * way for part in parts}
+    widths = {width // part for part in parts if width % part == 0}
+    found = []
+    for collective in collectives:
+        for _, shape in arrays(collective.shape):
+            if vocabulary in shape and math.prod(shape) // vocabulary not in widths and math.prod(shape) > vocabulary:
+                found.append(collective)
+    return tuple(found)
+
+
+def _moved(instruction: Instruction, table: dict[str, Instruction], computations: Computations) -> float:
+    """Bytes that a kernel reads from and writes to a device's memory; of what is cut or updated in place, the part."""
+    operands = [table[name] for name in instruction.operands if name in table]
+    if instruction.kind == "copy-start":  # its result names both ends
+        return instruction.memory_bytes
+    if instruction.kind == "dynamic-slice":
+        return instruction.memory_bytes + (instruction.bytes if operands and operands[0].memory_bytes else 0.0)
+    if instruction.kind == "dynamic-update-slice":
+        update = operands[1] if len(operands) > 1 else None
+        return (update.memory_bytes + (update.bytes if instruction.memory_bytes else 0.0)) if update else 0.0
+    if instruction.kind != "fusion":
+        return instruction.memory_bytes + sum(operand.memory_bytes for operand in operands)
+    body = computations.get((called(instruction.text) or [""])[0], [])
+    total, written = 0.0, instruction.memory_bytes
+    for number, operand in enumerate(operands):
+        if operand.memory_bytes:
+            read, replaced = _used(body, number, operand.bytes, computations)
+            total += read
+            written -= replaced if written else 0.0
+    return total + max(written, 0.0)
+
+
+def _used(body: list[Instruction], number: int, whole: float, computations: Computations) -> tuple[float, float]:
+    """What a fusion does with its parameter `number` of `whole` bytes: bytes it reads, and bytes of its result that are
+    the parameter's own memory, left as they were. Fusions lie within fusions on TPUs."""
+    inner = {i.name: i for i in body}
+    names = {i.name for i in body if i.kind == "parameter" and i.text.startswith(f"parameter({number})")}
+    read = replaced = 0.0
+    for user in body:  # in order: operands come first
+        at = [place for place, name in enumerate(user.operands) if name in names]
+        if not at:
+            continue
+        if user.kind == "bitcast":
+            names.add(user.name)
+        elif user.kind == "dynamic-slice" and at == [0]:
+            read += user.bytes
+        elif user.kind == "dynamic-update-slice" and at == [0]:
+            update = inner[user.operands[1]].bytes if user.operands[1] in inner else 0.0
+            read, replaced = read + update, replaced + whole - update
+        elif user.kind == "fusion":
+            within = computations.get((called(user.text) or [""])[0], [])
+            for place in at:
+                more, kept = _used(within, place, whole, computations)
+                read, replaced = read + more, replaced + kept
+        else:
+            return whole, 0.0
+    return min(read, whole), min(replaced, whole)
+
+
+def _kept_parts(reduced: Instruction, table: dict[str, Instruction]) -> list[Array]:
+    """The slices that a fused all-reduce is at once cut to: a reduce-scatter, as libtpu writes it. [] = it is none."""
+    parts, names = [], {reduced.name}
+    for user in table.values():  # in order: operands come first
+        if not names & set(user.operands):
+            continue
+        if user.kind in ("get-tuple-element", "bitcast"):
+            names.add(user.name)
+        elif user.kind == "dynamic-slice":
+            parts += user.arrays
+        else:
+            return []
+    return parts
+
+
+def _collective(
+    instruction: Instruction, kind: str, granules: Sequence[int], parts: list[Array]
+) -> tuple[str, str, int, bool, float]:
+    """Kind, shape, size of a group, whether it crosses granules, bytes sent; `parts` as `_kept_parts` says."""
+    groups = _groups(instruction.text, len(granules))
+    ways = max((len(group) for group in groups), default=1)
+    crosses = any(len({granules[i] for i in group if i < len(granules)}) > 1 for group in groups)
+    if parts:
+        kind = "reduce-scatter"
+    moved = parts or instruction.arrays
+    if instruction.kind.endswith("-start") and len(moved) > 1 and kind != "all-reduce":
+        moved = moved[len(moved) // 2 :] if kind != "collective-permute" else moved[:1]
+    whole = sum(size(a) for a in moved) * (ways if kind == "reduce-scatter" else 1)
+    share = (ways - 1) / ways
+    sent = whole * {"all-reduce": 2 * share, "collective-permute": 1.0}.get(kind, share)
+    return kind, _shapes(moved), ways, crosses, sent
+
+
+def _shapes(arrays: Sequence[Array]) -> str:
+    counts = Counter(sorted(arrays, key=lambda array: -size(array)))
+    texts = {array: f"{array[0]}[{','.join(map(str, array[1]))}]" for array in counts}
+    return " ".join(f"{count}*{texts[a]}" if count > 1 else texts[a] for a, count in counts.items())
+
+
+def _groups(text: str, devices: int) -> list[list[int]]:
+    """Devices that exchange with each other, in any of XLA's notations."""
+    if match := _MESH_GROUPS.search(text):
+        sizes = {name: int(n) for name, n in re.findall(r"'(\w+)'=(\d+)", match["sizes"])}
+        names = list(sizes)
+        inner = [names.index(name) for name in re.findall(r"'(\w+)'", match["axes"])]
+        outer = [i for i in range(len(names)) if i not in inner]
+        order = _order(match["shape"] or str(devices), match["turned"]).reshape(list(sizes.values()))
+        return order.transpose(outer + inner).reshape(-1, math.prod(order.shape[i] for i in inner)).tolist()
+    if match := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
+        return _order(match[2], match[3]).reshape(_numbers(match[1])).tolist()
+    if match := re.search(r"(?:replica_groups|source_target_pairs)=(\{\{.*?\}\})", text):
+        return json.loads(match[1].replace("{", "[").replace("}", "]"))
+    if "replica_groups=mesh" in text:
+        raise ValueError(f"unknown notation of a collective's devices: {text[text.index('replica_groups') :][:200]}")
+    return [list(range(devices))]
+
+
+def _order(shape: str, turned: str | None) -> np.ndarray:
+    """Devices counted over `shape`, its axes then permuted: XLA's `[2,32]T(1,0)`."""
+    sizes = _numbers(shape)
+    order = np.arange(math.prod(sizes)).reshape(sizes)
+    return order.transpose(_numbers(turned)) if turned else order
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(n) for n in text.split(",")]
