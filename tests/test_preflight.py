@@ -186,16 +186,21 @@ ENTRY %main (a: f32[28,64], n: s32[], b: f32[28,64]) -> f32[28,64] {
   %near = (f32[28,64]{1,0:T(8,128)S(1)}, f32[28,64]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%a)
   %here = f32[28,64]{1,0:T(8,128)S(1)} copy-done(%near)
   %twice = f32[28,64]{1,0:T(8,128)S(1)} add(%here, %here)
+  %ahead = (f32[28,64]{1,0:T(8,128)}, f32[2,64]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%b), slice={[0:2], [0:64]}
+  %rows = f32[2,64]{1,0:T(8,128)S(1)} slice-done(%ahead)
   ROOT %out = f32[28,64]{1,0:T(8,128)} fusion(%a, %n, %b), kind=kLoop, calls=%outer
 }
 """
 
 
 def test_memory_traffic_is_of_slices_and_of_what_leaves_the_cores():
-    """A copy to the cores reads once, work there is free; of stacked layers a fusion reads and writes one."""
+    """A copy to the cores reads once, a slice ahead of its use its part, work there is free; of stacked layers a fusion
+    reads and writes one."""
     traffic = read_program(MEMORY_PROGRAM, [0], trips=1)
     copied, row, index = 28 * 64 * 4, 64 * 4, 4
-    assert traffic.bytes == copied + (row + index + row + row)  # the index is counted as memory, the update read too
+    assert traffic.bytes == copied + 2 * row + (
+        row + index + row + row
+    )  # the index is counted as memory, the update read too
 
 
 def test_operations_count_loops_and_recomputation():

@@ -30,19 +30,27 @@ class Instruction:
     """Attributes:
     name, kind: as in the text, `%name = … kind(…)`.
     arrays: what it results in.
+    on_chip: whether each of them lies on the device's cores, not in its memory.
     operands: names of instructions of the same computation.
     text: from the kind on.
-    bytes: of `arrays`.
-    memory_bytes: of those that lie in the device's memory, not on its cores.
     """
 
     name: str
     kind: str
     arrays: list[Array]
+    on_chip: list[bool]
     operands: list[str]
     text: str
-    bytes: float
-    memory_bytes: float
+
+    @property
+    def bytes(self) -> float:
+        """Of `arrays`."""
+        return sum(size(array) for array in self.arrays)
+
+    @property
+    def memory_bytes(self) -> float:
+        """Of those that lie in the device's memory."""
+        return sum(size(array) for array, near in zip(self.arrays, self.on_chip, strict=True) if not near)
 
 
 def parse(text: str) -> tuple[Computations, str]:
@@ -68,10 +76,9 @@ def _instruction(name: str, rest: str) -> Instruction:
     kind, _, arguments = call.partition("(")
     close = _closing("(" + arguments, 0)
     operands = re.findall(r"%([\w.\-]+)", arguments[: max(close - 1, 0)])
-    arrays = list(_located(result))
-    total = sum(size(array) for array, _ in arrays)
-    within = sum(size(array) for array, on_chip in arrays if not on_chip)
-    return Instruction(name, kind.strip(), [array for array, _ in arrays], operands, call, total, within)
+    located = list(_located(result))
+    near = [on_chip for _, on_chip in located]
+    return Instruction(name, kind.strip(), [array for array, _ in located], near, operands, call)
 
 
 def _type_end(text: str) -> int:

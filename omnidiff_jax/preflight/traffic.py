@@ -19,8 +19,7 @@ _MESH_GROUPS = re.compile(
 # What moves no bytes of its own.
 _FREE = frozenset(
     "parameter constant tuple get-tuple-element bitcast while call conditional after-all async-start async-update "
-    "async-done copy-done all-gather-done all-reduce-done collective-permute-done send recv send-done recv-done "
-    "partition-id replica-id iota opt-barrier".split()
+    "send recv partition-id replica-id iota opt-barrier".split()
 )
 
 
@@ -91,7 +90,7 @@ def read_program(text: str, granules: Sequence[int], trips: float, cut: bool = F
                 for name in called(instruction.text):
                     visit(name, times * (trips if known is None else known), fused)
                 continue
-            if not fused and instruction.kind not in _FREE:
+            if not fused and instruction.kind not in _FREE and not instruction.kind.endswith("-done"):
                 moved += times * _moved(instruction, table, computations)
             if instruction.kind in ("fusion", "call", "conditional", "async-start"):
                 for name in called(instruction.text):
@@ -132,6 +131,9 @@ def _moved(instruction: Instruction, table: dict[str, Instruction], computations
     operands = [table[name] for name in instruction.operands if name in table]
     if instruction.kind == "copy-start":  # its result names both ends
         return instruction.memory_bytes
+    if instruction.kind.endswith("slice-start"):  # and this one's the whole source, the part, and a flag
+        part = size(instruction.arrays[1])
+        return part + (0.0 if instruction.on_chip[1] else part)
     if instruction.kind == "dynamic-slice":
         return instruction.memory_bytes + (instruction.bytes if operands and operands[0].memory_bytes else 0.0)
     if instruction.kind == "dynamic-update-slice":
