@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import linen as nn
 from flax.core import meta
@@ -39,6 +40,8 @@ from omnidiff_jax.sharding.rules import (
     param_specs,
 )
 from omnidiff_jax.tokenizers.speech import SpeechDecoderConfig, init_flow, init_hift
+from omnidiff_jax.training.optimizer import OptimizerConfig, split_params
+from omnidiff_jax.training.step import init_state, make_train_step
 from omnidiff_jax.vocabulary import Vocabulary
 
 needs_eight = pytest.mark.skipif(len(jax.devices()) < 8, reason="needs 8 devices")
@@ -343,6 +346,36 @@ def test_sharded_equals_single(strategy, sizes, groups, shapes, params, expected
     assert table.sharding.shard_shape(table.shape)[1] == 16 // split
     np.testing.assert_allclose(value, expected[0], rtol=1e-5)
     for mine, theirs in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected[1]), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5 * np.abs(theirs).max())
+
+
+@needs_eight
+@pytest.mark.parametrize("strategy", ["replicated", "fsdp", "fsdp_tensor", "fsdp_tensor_sequence"])
+def test_microbatches_on_a_mesh_make_the_update_of_one_device(strategy, shapes, params):
+    device_mesh = make_mesh(MeshConfig(fsdp=2, tensor=2, sequence=2))
+    shardings = param_shardings(shapes, strategy, device_mesh)
+    optimizer, tx = OptimizerConfig(frozen=()), optax.sgd(0.1)
+
+    def step(groups, accumulate, shardings):
+        def objective(params, batch, key, step):
+            corrupted = corrupt(batch, 0, MaskingConfig(), VOCABULARY)
+            hidden = OmniModel(TINY).apply({"params": params}, batch.inputs.replace(tokens=corrupted.tokens))
+            head, config = params["backbone"]["head"], LossConfig(chunk=8, groups=groups)
+            result = masked_cross_entropy(hidden, head, batch, corrupted, config, 3)
+            return result.loss, {"weight": result.normalizer}
+
+        flat = None if shardings is None else split_params(shardings, ())[0]
+        return make_train_step(objective, tx, optimizer, seed=0, accumulate=accumulate, shardings=flat)
+
+    state = init_state(params, tx, optimizer)
+    expected, metrics = jax.jit(step(1, 1, None))(state, tiny_batch())
+    with jax.set_mesh(device_mesh), logical_rules(strategy):
+        placed = init_state(jax.device_put(params, shardings), tx, optimizer)
+        batch = jax.tree.map(lambda x: jax.device_put(x, batch_sharding(device_mesh)), tiny_batch())
+        moved, found = jax.jit(step(2, 2, shardings))(placed, batch)
+    np.testing.assert_allclose(found["loss"], metrics["loss"], rtol=1e-5)
+    np.testing.assert_allclose(found["grad_norm"], metrics["grad_norm"], rtol=1e-5)
+    for mine, theirs in zip(jax.tree.leaves(moved.params), jax.tree.leaves(expected.params), strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5 * np.abs(theirs).max())
 
 
