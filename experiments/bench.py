@@ -1,9 +1,10 @@
-"""Measures speed: `bench train` the training step, `bench input` the loader, `bench checkpoint` saving and restoring.
+"""Measures speed, with its floor beside it: `bench train`, `bench input`, `bench sampler` and `bench checkpoint`.
 
     omnidiff bench train --config=experiments/configs/bench_mid.py                   MFU against measured products
     omnidiff bench train --config=experiments/configs/bench_mid.py --against=torch   beside plain PyTorch, in turn
     omnidiff bench train --config=experiments/configs/bench_gpu.py:dots --shrink_to_fit    what fits this GPU
     omnidiff bench input --config=experiments/configs/dream7b.py                     tokens/s a core, how full rows are
+    omnidiff bench sampler --config=experiments/configs/bench_mid.py --sampler_steps=50    an image, in variants
     omnidiff bench checkpoint --config=experiments/configs/bench_mid.py --folder=DIR       how long training stands
 
 `train` measures the config's backbone under the released vocabulary, without a speech encoder, on one packed batch of
@@ -25,6 +26,7 @@ from experiments.common import Command
 from experiments.programs.bench import (
     TORCH_STEP,
     VOCABULARY,
+    backbone_config,
     backbone_trainer,
     data_config,
     torch_settings,
@@ -32,7 +34,8 @@ from experiments.programs.bench import (
 from experiments.programs.omni import check_config
 from omnidiff_jax.benchmarks.checkpoint import bench_checkpoint
 from omnidiff_jax.benchmarks.input import H200_TOKENS_PER_SECOND, bench_input
-from omnidiff_jax.benchmarks.matmul import matmul_flops
+from omnidiff_jax.benchmarks.matmul import matmul_flops, memory_bandwidth
+from omnidiff_jax.benchmarks.sampler import bench_sampler, variants
 from omnidiff_jax.benchmarks.train import Trainer, TrainSpeed, device_bytes, measure, peak_bytes
 from omnidiff_jax.benchmarks.versus import Side, compare
 from omnidiff_jax.config import choose
@@ -46,6 +49,8 @@ TORCH_PYTHON = COMMAND.string("torch_python", "the interpreter that has torch, w
 SHRINK = COMMAND.switch("shrink_to_fit", "take layers away until the step fits the device's memory")
 BATCHES = COMMAND.integer("batches", "batches measured by `input`", 20, minimum=1)
 EXAMPLES = COMMAND.integer("examples", "distinct samples of `input`'s set", 4000, minimum=1)
+SAMPLER_STEPS = COMMAND.integer("sampler_steps", "steps of `sampler`", default=10, minimum=1)
+CALLS = COMMAND.integer("calls", "calls measured by `sampler`", default=3, minimum=1)
 SAVES = COMMAND.integer("saves", "saves measured by `checkpoint`", 3, minimum=1)
 FOLDER = COMMAND.string(
     "folder", "of `checkpoint`, on the storage to be measured (default: the system's for temporary files)"
@@ -57,7 +62,8 @@ SIDE = COMMAND.switch("side", "used by --against: one of the two processes")
 
 def run(what: str) -> None:
     check_config(CONFIG.value)
-    result = choose({"train": train, "input": read, "checkpoint": save}, what, "benchmark")(CONFIG.value)
+    benchmarks = {"train": train, "input": read, "sampler": fill, "checkpoint": save}
+    result = choose(benchmarks, what, "benchmark")(CONFIG.value)
     if JSON.value and result is not None:
         print(json.dumps(result))
 
@@ -69,18 +75,18 @@ def train(config: ConfigDict) -> dict | None:
     if AGAINST.value:
         return versus(config)
     ceiling = matmul_flops(config.dtype)
-    while True:
+    try:
         trainer, compile_seconds = fitting(config)
-        try:
-            speed = measure(trainer, STEPS.value or 1, config.model.layers, compile_seconds, ceiling)
-            break
-        except jax.errors.JaxRuntimeError as error:
-            # The plan fitted, the allocator's pieces did not.
-            if "RESOURCE_EXHAUSTED" not in str(error) or not SHRINK.value or config.model.layers == 1:
-                raise
-            del trainer
-            config.model.layers -= 1
-            print(f"out of memory; {config.model.layers} layers next", file=sys.stderr, flush=True)
+        speed = measure(trainer, STEPS.value or 1, config.model.layers, compile_seconds, ceiling)
+    except jax.errors.JaxRuntimeError as error:
+        layers = config.model.layers - 1
+        if "RESOURCE_EXHAUSTED" not in str(error) or not SHRINK.value or not layers:
+            raise
+        # The plan fitted, the allocator's pieces did not. A new process has neither those nor their peak.
+        print(f"out of memory; {layers} layers next", file=sys.stderr, flush=True)
+        words = [word for word in sys.argv[1:] if not word.startswith("--config.model.layers=")]
+        command = [sys.executable, "-m", "experiments.bench", *words, f"--config.model.layers={layers}"]
+        os.execv(sys.executable, command)
     print(describe(speed))
     return dataclasses.asdict(speed)
 
@@ -130,6 +136,8 @@ def step_by_step(config: ConfigDict) -> None:
 
 
 def versus(config: ConfigDict) -> dict:
+    if config.accumulate != 1:
+        raise UserError(f"--against=torch takes whole batches; config.accumulate = {config.accumulate} must be 1")
     threads = len(os.sched_getaffinity(0))
     mine = ("--against", "--json", "--torch_python")
     words = [word for word in sys.argv[1:] if not word.startswith(mine) and word != "train"]
@@ -165,6 +173,23 @@ def read(config: ConfigDict) -> dict:
     return dataclasses.asdict(speed)
 
 
+def fill(config: ConfigDict) -> dict:
+    """An image's answer filled in by the config's backbone, in variants."""
+    chosen = variants(backbone_config(config), SAMPLER_STEPS.value or 1)
+    ceiling, bandwidth = matmul_flops(config.dtype), memory_bandwidth()
+    speeds = bench_sampler(chosen, VOCABULARY, CALLS.value or 1, ceiling, bandwidth)
+    for speed in speeds:
+        same = "".join(f"; tokens of {name}: {'as' if so else 'OTHERS'}" for name, so in speed.tokens_equal_to.items())
+        print(
+            f"{speed.name:9} {speed.seconds_per_sample:.2f} s a sample ({speed.seconds_per_step:.3f} s a step, "
+            f"{speed.steps} steps), {speed.seconds_per_sample / speed.floor_seconds:.1f} times the floor of "
+            f"{speed.floor_seconds:.2f} s; {speed.peak_bytes / 2**30:.2f} GiB, compiled in {speed.compile_seconds:.0f} "
+            f"s, {speed.compilations_after_warmup} compilations later{same}"
+        )
+    rates = {"matmul_flops_measured": ceiling, "memory_bandwidth_measured": bandwidth}
+    return {"variants": [dataclasses.asdict(speed) for speed in speeds]} | rates
+
+
 def save(config: ConfigDict) -> dict:
     """Saves and restores of the config's backbone and its optimizer, beside training steps."""
     trainer, _ = fitting(config)
@@ -174,9 +199,9 @@ def save(config: ConfigDict) -> dict:
     print(
         f"{gib:.2f} GiB of state: a save stands for {speed.stall_seconds:.2f} s (a copy takes {speed.copy_seconds:.2f})"
         f" and is whole after {speed.save_seconds:.2f} s (writing as much takes {speed.write_seconds:.2f})\n"
-        f"a step takes {speed.step_seconds:.2f} s, beside a save {speed.step_seconds_saving:.2f} s\n"
+        f"a step takes {speed.step_seconds:.2f} s, beside a save {speed.step_seconds_saving or float('nan'):.2f} s\n"
         f"restored in {speed.restore_seconds:.2f} s, {speed.verify_seconds:.2f} of it for checksums (reading the files "
-        f"takes {speed.read_seconds:.2f})"
+        f"takes {speed.read_seconds:.2f}); just written, so from the host's cache where they fit"
     )
     return dataclasses.asdict(speed)
 

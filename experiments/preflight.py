@@ -38,7 +38,7 @@ from experiments.programs.tokenizers import Sizes, config_sizes
 from omnidiff_jax.config import build
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.models.attention import BACKENDS
-from omnidiff_jax.models.flops import projections
+from omnidiff_jax.models.flops import kept_projections
 from omnidiff_jax.preflight.advice import Settings, advise, per_device
 from omnidiff_jax.preflight.jobs import sample_job, train_job
 from omnidiff_jax.preflight.report import Job, Report, compile_job
@@ -111,17 +111,18 @@ def _train(config: ConfigDict, sizes: Sizes, mesh: Mesh) -> tuple[Job, Settings]
         state = abstract_state(program, loop, optimizer, stages, mesh)
     backbone = program.model.backbone
     rows = config.batch_size // loop.accumulate // program.loss_config.groups
-    ways = (mesh.shape["tensor"] if "tensor" in config.sharding else 1) * mesh.shape["sequence"]
+    ways = {axis: mesh.shape[axis] if axis in config.sharding else 1 for axis in ("tensor", "sequence")}
+    positions = rows * packing.length / ways["sequence"]
     return job, Settings(
         remat=backbone.remat,
         attention=backbone.attention,
         rows=rows,
         accumulate=loop.accumulate,
         chunk=program.loss_config.chunk,
-        vocabulary=backbone.vocab_size // (mesh.shape["tensor"] if "tensor" in config.sharding else 1),
+        vocabulary=backbone.vocab_size // ways["tensor"],
         width=backbone.width,
         trainable=per_device(split_params(state.params, optimizer.frozen)[0]),
-        dots=rows * packing.length * projections(backbone) * jnp.dtype(backbone.dtype).itemsize / ways,
+        dots=positions * kept_projections(backbone, ways["tensor"]) * jnp.dtype(backbone.dtype).itemsize,
         optimizer=optimizer,
         sharding=config.sharding,
     )

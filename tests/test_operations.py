@@ -8,6 +8,7 @@ import time
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from toy_training import Regression, run
 
@@ -76,6 +77,14 @@ def test_a_half_written_or_cut_checkpoint_is_never_restored(tmp_path, mesh):
     (folder / "4" / "digest.json").unlink()
     with pytest.raises(UserError, match=r"4: digest.json cannot be read \(No such file"):
         Checkpointer(tmp_path, CheckpointConfig(), read_only=True).latest()
+
+
+def test_orbax_alone_reads_a_checkpoint(tmp_path, mesh):
+    state = run(tmp_path, mesh, stop_after=4)
+    with ocp.CheckpointManager(tmp_path / "checkpoints") as manager:
+        found = manager.restore(4)
+    np.testing.assert_array_equal(found["state"]["params"]["free"]["w"], state.params["free"]["w"])
+    assert "data" in found["iterator"]
 
 
 def test_a_seal_takes_over_the_sums_of_parts(tmp_path):

@@ -161,6 +161,29 @@ def test_programs_as_libtpu_writes_them():
         read_program(TPU_PROGRAM.replace("device_ids=([2,4]T(1,0))", "device_ids=(3,4)"), [0] * 8, trips=1)
 
 
+CUT_PROGRAM = """HloModule jit_step
+
+ENTRY %main (a: f32[64,96]) -> f32[16,96] {
+  %a = f32[64,96]{1,0} parameter(0)
+  %zero = u32[] constant(0)
+  %sum = f32[64,96]{1,0} all-reduce(%a), replica_groups=[1,4]<=[4], to_apply=%add
+  %one = f32[16,96]{1,0} dynamic-slice(%sum, %zero, %zero), dynamic_slice_sizes={16,96}
+  ROOT %two = f32[16,96]{1,0} dynamic-slice(%sum, %zero, %zero), dynamic_slice_sizes={16,96}
+}
+"""
+
+
+def test_a_sum_that_is_only_cut_is_scattered_where_each_device_keeps_its_part():
+    (scattered,) = read_program(CUT_PROGRAM, [0] * 4, trips=1, cut=True).collectives
+    assert (scattered.kind, scattered.shape, scattered.bytes) == ("reduce-scatter", "f32[16,96]", 3 / 4 * 64 * 96 * 4)
+    (optimised,) = read_program(CUT_PROGRAM, [0] * 4, trips=1).collectives
+    assert (optimised.kind, optimised.bytes) == ("all-reduce", 2 * 3 / 4 * 64 * 96 * 4)
+    # Among two devices, a quarter is the part of another axis.
+    halves = CUT_PROGRAM.replace("[1,4]<=[4]", "[2,2]<=[4]")
+    (whole,) = read_program(halves, [0] * 4, trips=1, cut=True).collectives
+    assert (whole.kind, whole.bytes) == ("all-reduce", 64 * 96 * 4)
+
+
 MEMORY_PROGRAM = """HloModule jit_step
 
 %inner (p: f32[28,64], i: s32[]) -> f32[64] {
@@ -325,7 +348,15 @@ def test_what_fsdp_sends(accumulate):
     activations = [c for c in result["collectives"] if "256," in c["shape"] and "all-to-all" not in c["kind"]]
     assert all(c["bytes"] < 8 * rows for c in activations), activations
     assert not [c for c in result["collectives"] if c["shape"].startswith(("f32[8,32,", "bf16[8,32,", "u32[8,32,"))]
-    assert result["bytes_accessed_per_device"] == 2 * result["argument_bytes_per_device"]
+    state, moved = result["argument_bytes_per_device"], result["bytes_accessed_per_device"]
+    assert state < moved < 2 * state, "the state is read and written, the batch and the frozen encoder are read"
+    # A layer's gradients: in pieces within fsdp first, then the pieces over data; never whole over all eight.
+    pieces = {(c["kind"], c["group"]) for c in result["collectives"] if c["shape"] in ("bf16[16,128]", "bf16[128,16]")}
+    assert pieces == {("reduce-scatter", 4), ("all-reduce", 2)}
+    kernels = ("bf16[64,128]", "bf16[64,4,16]", "bf16[128,64]", "bf16[4,16,64]")
+    assert not [
+        c for c in result["collectives"] if c["shape"] in kernels and (c["kind"], c["group"]) == ("all-reduce", 8)
+    ]
 
 
 @needs_eight

@@ -33,9 +33,9 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "h200:8x8": _row(fsdp=8, nodes=8),
     },
     "omni13b": {
-        "v5e:16x16": _row("fsdp_tensor", data=2, fsdp=32, tensor=4),
+        "v5e:16x16": _row("fsdp_tensor", fsdp=64, tensor=4),
         "v5p:4x4x4": _row("fsdp_tensor", fsdp=32, tensor=2),
-        "v6e:16x16": _row("fsdp_tensor", data=2, fsdp=64, tensor=2),
+        "v6e:16x16": _row("fsdp_tensor", fsdp=64, tensor=4),
         "h100:8x8": _row(remat="full", fsdp=8, nodes=8),
         "h200:8x8": _row(fsdp=8, nodes=8),
     },

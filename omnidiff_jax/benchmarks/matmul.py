@@ -1,4 +1,4 @@
-"""The ceiling of a step: what this device reaches on plain matrix products, measured in the same run."""
+"""The ceilings of a program: what this device reaches on plain matrix products and copies, measured in the same run."""
 
 import time
 
@@ -34,3 +34,21 @@ def matmul_flops(dtype: str, device: jax.Device | None = None, seconds: float = 
             done += len(calls)
         best = max(best, 2 * size**3 * done / (time.perf_counter() - began))
     return best
+
+
+def memory_bandwidth(device: jax.Device | None = None, seconds: float = 1.0) -> float:
+    """Bytes a second that a device reads and writes when it copies what no cache holds.
+
+    Args:
+        device: the first one by default.
+        seconds: measured.
+    """
+    device = device or jax.devices()[0]
+    x = jax.device_put(jnp.ones((1 << 28,), jnp.float32), device)
+    copy = jax.jit(lambda a: a + 1.0)
+    copy(x).block_until_ready()
+    done, began = 0, time.perf_counter()
+    while done < 3 or time.perf_counter() - began < seconds:
+        copy(x).block_until_ready()
+        done += 1
+    return 2 * x.nbytes * done / (time.perf_counter() - began)

@@ -36,10 +36,15 @@ def matrix_parameters(config: BackboneConfig) -> int:
     return config.layers * layer + config.width * config.vocab_size
 
 
-def projections(config: BackboneConfig) -> int:
-    """Values a token that all layers' matrices give: what remat = "dots" keeps for the backward pass."""
-    layer = config.head_dim * (config.heads + 2 * config.kv_heads) + 2 * config.width + 2 * config.hidden
-    return config.layers * layer
+def kept_projections(config: BackboneConfig, ways: int = 1) -> float:
+    """Values a token that remat = "dots" keeps of all layers for the backward pass, on a device.
+
+    Args:
+        ways: of tensor parallelism. It splits heads and hidden width, not what attention adds to the residual stream.
+            The last projection of a layer is needed by nothing.
+    """
+    split = config.head_dim * (config.heads + 2 * config.kv_heads) + 2 * config.hidden
+    return config.layers * (split / ways + config.width)
 
 
 def forward_flops(config: BackboneConfig, tokens: int, length: int) -> float:

@@ -55,7 +55,7 @@ class Report:
         argument_bytes: parameters, optimizer state and batch.
         flops_per_device: of matrix products, recomputation included.
         useful_flops_per_device: see `Job`.
-        bytes_accessed: between memory and cores; where CPU devices stand in, the arguments read and written once.
+        bytes_accessed: between memory and cores; where CPU devices stand in, arguments read and results written once.
         collectives: None where the compiler refused the program.
         logits: the collectives that move whole-vocabulary logits; there should be none.
         seconds: of each bound: compute, memory, network.
@@ -101,7 +101,7 @@ def compile_job(job: Job, target: Target) -> Report:
             arguments = float(stats.argument_size_in_bytes)
             traffic = read_program(text, granules_of(job.mesh, target), job.trips, cut=target.stand_in)
             if target.stand_in:  # a CPU's kernels say nothing about a GPU's
-                traffic = dataclasses.replace(traffic, bytes=2 * arguments)
+                traffic = dataclasses.replace(traffic, bytes=arguments + stats.output_size_in_bytes)
         except jax.errors.JaxRuntimeError as error:
             peak, problem = _needed(str(error)), _first_line(str(error))
             if not peak:

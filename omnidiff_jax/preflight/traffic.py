@@ -79,7 +79,7 @@ def read_program(text: str, granules: Sequence[int], trips: float, cut: bool = F
         for instruction in table.values():
             kind = instruction.kind.removesuffix("-start")
             if kind in KINDS:
-                parts = _kept_parts(instruction, table) if (fused or cut) and kind == "all-reduce" else []
+                parts = _kept_parts(instruction, table, granules) if (fused or cut) and kind == "all-reduce" else []
                 row = _collective(instruction, kind, granules, parts)
                 total = found[row[:4]]
                 total[0] += times
@@ -129,6 +129,8 @@ def carries_logits(
 def _moved(instruction: Instruction, table: dict[str, Instruction], computations: Computations) -> float:
     """Bytes that a kernel reads from and writes to a device's memory; of what is cut or updated in place, the part."""
     operands = [table[name] for name in instruction.operands if name in table]
+    if 'custom_call_target="AllocateBuffer"' in instruction.text:
+        return 0.0
     if instruction.kind == "copy-start":  # its result names both ends
         return instruction.memory_bytes
     if instruction.kind.endswith("slice-start"):  # and this one's the whole source, the part, and a flag
@@ -178,9 +180,11 @@ def _used(body: list[Instruction], number: int, whole: float, computations: Comp
     return min(read, whole), min(replaced, whole)
 
 
-def _kept_parts(reduced: Instruction, table: dict[str, Instruction]) -> list[Array]:
-    """The slices that a fused all-reduce is at once cut to: a reduce-scatter, as libtpu writes it. [] = it is none."""
-    parts, names = [], {reduced.name}
+def _kept_parts(reduced: Instruction, table: dict[str, Instruction], granules: Sequence[int]) -> list[Array]:
+    """The slices that an all-reduce is at once cut to, one for each device of a group: a reduce-scatter, which libtpu
+    writes so within a fusion. [] = it is none."""
+    parts: list[Array] = []
+    names = {reduced.name}
     for user in table.values():  # in order: operands come first
         if not names & set(user.operands):
             continue
@@ -190,7 +194,9 @@ def _kept_parts(reduced: Instruction, table: dict[str, Instruction]) -> list[Arr
             parts += user.arrays
         else:
             return []
-    return parts
+    ways = max((len(group) for group in _groups(reduced.text, len(granules))), default=1)
+    parts = parts[: len(reduced.arrays)]  # two alike are one
+    return parts if sum(map(size, parts)) * ways == reduced.bytes else []
 
 
 def _collective(

@@ -4,6 +4,7 @@ Use the constants, or the strings they hold. A name outside these sets is refuse
 `rules.parameter_shardings`: linen itself would replicate it silently.
 """
 
+import functools
 import math
 
 import jax
@@ -95,8 +96,8 @@ def gather(x: jax.Array, *names: str | None) -> jax.Array:
     """A parameter of axes `names`, made whole where it is split over the same mesh axes as the batch.
 
     Said in so many words, and of the parameter as it is computed with: the compiler gathers the few bytes of bfloat16,
-    and once. Left alone under tensor parallelism it multiplies piece by piece as the pieces come, and writes the
-    result as often. Gradients go the other way, and end in pieces.
+    and once. Left alone under tensor parallelism libtpu multiplies piece by piece as the pieces come, and writes the
+    result as often. Gradients come back in pieces, as the parameter is held.
     """
     sizes, batch = dict(jax.sharding.get_abstract_mesh().shape), split_over(BATCH)
     held: list[tuple[str, ...]] = []
@@ -106,9 +107,29 @@ def gather(x: jax.Array, *names: str | None) -> jax.Array:
     whole = [tuple(axis for axis in mesh_axes if axis not in batch) for mesh_axes in held]
     if whole == held:
         return x
-    for spec in (held, whole):
-        x = jax.lax.with_sharding_constraint(x, PartitionSpec(*(mesh_axes or None for mesh_axes in spec)))
-    return x
+    return _gather(x, *(PartitionSpec(*(mesh_axes or None for mesh_axes in spec)) for spec in (held, whole)))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gather(x: jax.Array, held: PartitionSpec, whole: PartitionSpec) -> jax.Array:
+    x = jax.lax.with_sharding_constraint(x, held)
+    return jax.lax.with_sharding_constraint(x, whole)
+
+
+def _gather_fwd(x: jax.Array, held: PartitionSpec, whole: PartitionSpec) -> tuple[jax.Array, None]:
+    return _gather(x, held, whole), None
+
+
+def _gather_bwd(held: PartitionSpec, whole: PartitionSpec, _: None, gradient: jax.Array) -> tuple[jax.Array]:
+    # Made whole first, it would be added up over all that the batch is split over, between nodes too. Where that is
+    # only what the parameter is split over, libtpu makes a reduce-scatter of it, and is kept from working in pieces.
+    gathered = {axis for mesh_axes in held if mesh_axes for axis in mesh_axes} - {a for m in whole if m for a in m}
+    if platform() == "tpu" and gathered == set(split_over(BATCH)):
+        gradient = jax.lax.with_sharding_constraint(gradient, whole)
+    return (jax.lax.with_sharding_constraint(gradient, held),)
+
+
+_gather.defvjp(_gather_fwd, _gather_bwd)
 
 
 def sum_batch(x: jax.Array, *names: str) -> jax.Array:

@@ -38,21 +38,14 @@ class CheckpointConfig:
 class _SealedHandler(ocp.StandardCheckpointHandler):
     """Sums up what this process has written, as the last thing it does in the background."""
 
+    @classmethod
+    def typestr(cls) -> str:
+        """What checkpoints say they were written by: one that Orbax alone reads too."""
+        return ocp.StandardCheckpointHandler.typestr()
+
     async def async_save(self, directory: Any, *args: Any, **options: Any) -> list[Any]:
         futures = await super().async_save(directory, *args, **options)
         return [*(futures or ()), _Sealing(Path(directory))]
-
-
-@ocp.args.register_with_handler(_SealedHandler, for_save=True)
-@dataclasses.dataclass
-class _SealedSave(ocp.args.StandardSave):
-    pass
-
-
-@ocp.args.register_with_handler(_SealedHandler, for_restore=True)
-@dataclasses.dataclass
-class _SealedRestore(ocp.args.StandardRestore):
-    pass
 
 
 class _Sealing:
@@ -85,8 +78,12 @@ class Checkpointer:
         self._saving: int | None = None
         self._damage: dict[int, str] = {}  # step -> what is wrong with it, "" = verified
         self._reported: set[int] = set()
+        handlers, sealed = ocp.handlers.DefaultCheckpointHandlerRegistry(), _SealedHandler()
+        handlers.add("state", ocp.args.StandardSave, sealed)
+        handlers.add("state", ocp.args.StandardRestore, sealed)
         self._manager = ocp.CheckpointManager(
             self._directory,
+            handler_registry=handlers,
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=config.keep,
                 keep_period=config.keep_period or None,
@@ -173,7 +170,7 @@ class Checkpointer:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=_SealedSave(state),
+                    state=ocp.args.StandardSave(state),
                     iterator=ocp.args.JsonSave(iterator),
                     config=ocp.args.JsonSave(config),
                 ),
@@ -217,7 +214,7 @@ class Checkpointer:
         self._check_arrays(step, abstract_state)
         restored = self._manager.restore(
             step,
-            args=ocp.args.Composite(state=_SealedRestore(abstract_state), iterator=ocp.args.JsonRestore()),
+            args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), iterator=ocp.args.JsonRestore()),
         )
         return restored["state"], restored["iterator"], step
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 DIGEST = "digest.json"
-# Orbax writes the time of the commit into it afterwards, and restoring needs nothing in it.
+# Orbax writes the time of the commit into it afterwards, and restoring needs nothing in it. (Nor in the
+# commit_success.txt that it adds at the very end.)
 _UNSEALED = (DIGEST, "_CHECKPOINT_METADATA")
 _PART = "digest.part."
 _THREADS = 8
