@@ -40,7 +40,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "h200:8x8": _row(fsdp=8, nodes=8),
     },
     "omni70b": {
-        "v5e:16x16": _row("fsdp_tensor", "full", fsdp=32, tensor=8),
+        "v5e:16x16": _row("fsdp_tensor", "full", accumulate=4, fsdp=32, tensor=8),
         "v5p:8x8x8": _row("fsdp_tensor", fsdp=128, tensor=4),
         "v6e:16x16": _row("fsdp_tensor", "full", fsdp=64, tensor=4),
         "h100:8x8": _row("fsdp_tensor", "full", accumulate=4, fsdp=8, tensor=8),

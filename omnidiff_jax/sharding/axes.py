@@ -107,29 +107,31 @@ def gather(x: jax.Array, *names: str | None) -> jax.Array:
     whole = [tuple(axis for axis in mesh_axes if axis not in batch) for mesh_axes in held]
     if whole == held:
         return x
-    return _gather(x, *(PartitionSpec(*(mesh_axes or None for mesh_axes in spec)) for spec in (held, whole)))
+    pieces, full = (PartitionSpec(*(mesh_axes or None for mesh_axes in spec)) for spec in (held, whole))
+    # A gradient made whole first would be added up over all that the batch is split over, between nodes too. Where that
+    # is only what the parameter is split over, libtpu makes a reduce-scatter of it, and is kept from working in pieces.
+    only = {axis for mesh_axes in held for axis in mesh_axes if axis in batch} == set(batch)
+    back = (full, pieces) if only and platform() == "tpu" else (pieces,)
+    return _through(x, (pieces, full), back)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _gather(x: jax.Array, held: PartitionSpec, whole: PartitionSpec) -> jax.Array:
-    x = jax.lax.with_sharding_constraint(x, held)
-    return jax.lax.with_sharding_constraint(x, whole)
+def _through(x: jax.Array, there: tuple[PartitionSpec, ...], back: tuple[PartitionSpec, ...]) -> jax.Array:
+    """`x` laid as each of `there` in turn, and its gradient as each of `back`."""
+    for spec in there:
+        x = jax.lax.with_sharding_constraint(x, spec)
+    return x
 
 
-def _gather_fwd(x: jax.Array, held: PartitionSpec, whole: PartitionSpec) -> tuple[jax.Array, None]:
-    return _gather(x, held, whole), None
+def _through_fwd(x: jax.Array, there: tuple[PartitionSpec, ...], back: tuple[PartitionSpec, ...]):
+    return _through(x, there, back), None
 
 
-def _gather_bwd(held: PartitionSpec, whole: PartitionSpec, _: None, gradient: jax.Array) -> tuple[jax.Array]:
-    # Made whole first, it would be added up over all that the batch is split over, between nodes too. Where that is
-    # only what the parameter is split over, libtpu makes a reduce-scatter of it, and is kept from working in pieces.
-    gathered = {axis for mesh_axes in held if mesh_axes for axis in mesh_axes} - {a for m in whole if m for a in m}
-    if platform() == "tpu" and gathered == set(split_over(BATCH)):
-        gradient = jax.lax.with_sharding_constraint(gradient, whole)
-    return (jax.lax.with_sharding_constraint(gradient, held),)
+def _through_bwd(there: tuple[PartitionSpec, ...], back: tuple[PartitionSpec, ...], _: None, gradient: jax.Array):
+    return (_through(gradient, back, there),)
 
 
-_gather.defvjp(_gather_fwd, _gather_bwd)
+_through.defvjp(_through_fwd, _through_bwd)
 
 
 def sum_batch(x: jax.Array, *names: str) -> jax.Array:
