@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax.core import meta
 
+from omnidiff_jax.benchmarks.train import planned_bytes
 from omnidiff_jax.models.backbone import BackboneConfig
-from omnidiff_jax.models.flops import forward_flops
+from omnidiff_jax.models.flops import forward_flops, matrix_parameters
 from omnidiff_jax.models.omni import OmniConfig, OmniModel, init_params
 from omnidiff_jax.sampling import (
     Canvas,
@@ -172,8 +173,7 @@ def _floor(variant: Variant, result: SampleResult, ceiling: float, bandwidth: fl
     committed = np.asarray(result.committed).sum(axis=0)
     committed = committed[: np.flatnonzero(committed).max(initial=-1) + 1]
     masked = passes * (variant.rows * ANSWER - np.concatenate([[0], np.cumsum(committed)[:-1]]))
-    parameters = (forward_flops(backbone, 1, 0)) / 2  # every weight is used once a token
-    read = parameters * jnp.dtype(backbone.dtype).itemsize / bandwidth
+    read = matrix_parameters(backbone) * jnp.dtype(backbone.dtype).itemsize / bandwidth
     return float(np.maximum((layers + masked * head) / ceiling, read).sum())
 
 
@@ -182,5 +182,4 @@ def _peak_bytes(denoiser: Any, variant: Variant, vocabulary: Vocabulary) -> int:
     if other is not None:
         canvas = stack_canvases(canvas, other)
     traced = trace_sampler(denoiser, canvas, variant.sampler, rows=variant.rows, answer=ANSWER)
-    stats = traced.lower().compile().memory_analysis()
-    return int(stats.argument_size_in_bytes + stats.output_size_in_bytes + stats.temp_size_in_bytes)
+    return planned_bytes(traced.lower().compile())

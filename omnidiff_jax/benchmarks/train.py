@@ -83,12 +83,7 @@ class Trainer:
         began = time.perf_counter()
         with jax.set_mesh(self._mesh):
             compiled = self._step.lower(self.target, self.batch).compile()
-        seconds = time.perf_counter() - began
-        memory = compiled.memory_analysis()
-        if memory is None:
-            return seconds, 0
-        held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-        return seconds, held + memory.temp_size_in_bytes
+        return time.perf_counter() - began, planned_bytes(compiled)
 
     def start(self) -> None:
         """Makes the state."""
@@ -146,6 +141,15 @@ def measure(trainer: Trainer, steps: int, layers: int, compile_seconds: float, c
         len(devices),
         layers,
     )
+
+
+def planned_bytes(compiled: Any) -> int:
+    """What a compiled program holds of a device's memory by the compiler's plan; 0 where it does not tell."""
+    memory = compiled.memory_analysis()
+    if memory is None:
+        return 0
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return int(held + memory.temp_size_in_bytes)
 
 
 def peak_bytes() -> int:
