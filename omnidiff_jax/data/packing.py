@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
+from omnidiff_jax.config import Count, Natural, check_fields
 from omnidiff_jax.errors import UserError
 
 T = TypeVar("T")
@@ -31,19 +32,18 @@ class PackingConfig:
         frame_width: width of a speech frame.
     """
 
-    length: int = 3072
-    frames: int = 1536
-    samples: int = 96
-    open_rows: int = 24
+    length: Count = 3072
+    frames: Natural = 1536
+    samples: Count = 96
+    open_rows: Count = 24
     strategy: str = "best_fit"
-    query_rows: tuple[int, ...] = (0, 1, 2, 15)
-    frame_width: int = 560
+    query_rows: tuple[Natural, ...] = (0, 1, 2, 15)
+    frame_width: Count = 560
 
     def __post_init__(self):
         if self.strategy not in STRATEGIES:
             raise UserError(f"packing strategy = {self.strategy!r} must be one of {STRATEGIES}")
-        if min(self.length, self.samples, self.open_rows) < 1 or self.frames < 0:
-            raise UserError("packing length, samples and open_rows must be positive, frames not negative")
+        check_fields(self, "config.data")
 
     @property
     def rows_held(self) -> int:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from omnidiff_jax.config import Natural, NonNegative, Seed
 from omnidiff_jax.conversion.arrays import ABOUT, ArrayFolder, open_arrays
 from omnidiff_jax.errors import UserError
 
@@ -33,10 +34,10 @@ class InitConfig:
     """
 
     folder: str = ""
-    rows: int = 0
+    rows: Natural = 0
     new_rows: Literal["mean", "random"] = "mean"
-    stddev: float = 0.02
-    seed: int = 0
+    stddev: NonNegative = 0.02
+    seed: Seed = 0
 
 
 def load_initial(config: InitConfig, target: Any, fresh: Callable[[jax.Array], Any], key: jax.Array) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from omnidiff_jax import rng
+from omnidiff_jax.config import Count, Seed, check_fields
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.sharding.distributed import is_primary
 from omnidiff_jax.training import checkpoint as ckpt
@@ -36,10 +37,13 @@ class LoopConfig:
     operations: see `OperationsConfig`.
     """
 
-    seed: int = 0
-    accumulate: int = 1
+    seed: Seed = 0
+    accumulate: Count = 1
     checkpoint: ckpt.CheckpointConfig = dataclasses.field(default_factory=ckpt.CheckpointConfig)
     operations: OperationsConfig = OperationsConfig()
+
+    def __post_init__(self):
+        check_fields(self, "config")
 
 
 def state_shardings(state: TrainState, specs: Any, mesh: Mesh, moments_on: str = "device") -> TrainState:

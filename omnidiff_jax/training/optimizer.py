@@ -2,6 +2,7 @@
 
 import dataclasses
 import fnmatch
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from flax import traverse_util
 
+from omnidiff_jax.config import Count, DecayRate, NonNegative, Positive, Share
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.training.muon import muon
 
@@ -37,24 +39,22 @@ class OptimizerConfig:
     """
 
     algorithm: Literal["adamw", "muon"] = "adamw"
-    matrix_rate: float = 8.0
-    newton_schulz_steps: int = 5
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    clip_norm: float = 1.0
-    warmup_fraction: float = 0.03
-    final_fraction: float = 0.0
+    matrix_rate: Positive = 8.0
+    newton_schulz_steps: Count = 5
+    b1: DecayRate = 0.9
+    b2: DecayRate = 0.95
+    eps: Positive = 1e-8
+    weight_decay: NonNegative = 0.0
+    clip_norm: Positive = 1.0
+    warmup_fraction: Share = 0.03
+    final_fraction: Share = 0.0
     moment_dtype: Literal["float32", "bfloat16"] = "float32"
     second_moment_dtype: Literal["float32", "bfloat16"] = "float32"
     moments_on: Literal["device", "host"] = "device"
     frozen: tuple[str, ...] = ("speech_encoder/*",)
-    ema_decay: float = 0.0
+    ema_decay: DecayRate = 0.0
 
     def __post_init__(self):
-        if self.newton_schulz_steps < 1:
-            raise ValueError(f"newton_schulz_steps = {self.newton_schulz_steps} must be at least 1")
         if self.second_moment_dtype == "bfloat16" and self.b2 > 0.99:
             raise ValueError(f"b2 = {self.b2} must be at most 0.99 for second_moment_dtype = 'bfloat16'")
 
@@ -75,6 +75,12 @@ def stage_schedule(
     """
     if len(lengths) != len(peaks) or not lengths:
         raise UserError(f"{len(lengths)} stage lengths but {len(peaks)} learning rates; give one for each stage")
+    for length, peak, final in zip(lengths, peaks, finals or [None] * len(lengths), strict=True):
+        if length < 1 or not 0 <= peak < math.inf or not 0 <= (final or 0) <= 1:
+            raise UserError(
+                f"a stage of {length} steps with learning rate {peak} and final fraction {final}: steps must be at "
+                "least 1, the rate a finite number from 0 up, the fraction within 0..1"
+            )
     pieces, starts, total = [], [], 0
     for length, peak, final in zip(lengths, peaks, finals or [None] * len(lengths), strict=True):
         share = config.final_fraction if final is None else final
