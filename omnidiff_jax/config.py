@@ -195,13 +195,19 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             value = float(value) if abs(value) < 2**1023 else math.inf
         if not isinstance(value, hint) or (hint in (int, float) and isinstance(value, bool)):
             raise UserError(f"{where} = {value!r} must be {hint.__name__}, not {type(value).__name__}")
-        if hint is float and not abs(value) <= _LARGEST:
-            raise UserError(f"{where} = {value!r} must be a finite number of float32")
-        if hint is float and 0 < abs(value) < _SMALLEST:
-            raise UserError(f"{where} = {value!r} is nothing in float32, whose numbers begin at {_SMALLEST:.2g}; use 0")
-        if hint is int and not -(2**63) <= value < 2**63:
-            raise UserError(f"{where} = {value!r} must fit 64 bits")
+    if hint is float or hint is int:
+        _check_number(value, where)
     return value
+
+
+def _check_number(value: float, where: str) -> None:
+    if isinstance(value, int):
+        if not -(2**63) <= value < 2**63:
+            raise UserError(f"{where} = {value!r} must fit 64 bits")
+    elif not abs(value) <= _LARGEST:
+        raise UserError(f"{where} = {value!r} must be a finite number of float32")
+    elif 0 < abs(value) < _SMALLEST:
+        raise UserError(f"{where} = {value!r} is nothing in float32, whose numbers begin at {_SMALLEST:.2g}; use 0")
 
 
 def _is_mapping(value: Any) -> bool:

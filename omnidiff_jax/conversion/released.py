@@ -46,17 +46,54 @@ def expect(config: Mapping[str, Any], key: str, supported: Any, where: str = "co
 
 def backbone(config: Mapping[str, Any], **others: Any) -> BackboneConfig:
     """A Dream or Qwen2 `config.json` -> `BackboneConfig`; `others` are further fields (dtype, remat, ...)."""
+    config = rope_said_once(config)
+    expect_backbone(config)
+    fields = {ours: config[theirs] for theirs, ours in BACKBONE_KEYS.items() if theirs in config}
+    for key in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
+        need(config, key)
+    fields.setdefault("kv_heads", fields["heads"])
+    sizes = build(BackboneConfig, fields, "config.json")
+    fields["head_dim"] = config.get("head_dim") or sizes.width // sizes.heads
+    return build(BackboneConfig, {**fields, **others}, "config.json")
+
+
+def expect_backbone(config: Mapping[str, Any]) -> None:
+    """Refuses what a Qwen2 config can ask for and `Backbone` does not do."""
     expect(config, "hidden_act", "silu")
     expect(config, "tie_word_embeddings", False)
     expect(config, "use_sliding_window", False)
     expect(config, "use_mrope", False)
     expect(config, "rope_scaling", None)
-    fields = {ours: config[theirs] for theirs, ours in BACKBONE_KEYS.items() if theirs in config}
-    for key in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
-        need(config, key)
-    fields.setdefault("kv_heads", fields["heads"])
-    fields["head_dim"] = config.get("head_dim") or fields["width"] // fields["heads"]
-    return build(BackboneConfig, {**fields, **others}, "config.json")
+    expect(config, "partial_rotary_factor", 1.0)
+    expect(config, "attention_bias", True)  # of query, key and value; Qwen2 always has it
+    expect(config, "mlp_bias", False)
+
+
+def rope_said_once(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config with `rope_theta` where it was always; newer files of the hub say it within `rope_parameters`."""
+    rope = config.get("rope_parameters")
+    if not isinstance(rope, Mapping):
+        return config
+    expect(rope, "rope_type", "default", "rope_parameters")
+    if "rope_theta" not in rope:
+        return config
+    expect(config, "rope_theta", rope["rope_theta"])
+    return {**config, "rope_theta": rope["rope_theta"]}
+
+
+def refuse_quantized(config: Mapping[str, Any]) -> None:
+    """Refuses a checkpoint whose weights stand for other numbers.
+
+    Raises:
+        UserError: the config says how they were quantized.
+    """
+    for key in ("quantization_config", "compression_config"):
+        if config.get(key):
+            method = config[key].get("quant_method", "") if isinstance(config[key], Mapping) else str(config[key])
+            raise UserError(
+                f"config: {key} says that the weights are quantized ({method or 'no method named'}); give a checkpoint "
+                "in bfloat16, float16 or float32"
+            )
 
 
 def backbone_json(config: BackboneConfig) -> dict[str, Any]:

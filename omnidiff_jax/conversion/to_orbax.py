@@ -22,8 +22,8 @@ from omnidiff_jax.conversion.parts import (
     FILES,
     Summary,
     cast,
+    checked_cast,
     part_rows,
-    refuse_nan,
     region,
     row_axis,
     run_jobs,
@@ -32,6 +32,7 @@ from omnidiff_jax.conversion.parts import (
 )
 from omnidiff_jax.conversion.rules import Assignment, flat_params, plan, torch_shapes, transform
 from omnidiff_jax.conversion.sources import ReleasedFolder, open_released
+from omnidiff_jax.conversion.told import assumed
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.media.paths import new_folder
 from omnidiff_jax.sharding.rules import param_specs
@@ -66,21 +67,24 @@ def to_orbax(
         target: folder to make; it must not exist.
         component: a name in `COMPONENTS`; None = told from the tensors' names.
         dtype: of floating-point arrays; None keeps each tensor's.
-        allow_nan: convert tensors with NaN in them.
+        allow_nan: convert tensors with NaN or infinities in them.
         layout: cuts arrays along the mesh's shards.
 
     Raises:
-        UserError: a file is broken; a tensor is missing, left over, of another shape than the config's, or holds NaN;
-            the target exists or cannot be written. Nothing is left behind.
+        UserError: a file is broken; a tensor is missing, left over, of another shape than the config's, quantized, or
+            holds NaN, an infinity or a number beyond `dtype`; the config does not tell what the tensors do not; the
+            target exists or cannot be written. Nothing is left behind.
     """
     with open_released(source) as folder, new_folder(target) as partial:
         kind = recognise(folder.owner, component)
         shapes = folder.shapes
         config = kind.config(shapes, folder.config)
+        guessed = assumed(kind.name, config, folder.config)
         rules = kind.rules(config)
         places = plan(rules, shapes)
         boxed = kind.abstract(config)
         _check_shapes(kind, torch_shapes(rules, boxed), flat_params(boxed), shapes, places)
+        _check_types(folder, flat_params(boxed), places)
         leaves, steps = _leaves(folder, places, dtype, _specs(boxed, layout), layout)
         store = create(partial, leaves)
         jobs = (
@@ -90,11 +94,14 @@ def to_orbax(
         )
         run_jobs(jobs)
         about = {"component": kind.name, "config": to_dict(config), "released": _arrangement(folder)}
+        if guessed:
+            about["assumed"] = guessed
         if layout is not None:
             about["layout"] = {"mesh": dict(layout.mesh), "strategy": layout.strategy}
         (partial / ABOUT).write_text(json.dumps(about, indent=1) + "\n")
         _carry(folder.folder, partial / FILES)
-        return Summary(kind.name, len(shapes), sum(prod(s) * folder.dtype(n).itemsize for n, s in shapes.items()))
+        size = sum(prod(s) * folder.dtype(n).itemsize for n, s in shapes.items())
+        return Summary(kind.name, len(shapes), size, guessed)
 
 
 def _check_shapes(
@@ -111,6 +118,16 @@ def _check_shapes(
             raise UserError(
                 f"tensor {place.source!r} has shape {list(found[place.source])} where the config says "
                 f"{list(expected[place.source])}; config and weights do not belong together"
+            )
+
+
+def _check_types(folder: ReleasedFolder, leaves: Mapping[str, Any], places: Sequence[Assignment]) -> None:
+    for place in places:
+        found = folder.dtype(place.source)
+        if place.target in leaves and not jax.numpy.issubdtype(found, np.floating):
+            raise UserError(
+                f"tensor {place.source!r} holds {found.name}, and the model's weights are floats: a quantized "
+                "checkpoint must be given as bfloat16, float16 or float32"
             )
 
 
@@ -186,9 +203,7 @@ def _job(
 ) -> Callable[[], None]:
     def job() -> None:
         value = folder.read(place.source, *(span or ()))
-        if not allow_nan:
-            refuse_nan(place.source, value)
-        value = value.astype(cast(value.dtype, dtype), copy=False)
+        value = checked_cast(place.source, value, cast(value.dtype, dtype), allow_nan)
         store.write(place.target, region(place, span), relaid(transform(place.transform).forward(value)))
 
     return job

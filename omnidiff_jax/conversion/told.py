@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from omnidiff_jax.config import to_dict
-from omnidiff_jax.conversion.released import BACKBONE_KEYS, subgroup
+from omnidiff_jax.conversion.released import BACKBONE_KEYS, rope_said_once, subgroup
 from omnidiff_jax.errors import UserError
 
 Path = tuple[str, ...]
@@ -68,7 +68,7 @@ def check_agreement(component: str, config: Any, given: Mapping[str, Any]) -> No
     Raises:
         UserError: naming the key, and both values.
     """
-    known = to_dict(config)
+    known, given = to_dict(config), rope_said_once(given)
     for field, path in _SAID.get(component, {}).items():
         said, ours = _look(given, path), _field(known, field)
         if said is not None and ours is not None and said != ours:
@@ -80,8 +80,12 @@ def check_agreement(component: str, config: Any, given: Mapping[str, Any]) -> No
 
 def assumed(component: str, config: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of `config` that change numbers and that neither the tensors nor the released config tell, with the
-    values they have been given."""
-    known = to_dict(config)
+    values they have been given; those that were assumed when this project wrote the config."""
+    own = given.get("omnidiff")
+    if isinstance(own, Mapping) and own.get("component") == component:
+        before = own.get("assumed")
+        return dict(before) if isinstance(before, Mapping) else {}
+    known, given = to_dict(config), rope_said_once(given)
     fields = _SAID.get(component, {}).keys() - _SHAPED.get(component, set())
     silent = (field for field in sorted(fields) if _look(given, _SAID[component][field]) is None)
     return {field: value for field in silent if (value := _field(known, field)) is not None}

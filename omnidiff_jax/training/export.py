@@ -60,7 +60,7 @@ def export_run(
         lora: of the run.
         averaged: whether the run keeps a weight average, which is then what is written.
         dtype: of floating-point tensors; None keeps float32, as trained.
-        allow_nan: write arrays with NaN in them.
+        allow_nan: write arrays with NaN or infinities in them.
         shard_bytes: most bytes of a file.
 
     Raises:
