@@ -170,7 +170,7 @@ def initial_params(config: ConfigDict, program: OmniProgram) -> Callable[[Any], 
     init = build(InitConfig, config.get("init", {}), "config.init")
     if not init.folder:
         return None
-    return lambda target: load_initial(init, target, program.init, rng.stream(config.seed, "init"))
+    return lambda target: load_initial(init, program.model, target, program.init, rng.stream(config.seed, "init"))
 
 
 def omni_run(

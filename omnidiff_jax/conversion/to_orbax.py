@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from jax.sharding import AbstractMesh, PartitionSpec
 
 from omnidiff_jax.config import to_dict
 from omnidiff_jax.conversion.arrays import ABOUT, ArrayFolder, Leaf, create, relaid
-from omnidiff_jax.conversion.components import KEPT, Component, recognise
 from omnidiff_jax.conversion.parts import (
     FILES,
     Summary,
@@ -27,20 +25,17 @@ from omnidiff_jax.conversion.parts import (
     region,
     row_axis,
     run_jobs,
-    some,
     spans,
 )
-from omnidiff_jax.conversion.rules import Assignment, flat_params, plan, torch_shapes, transform
+from omnidiff_jax.conversion.released_arrays import planned
+from omnidiff_jax.conversion.rules import Assignment, transform
 from omnidiff_jax.conversion.sources import ReleasedFolder, open_released
-from omnidiff_jax.conversion.told import assumed
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.media.paths import new_folder
 from omnidiff_jax.sharding.rules import param_specs
 
 _CARRIED = {".json", ".yaml", ".yml", ".txt", ".model", ".mvn", ".jinja", ".md"}
 _LARGEST_CARRIED = 64 << 20
-# Buffers of training that some releases carry and no module reads.
-_EXTRA = re.compile(rf"({KEPT}/.*|ema_count|ema_weight)")
 
 
 @dataclass(frozen=True)
@@ -76,16 +71,9 @@ def to_orbax(
             target exists or cannot be written. Nothing is left behind.
     """
     with open_released(source) as folder, new_folder(target) as partial:
-        kind = recognise(folder.owner, component)
-        shapes = folder.shapes
-        config = kind.config(shapes, folder.config)
-        guessed = assumed(kind.name, config, folder.config)
-        rules = kind.rules(config)
-        places = plan(rules, shapes)
-        boxed = kind.abstract(config)
-        _check_shapes(kind, torch_shapes(rules, boxed), flat_params(boxed), shapes, places)
-        _check_types(folder, flat_params(boxed), places)
-        leaves, steps = _leaves(folder, places, dtype, _specs(boxed, layout), layout)
+        found = planned(folder, component)
+        shapes, places = folder.shapes, found.places
+        leaves, steps = _leaves(folder, places, dtype, _specs(found.boxed, layout), layout)
         store = create(partial, leaves)
         jobs = (
             _job(folder, store, place, span, dtype, allow_nan)
@@ -93,42 +81,15 @@ def to_orbax(
             for span in spans(shapes[place.source], steps[place.target])
         )
         run_jobs(jobs)
-        about = {"component": kind.name, "config": to_dict(config), "released": _arrangement(folder)}
-        if guessed:
-            about["assumed"] = guessed
+        about = {"component": found.kind.name, "config": to_dict(found.config), "released": _arrangement(folder)}
+        if found.assumed:
+            about["assumed"] = found.assumed
         if layout is not None:
             about["layout"] = {"mesh": dict(layout.mesh), "strategy": layout.strategy}
         (partial / ABOUT).write_text(json.dumps(about, indent=1) + "\n")
         _carry(folder.folder, partial / FILES)
         size = sum(prod(s) * folder.dtype(n).itemsize for n, s in shapes.items())
-        return Summary(kind.name, len(shapes), size, guessed)
-
-
-def _check_shapes(
-    kind: Component, expected: Mapping[str, Any], leaves: Mapping[str, Any], found: Mapping[str, Any], places: Any
-) -> None:
-    targets = {place.target for place in places}
-    if missing := leaves.keys() - targets:
-        raise UserError(f"the checkpoint leaves {len(missing)} parameters of {kind.name} unfilled: {some(missing)}")
-    for place in places:
-        if place.target not in leaves:
-            if not _EXTRA.fullmatch(place.target):
-                raise UserError(f"{kind.name} has no place for tensor {place.source!r}")
-        elif tuple(found[place.source]) != tuple(expected[place.source]):
-            raise UserError(
-                f"tensor {place.source!r} has shape {list(found[place.source])} where the config says "
-                f"{list(expected[place.source])}; config and weights do not belong together"
-            )
-
-
-def _check_types(folder: ReleasedFolder, leaves: Mapping[str, Any], places: Sequence[Assignment]) -> None:
-    for place in places:
-        found = folder.dtype(place.source)
-        if place.target in leaves and not jax.numpy.issubdtype(found, np.floating):
-            raise UserError(
-                f"tensor {place.source!r} holds {found.name}, and the model's weights are floats: a quantized "
-                "checkpoint must be given as bfloat16, float16 or float32"
-            )
+        return Summary(found.kind.name, len(shapes), size, found.assumed)
 
 
 def _specs(boxed: Any, layout: Layout | None) -> dict[str, PartitionSpec]:
