@@ -130,7 +130,7 @@ def test_another_architecture_is_refused_whatever_its_shapes(text_only, form, fi
 
 
 def test_every_number_of_the_architecture_is_compared():
-    """All fields but the ones that say how something is computed or drawn: a new field is compared unless it is free."""
+    """All but those that say how something is computed or drawn: a new field is compared unless it is free."""
     compared = {f.name for f in dataclasses.fields(MODEL.backbone)} - FREE
     assert compared == {"width", "layers", "heads", "kv_heads", "head_dim", "hidden", "norm_epsilon", "rope_theta"}
     for part in ("backbone", "speech_encoder", "adapter"):
@@ -173,6 +173,10 @@ def test_a_released_checkpoint_needs_no_conversion(text_only, capsys):
         np.testing.assert_array_equal(split[path], converted[path], err_msg=path)
 
 
+def random_like(tree, rng):
+    return jax.tree.map(lambda x: jnp.asarray(rng.standard_normal(x.shape), jnp.float32), tree)
+
+
 def run_config(**others):
     sizes = {k: v for k, v in to_dict(MODEL.backbone).items() if k not in ("vocab_size", "dtype")}
     return {"program": "omni", "model": sizes, "optimizer": {"ema_decay": 0.0}} | others
@@ -187,14 +191,9 @@ def runs(tmp_path_factory):
         saver = Checkpointer(workdir, CheckpointConfig())
         for step in (3, 9):
             rng = np.random.default_rng(step)
-            params = jax.tree.map(
-                lambda x, rng=rng: jnp.asarray(rng.standard_normal(x.shape), jnp.float32), fresh_shapes()
-            )
+            params = random_like(fresh_shapes(), rng)
             if thin:
-                params["lora"] = jax.tree.map(
-                    lambda x, rng=rng: jnp.asarray(rng.standard_normal(x.shape), jnp.float32),
-                    lora.init_lora(params, CONFIG, jax.random.key(0)),
-                )
+                params["lora"] = random_like(lora.init_lora(params, CONFIG, jax.random.key(0)), rng)
             frozen = ("backbone/*",) if thin else ()
             optimizer = OptimizerConfig(frozen=frozen, ema_decay=0.9 if average else 0.0)
             state = init_state(params, optax.adam(1e-3), optimizer)
