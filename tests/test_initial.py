@@ -1,6 +1,7 @@
 """Starting from converted weights: the vocabulary grows, absent parts are fresh, LoRA trains thin matrices alone."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +36,8 @@ MODEL = OmniConfig(
 )
 
 CONFIG = lora.LoraConfig(rank=2, alpha=4.0, targets=("backbone/layers/attention/*/kernel", "backbone/layers/mlp/up/*"))
+
+KEY = jax.random.key(3)
 
 
 def fresh(key):
@@ -179,7 +182,7 @@ def random_like(tree, rng):
 
 def run_config(**others):
     sizes = {k: v for k, v in to_dict(MODEL.backbone).items() if k not in ("vocab_size", "dtype")}
-    return {"program": "omni", "model": sizes, "optimizer": {"ema_decay": 0.0}} | others
+    return {"program": "omni", "model": sizes, "tokenizers": {"fingerprint": "then"}} | others
 
 
 @pytest.fixture(scope="module")
@@ -245,6 +248,16 @@ def test_a_run_of_another_architecture_is_refused(runs):
         UserError, match=r"checkpoint 9 of a run. is of another model: backbone.rope_theta is 1000000.0"
     ):
         load_initial(InitConfig(str(workdir)), model, on_one_device(fresh_shapes()), fresh, jax.random.key(3))
+
+
+def test_ids_of_other_tokenizers_are_not_taken_over(runs, monkeypatch):
+    """Unless `rows` says how many of them mean the same."""
+    workdir, _ = runs(False, False)
+    take = functools.partial(load_initial, model=MODEL, target=on_one_device(fresh_shapes()), fresh=fresh, key=KEY)
+    with pytest.raises(UserError, match="9 of a run. has other tokenizers .fingerprint then, here now.*rows"):
+        take(InitConfig(str(workdir)), tokenizers="now")
+    for config, tokenizers in ((InitConfig(str(workdir), rows=3), "now"), (InitConfig(str(workdir)), "then")):
+        assert take(config, tokenizers=tokenizers)["backbone"]["embedding"].shape == (50, 16)
 
 
 def test_other_folders_are_said_to_be_what_they_are(text_only, runs, tmp_path):

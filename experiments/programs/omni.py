@@ -165,12 +165,13 @@ def frozen_optimizer(config: ConfigDict) -> OptimizerConfig:
     return optimizer
 
 
-def initial_params(config: ConfigDict, program: OmniProgram) -> Callable[[Any], Any] | None:
+def initial_params(config: ConfigDict, program: OmniProgram, tokenizers: Tokenizers) -> Callable[[Any], Any] | None:
     """What `config.init` starts from, or None for fresh parameters."""
     init = build(InitConfig, config.get("init", {}), "config.init")
     if not init.folder:
         return None
-    return lambda target: load_initial(init, program.model, target, program.init, rng.stream(config.seed, "init"))
+    key = rng.stream(config.seed, "init")
+    return lambda target: load_initial(init, program.model, target, program.init, key, tokenizers.fingerprint)
 
 
 def omni_run(
@@ -201,7 +202,7 @@ def omni_run(
         mesh,
         SAME_CONFIG,
         FREE_CONFIG,
-        initial_params(config, program),
+        initial_params(config, program, tokenizers),
         {"tokenizers": {"fingerprint": tokenizers.fingerprint}},
     )
     decoding_settings(config)
@@ -311,7 +312,7 @@ def load_denoiser(config: ConfigDict, workdir: str | os.PathLike[str] | None, to
     target = abstract_state(program, loop_config(config), frozen_optimizer(config), stage_plans(config), mesh)
     with jax.set_mesh(mesh):
         if workdir is None:
-            start = initial_params(config, program)
+            start = initial_params(config, program, tokenizers)
             if start is None:
                 raise UserError("there are no weights: give --workdir=DIR of a run, or --config.init.folder=DIR")
             params = start(target.params)

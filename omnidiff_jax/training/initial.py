@@ -70,11 +70,13 @@ class Source:
         arrays: the parameters that one samples with.
         sizes: what is known of their model, as nested plain dicts: part -> field -> value.
         words: what it is, for messages.
+        tokenizers: fingerprint of those that its ids come from; "" = not known.
     """
 
     arrays: Arrays
     sizes: Mapping[str, Any]
     words: str
+    tokenizers: str = ""
 
 
 @contextmanager
@@ -120,7 +122,8 @@ def _open_run(workdir: Path, where: str) -> Iterator[Source]:
     averaged = bool(_group(config, "optimizer").get("ema_decay"))
     words = f"checkpoint {step} of a run"
     with open_trained(workdir / CHECKPOINTS / str(step) / "state", lora, averaged=averaged) as arrays:
-        yield Source(arrays, {"backbone": to_dict(BackboneConfig()) | dict(_group(config, "model"))}, words)
+        sizes = {"backbone": to_dict(BackboneConfig()) | dict(_group(config, "model"))}
+        yield Source(arrays, sizes, words, str(_group(config, "tokenizers").get("fingerprint", "")))
 
 
 def _group(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -160,7 +163,12 @@ def check_sizes(model: OmniConfig, source: Source, where: str) -> None:
 
 
 def load_initial(
-    config: InitConfig, model: OmniConfig, target: Any, fresh: Callable[[jax.Array], Any], key: jax.Array
+    config: InitConfig,
+    model: OmniConfig,
+    target: Any,
+    fresh: Callable[[jax.Array], Any],
+    key: jax.Array,
+    tokenizers: str = "",
 ) -> dict[str, Any]:
     """The parameters that a run starts from, on its mesh.
 
@@ -170,15 +178,22 @@ def load_initial(
         target: the model's parameters as `jax.ShapeDtypeStruct`s with shardings.
         fresh: makes parameters from a key; only the parts that the checkpoint lacks are computed.
         key: for them.
+        tokenizers: fingerprint of those that this run's ids come from; "" = not known.
 
     Raises:
-        UserError: the folder holds no backbone or one of another architecture, or an array has another shape than the
-            model's.
+        UserError: the folder holds no backbone or one of another architecture, its ids mean something else, or an array
+            has another shape than the model's.
     """
     wanted = flatten_dict(target, sep="/")
     with open_source(config.folder) as source:
         arrays = source.arrays
         check_sizes(model, source, f"config.init.folder = {config.folder}")
+        if not config.rows and tokenizers and source.tokenizers not in ("", tokenizers):
+            raise UserError(
+                f"config.init.folder = {config.folder} ({source.words}) has other tokenizers (fingerprint "
+                f"{source.tokenizers}, here {tokenizers}): its ids mean something else; use those of before, or say "
+                "with config.init.rows how many of the first ids mean the same"
+            )
         loaded = {path: _load(arrays, path, leaf, config) for path, leaf in wanted.items() if path in arrays.shapes}
         parts = {path.split("/")[0] for path in loaded}
         for path in wanted:
