@@ -7,7 +7,7 @@ does not have (NOTES on prompt layouts); `Task.prompt(..., style="released")` do
 import dataclasses
 from typing import Literal
 
-from omnidiff_jax.config import Count, Share, choose
+from omnidiff_jax.config import Natural, Share, choose
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.records import AUDIO_TAG, IMAGE_TAG, Message
 from omnidiff_jax.sampling.config import (
@@ -42,7 +42,7 @@ class Decoding:
     """
 
     sampler: SamplerConfig = SamplerConfig()
-    length: Count = 64
+    length: Natural = 64
     adaptive: LengthRule | None = None
     prefill: Share | None = None
     stop: Literal["end", "never"] = "end"
