@@ -23,7 +23,7 @@ from flax.core import meta
 
 from experiments.common import Command
 from omnidiff_jax.batch import ModelInputs
-from omnidiff_jax.data.encode import fit_image
+from omnidiff_jax.codecs.encode import fit_image
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.media.audio import read_audio
 from omnidiff_jax.media.image import read_image

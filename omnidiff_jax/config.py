@@ -71,6 +71,43 @@ def build(cls: type[T], mapping: Any, where: str = "config") -> T:
         raise UserError(f"{where}: {error}") from error
 
 
+def free(default: Any = dataclasses.MISSING, **options: Any) -> Any:
+    """A dataclass field that a run may change between its starts: how something is computed or kept, not what.
+
+    Args:
+        default: of the field; `options` are those of `dataclasses.field`, such as `default_factory`.
+    """
+    return dataclasses.field(default=default, metadata={"resume": "free"}, **options)
+
+
+def difference(old: Any, new: Any, path: str = "") -> tuple[str, Any, Any] | None:
+    """The first place where two configs of one type differ in what a resumed run must keep.
+
+    Args:
+        old, new: frozen dataclasses; fields made by `free` are passed over, in nested ones too.
+        path: of the configs, in front of the answer's.
+
+    Returns:
+        (dotted path, old value, new value), or None where nothing differs.
+    """
+    if dataclasses.is_dataclass(new) and type(old) is type(new):
+        names = [f.name for f in dataclasses.fields(new) if f.init and f.metadata.get("resume") != "free"]  # type: ignore[arg-type]
+        pairs = [(name, getattr(old, name), getattr(new, name)) for name in names]
+    elif isinstance(old, Mapping) and isinstance(new, Mapping):
+        pairs = [(name, old.get(name), new.get(name)) for name in sorted(old.keys() | new.keys(), key=str)]
+    elif isinstance(old, (list, tuple)) and isinstance(new, (list, tuple)) and len(old) == len(new):
+        for number, (one, other) in enumerate(zip(old, new, strict=True)):
+            if found := difference(one, other, f"{path}[{number}]"):
+                return found
+        return None
+    else:
+        return None if old == new else (path, old, new)
+    for name, one, other in pairs:
+        if found := difference(one, other, f"{path}.{name}" if path else name):
+            return found
+    return None
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """The inverse of `build`: nested plain dicts and lists, JSON-serialisable."""
     return {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config) if f.init}

@@ -77,6 +77,19 @@ class EncodedExample:
     frame_counts: np.ndarray
 
 
+class RejectedRecord(Exception):
+    """A sample that cannot be used.
+
+    Attributes:
+        reason: a short phrase to count by, the same for every sample with this fault.
+    """
+
+    def __init__(self, reason: str, detail: str = ""):
+        """Args: reason, to count by; detail, what is wrong in this very sample."""
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+
+
 def stable_id(*parts: object) -> int:
     """A uint32 that depends only on `parts` (their `str`), equal in every process and version."""
     digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=4).digest()

@@ -6,9 +6,10 @@ import functools
 import jax
 import numpy as np
 from flax.core import meta
+from omnidiff_jax.answering.generator import Generator
+from omnidiff_jax.answering.queries import Request
 
-from omnidiff_jax.data.encode import Codecs
-from omnidiff_jax.evaluation.generate import Generator, Request, Voices
+from omnidiff_jax.codecs.media import Codecs
 from omnidiff_jax.models.adapter import AdapterConfig
 from omnidiff_jax.models.backbone import BackboneConfig
 from omnidiff_jax.models.omni import OmniConfig, OmniModel, init_params
@@ -70,8 +71,7 @@ def frames(wave):
     return np.stack([np.sin((i + 1) * blocks.mean(axis=1) * 9) for i in range(FEATURES)], axis=1).astype(np.float32)
 
 
-CODECS = Codecs(ChatLayout(VOCABULARY, Letters()), image_codes, speech_codes, frames, SIZE, SIZE)
-VOICES = Voices(draw, speak)
+CODECS = Codecs(ChatLayout(VOCABULARY, Letters()), image_codes, speech_codes, frames, draw, speak, GRID, SIZE, SIZE)
 MODEL = OmniConfig(
     BackboneConfig(
         vocab_size=VOCABULARY.size,
@@ -105,9 +105,7 @@ def quick(decoding, **sampler):
 def generator(limit=160, rows=3, **changes):
     """`changes` replaces the decoding settings of tasks by name."""
     decoding = {name: quick(task.decoding) for name, task in TASKS.items()} | changes
-    return Generator(
-        denoiser(), CODECS, VOICES, decoding, image_grid=GRID, rows=rows, limit=limit, multiple=160, seed=3
-    )
+    return Generator(denoiser(), CODECS, decoding, rows=rows, limit=limit, multiple=160, seed=3)
 
 
 def tone(seconds, pitch=9.0, rate=RATE):

@@ -36,7 +36,7 @@ from omnidiff_jax.data.storage import EncodedSet
 from omnidiff_jax.data.streams import Corpus, DataConfig
 from omnidiff_jax.diffusion.loss import LossConfig
 from omnidiff_jax.errors import UserError
-from omnidiff_jax.evaluation.generate import Generator
+from omnidiff_jax.answering.generate import Generator
 from omnidiff_jax.models.adapter import AdapterConfig
 from omnidiff_jax.models.attention import BACKENDS
 from omnidiff_jax.models.backbone import BackboneConfig

@@ -51,7 +51,7 @@ def bench_input(
     width = config.packing.frame_width if config.packing.frames else 0
     write_set(folder / "long_tailed", long_tailed(examples, vocabulary, longest, width), vocabulary.fingerprint)
     source = EncodedSet(folder / "long_tailed", vocabulary.fingerprint)
-    corpus = Corpus({"mix": source}, (Stage("bench", 1, {"mix": 1.0}),), vocabulary)
+    corpus = Corpus({"mix": source}, (Stage(1, weights={"mix": 1.0}, name="bench"),), vocabulary)
     host = HostBatches(corpus, config, [kind.name for kind in LONG_TAILED])
     next(host)  # opens the rows of every stream
     used = room = samples = 0

@@ -16,9 +16,9 @@ import numpy as np
 from omnidiff_jax.data.mixture import Interleave, Stage, shuffled, stage_at
 from omnidiff_jax.data.packing import Packer, PackingConfig
 from omnidiff_jax.data.rows import Sample, tail_pads
-from omnidiff_jax.data.sources import RandomAccess, RejectedRecord
+from omnidiff_jax.data.sources import RandomAccess
 from omnidiff_jax.errors import UserError
-from omnidiff_jax.records import EncodedExample
+from omnidiff_jax.records import EncodedExample, RejectedRecord
 from omnidiff_jax.vocabulary import Vocabulary
 
 # (index of the source, how many samples this stream had drawn from it before)

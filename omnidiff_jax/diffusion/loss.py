@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from omnidiff_jax.batch import Batch
+from omnidiff_jax.config import free
 from omnidiff_jax.diffusion.alignment import predictors
 from omnidiff_jax.diffusion.masking import Corrupted
 from omnidiff_jax.sharding import axes
@@ -39,8 +40,8 @@ class LossConfig:
     alignment: str = "shifted"
     weighting: Literal["none", "inverse_t", "sample"] = "none"
     capacity: float = 1.0
-    chunk: int = 1024
-    groups: int = 1
+    chunk: int = free(1024)
+    groups: int = free(1)
     noise_buckets: int = 4
 
     def __post_init__(self):

@@ -6,7 +6,7 @@ import numpy as np
 
 from omnidiff_jax.sampling.canvas import AllowedSets, Answer, Prefill, blank, infill, known
 from omnidiff_jax.tasks.chat import ChatLayout
-from omnidiff_jax.tasks.registry import Decoding, Task
+from omnidiff_jax.tasks.registry import AnswerKind, Decoding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ class AnswerForms:
 
     def build(
         self,
-        task: Task,
+        kind: AnswerKind,
         decoding: Decoding,
         units: int,
         codes: np.ndarray | None = None,
@@ -58,24 +58,24 @@ class AnswerForms:
         """The answer to be filled.
 
         Args:
-            task: whose answer.
+            kind: what it is made of.
             decoding: length and pre-infilling.
             units: size of the request, for `decoding.adaptive`.
             codes: int [k], codes of the picture to inpaint.
             hole: bool [k], its codes that are to be drawn.
         """
         v, mask = self._vocabulary, self._vocabulary.mask
-        if task.answer in ("image", "hole"):
-            if task.answer == "hole":
+        if kind in ("image", "hole"):
+            if kind == "hole":
                 assert codes is not None and hole is not None
                 inner = infill(v.image.encode(np.asarray(codes, np.int32)), hole, mask, self.sets["image"])
             else:
                 inner = blank(self._image_codes, mask, self.sets["image"])
             return known([v.begin_image]) + inner + known([v.end_image, v.im_end, *self._newline])
         length = decoding.length if decoding.adaptive is None else decoding.adaptive.length(units)
-        if task.answer == "text":
+        if kind == "text":
             return blank(length, mask, self.sets["text"])
-        if task.answer == "speech":
+        if kind == "speech":
             return known([v.begin_audio]) + blank(max(length - 1, 1), mask, self.sets["speech"])
         answer = blank(length, mask, self.sets["text_and_speech"])
         if decoding.prefill is not None:
@@ -95,6 +95,14 @@ class AnswerForms:
         speech = _until(tail, v.end_audio)
         speech = v.speech.decode(speech[v.speech.contains(speech)])
         return Parsed(text, image if len(image) else None, speech if len(audio_at) else None)
+
+    def finish(self, kind: AnswerKind, tokens: np.ndarray) -> str:
+        """Why a filled answer, int32 [n], is what it is: "end", "length" or "steps" (see `answering.queries`)."""
+        v = self._vocabulary
+        if (tokens == v.mask).any():
+            return "steps"
+        ends = [v.im_end, v.end_audio] if kind == "speech" else [v.im_end]
+        return "end" if np.isin(tokens, ends).any() else "length"
 
 
 def _until(tokens: np.ndarray, stop: int) -> np.ndarray:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from flax import traverse_util
 
+from omnidiff_jax.config import free
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.training.muon import muon
 
@@ -48,7 +49,7 @@ class OptimizerConfig:
     final_fraction: float = 0.0
     moment_dtype: Literal["float32", "bfloat16"] = "float32"
     second_moment_dtype: Literal["float32", "bfloat16"] = "float32"
-    moments_on: Literal["device", "host"] = "device"
+    moments_on: Literal["device", "host"] = free("device")
     frozen: tuple[str, ...] = ("speech_encoder/*",)
     ema_decay: float = 0.0
 
