@@ -8,8 +8,8 @@ from data_world import TASKS, VOCABULARY, example
 from hypothesis import given
 from hypothesis import strategies as st
 
+from omnidiff_jax.data.assemble import Sample, assemble, tail_pads
 from omnidiff_jax.data.packing import Packer, PackingConfig, pack_released
-from omnidiff_jax.data.rows import Sample, assemble, tail_pads
 from omnidiff_jax.errors import UserError
 
 CONFIG = PackingConfig(length=48, frames=24, samples=5, open_rows=3, frame_width=3)

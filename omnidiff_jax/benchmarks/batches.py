@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 
 from omnidiff_jax.batch import Batch
+from omnidiff_jax.data.assemble import Sample, assemble
 from omnidiff_jax.data.packing import Packer, PackingConfig
-from omnidiff_jax.data.rows import Sample, assemble
 from omnidiff_jax.records import EncodedExample
 from omnidiff_jax.vocabulary import Vocabulary
 

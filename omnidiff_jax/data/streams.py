@@ -13,9 +13,9 @@ from typing import Any
 import grain
 import numpy as np
 
+from omnidiff_jax.data.assemble import Sample, tail_pads
 from omnidiff_jax.data.mixture import Interleave, Stage, shuffled, stage_at
 from omnidiff_jax.data.packing import Packer, PackingConfig
-from omnidiff_jax.data.rows import Sample, tail_pads
 from omnidiff_jax.data.sources import RandomAccess, RejectedRecord
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.records import EncodedExample

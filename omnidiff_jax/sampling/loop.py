@@ -22,8 +22,8 @@ from omnidiff_jax.sampling.config import Blocks, Confidence, SamplerConfig, Sche
 from omnidiff_jax.sampling.denoiser import Denoiser
 from omnidiff_jax.sampling.guidance import stack_canvases
 from omnidiff_jax.sampling.penalties import position_factor, seen_tokens
-from omnidiff_jax.sampling.rows import RowTables, prediction_sources, score_rows
 from omnidiff_jax.sampling.schedule import Plan, make_plan, total_steps
+from omnidiff_jax.sampling.scoring import RowTables, prediction_sources, score_rows
 
 
 @struct.dataclass
