@@ -16,6 +16,7 @@ from omnidiff_jax.models.sanm import SpeechEncoderConfig
 from omnidiff_jax.records import Waveform
 from omnidiff_jax.sampling.config import SamplerConfig
 from omnidiff_jax.sampling.denoiser import module_denoiser
+from omnidiff_jax.speech_frames import SpeechLayout
 from omnidiff_jax.tasks.chat import ChatLayout
 from omnidiff_jax.tasks.registry import TASKS
 from omnidiff_jax.vocabulary import Vocabulary
@@ -70,7 +71,14 @@ def frames(wave):
     return np.stack([np.sin((i + 1) * blocks.mean(axis=1) * 9) for i in range(FEATURES)], axis=1).astype(np.float32)
 
 
-CODECS = Codecs(ChatLayout(VOCABULARY, Letters()), image_codes, speech_codes, frames, SIZE, SIZE)
+CODECS = Codecs(
+    ChatLayout(VOCABULARY, Letters(), speech=SpeechLayout(width=FEATURES)),
+    image_codes,
+    speech_codes,
+    frames,
+    SIZE,
+    SIZE,
+)
 VOICES = Voices(draw, speak)
 MODEL = OmniConfig(
     BackboneConfig(

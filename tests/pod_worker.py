@@ -25,6 +25,7 @@ from omnidiff_jax.models.backbone import BackboneConfig  # noqa: E402
 from omnidiff_jax.models.omni import OmniConfig  # noqa: E402
 from omnidiff_jax.sharding.distributed import initialize  # noqa: E402
 from omnidiff_jax.sharding.mesh import MeshConfig, make_mesh  # noqa: E402
+from omnidiff_jax.speech_frames import SpeechLayout  # noqa: E402
 from omnidiff_jax.training.checkpoint import CheckpointConfig  # noqa: E402
 from omnidiff_jax.training.journal import OperationsConfig  # noqa: E402
 from omnidiff_jax.training.loop import LoopConfig, train  # noqa: E402
@@ -35,6 +36,7 @@ from omnidiff_jax.training.program import StagePlan  # noqa: E402
 STAGES = (StagePlan("one", 8, 1e-2), StagePlan("two", 8, 3e-3))
 TASKS = ("read", "draw")
 BATCH = 8
+PACKING = PackingConfig(64, 0, 8, 3, speech=SpeechLayout(()))
 
 
 class Paused(OmniProgram):
@@ -54,7 +56,11 @@ def program(mesh, pause):
     stages = [Stage(plan.name, plan.steps, w) for plan, w in zip(STAGES, weights, strict=True)]
     corpus = Corpus({"read": read, "draw": draw}, stages, VOCABULARY)
     data = DataConfig(
-        seed=5, batch_size=BATCH, streams=4, max_tail_pads=3, packing=PackingConfig(64, 0, 8, 3, query_rows=())
+        seed=5,
+        batch_size=BATCH,
+        streams=4,
+        max_tail_pads=3,
+        packing=PACKING,
     )
     sharding = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
     backbone = BackboneConfig(

@@ -14,8 +14,9 @@ from experiments.programs.speech_encoder import HELD_OUT_VOICES, WordUnits, scen
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.evaluation.wer import word_error_rate
 from omnidiff_jax.media import features
-from omnidiff_jax.models.sanm import SpeechEncoder, SpeechEncoderConfig, padded_frames
+from omnidiff_jax.models.sanm import SpeechEncoder, SpeechEncoderConfig
 from omnidiff_jax.records import Waveform
+from omnidiff_jax.speech_frames import padded_frames
 from omnidiff_jax.tokenizers import assets
 from omnidiff_jax.tokenizers.speech_features import FrontendConfig, SpeechFrontend, load_speech_encoder
 from omnidiff_jax.training.loop import train

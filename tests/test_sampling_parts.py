@@ -35,6 +35,7 @@ from omnidiff_jax.sampling.config import Position
 from omnidiff_jax.sampling.guidance import stack_canvases
 from omnidiff_jax.sampling.penalties import position_factor
 from omnidiff_jax.sampling.schedule import make_plan, reveal_ratios, timesteps
+from omnidiff_jax.speech_frames import SpeechLayout
 
 MASK = VOCABULARY.mask
 
@@ -141,8 +142,9 @@ def test_canvas_places_speech():
     context = VOCABULARY.context_audio
     tokens = np.array([1] + [context] * 5 + [2] + [context] * 6, np.int32)
     frames = np.arange(3 * 4, dtype=np.float32).reshape(3, 4)
+    four = SpeechLayout(width=4)
     heard = Prompt(tokens, frames, frame_counts=(1, 2))
-    canvas = build_canvas([heard, Prompt(tokens[:1])], [blank(2, MASK)] * 2, VOCABULARY, multiple=16)
+    canvas = build_canvas([heard, Prompt(tokens[:1])], [blank(2, MASK)] * 2, VOCABULARY, speech=four, multiple=16)
     speech = canvas.inputs.speech
     np.testing.assert_array_equal(speech.slots[0, :11], [1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 12])
     np.testing.assert_array_equal(speech.queries[0, :11], [0, 1, 2, 15, -1, 0, 1, 2, 15, -1, -1])
@@ -151,7 +153,9 @@ def test_canvas_places_speech():
     both = stack_canvases(canvas, unconditional_canvas(canvas, [Prompt(tokens[:1])] * 2, VOCABULARY))
     assert both.inputs.speech.segment_ids.shape == (4, 16) and both.inputs.tokens.shape == (4, 32)
     with pytest.raises(UserError, match="context-of-audio"):
-        build_canvas([Prompt(tokens, frames, (3,))], [blank(2, MASK)], VOCABULARY)
+        build_canvas([Prompt(tokens, frames, (3,))], [blank(2, MASK)], VOCABULARY, speech=four)
+    with pytest.raises(UserError, match="4 wide, the speech encoder takes 560"):
+        build_canvas([heard], [blank(2, MASK)], VOCABULARY)
 
 
 def test_canvas_refuses():

@@ -15,6 +15,7 @@ from omnidiff_jax.data.streams import DataConfig
 from omnidiff_jax.diffusion.loss import LossConfig
 from omnidiff_jax.models.backbone import BackboneConfig
 from omnidiff_jax.models.omni import OmniConfig
+from omnidiff_jax.speech_frames import SpeechLayout
 from omnidiff_jax.training.omni import OmniProgram
 from omnidiff_jax.vocabulary import Vocabulary
 
@@ -29,7 +30,7 @@ def backbone_config(config: ConfigDict) -> BackboneConfig:
 def deaf_packing(config: ConfigDict) -> PackingConfig:
     """Rows without heard speech, whose encoder is frozen and not part of the measured step."""
     data = config.data
-    return PackingConfig(data.length, 0, data.samples, data.open_rows, query_rows=())
+    return PackingConfig(data.length, 0, data.samples, data.open_rows, speech=SpeechLayout(()))
 
 
 def data_config(config: ConfigDict) -> DataConfig:

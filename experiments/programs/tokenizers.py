@@ -87,7 +87,7 @@ def load_tokenizers(config: ConfigDict) -> Tokenizers:
         return voice.decode(codes)
 
     codecs = Codecs(
-        layout=ChatLayout(vocabulary, text),
+        layout=ChatLayout(vocabulary, text, speech=encoder.layout),
         images=image.encode,
         speech=speech.encode,
         features=frontend,

@@ -21,7 +21,6 @@ from omnidiff_jax.tasks.chat import ChatLayout, media_roles
 from omnidiff_jax.tokenizers.image import fit
 
 T = TypeVar("T")
-FRAME_WIDTH = 560
 _LONGEST_STRIP = 8
 
 
@@ -33,7 +32,7 @@ class Codecs:
         layout: messages to ids.
         images: uint8 [B, H, W, 3] of any B -> int [B, k] codes.
         speech: waveforms -> speech codes int [k] of each.
-        features: waveform -> float32 [n, 560] frames that the speech encoder hears.
+        features: waveform -> float32 [n, W] frames that the speech encoder hears, as wide as `layout.speech` says.
         user_image_size: side in pixels of an image that is looked at.
         assistant_image_size: side in pixels of an image that is drawn.
     """
@@ -241,7 +240,7 @@ def _example(
             tokens, targets = rendered.tokens, rendered.targets
     except UserError as error:
         raise RejectedRecord("messages cannot be laid out", str(error)) from error
-    frames = np.concatenate(heard) if heard else np.zeros((0, FRAME_WIDTH), np.float16)
+    frames = np.concatenate(heard) if heard else np.zeros((0, layout.speech.width), np.float16)
     counts = np.array([len(frames) for frames in heard], np.int32)
     return EncodedExample(record.sample_id, record.task, tokens, targets, frames, counts)
 

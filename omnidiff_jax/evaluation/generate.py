@@ -88,7 +88,6 @@ class Generator:
         rows: int = 64,
         multiple: int = 32,
         limit: int | None = None,
-        queries: Sequence[int] = (0, 1, 2, 15),
         seed: int = 0,
     ):
         """Opens a generator.
@@ -102,12 +101,11 @@ class Generator:
             rows: requests decoded together.
             multiple: canvas lengths are rounded up to this.
             limit: longest prompt + answer.
-            queries: rows of the speech encoder's query table.
             seed: of the sampling noise.
         """
         self._denoiser, self._codecs, self._voices, self._decoding = denoiser, codecs, voices, decoding
         self._grid, self._rows, self._multiple, self._limit = image_grid, rows, multiple, limit
-        self._queries, self._seed = tuple(queries), seed
+        self._seed = seed
         self._forms = AnswerForms(codecs.layout, image_grid[0] * image_grid[1])
 
     def decoding(self, task: Task) -> Decoding:
@@ -143,7 +141,7 @@ class Generator:
             vocabulary,
             self._forms.sets,
             example_ids=[request.request_id for request in requests],
-            queries=self._queries,
+            speech=self._codecs.layout.speech,
             multiple=self._multiple,
             rows=self._rows if len(requests) > 1 else None,
             limit=self._limit,
