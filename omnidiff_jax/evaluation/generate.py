@@ -11,10 +11,11 @@ from omnidiff_jax.data.sources import RejectedRecord
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.records import AUDIO_TAG, IMAGE_TAG, EncodedExample, Message, Record, Waveform
 from omnidiff_jax.sampling.canvas import Canvas, Prompt, build_canvas
-from omnidiff_jax.sampling.config import Stopping
 from omnidiff_jax.sampling.denoiser import Denoiser
 from omnidiff_jax.sampling.guidance import random_text_prompt, unconditional_canvas
-from omnidiff_jax.sampling.loop import SampleResult, film, sample
+from omnidiff_jax.sampling.loop import sample
+from omnidiff_jax.sampling.results import SampleResult, film
+from omnidiff_jax.sampling.stopping import Stopping
 from omnidiff_jax.tasks.answers import AnswerForms, Parsed
 from omnidiff_jax.tasks.registry import Decoding, Task
 

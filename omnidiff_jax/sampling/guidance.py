@@ -1,17 +1,58 @@
-"""Unconditional canvases for classifier-free guidance: the same answers behind prompts that say less."""
+"""Classifier-free guidance: how two predictions become one, and unconditional canvases: the same answers behind
+prompts that say less."""
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
 
 from omnidiff_jax.batch import ModelInputs, SpeechFrames
+from omnidiff_jax.config import Choice
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.sampling.canvas import ZERO_VECTOR, Answer, Canvas, Prompt, build_canvas
+from omnidiff_jax.sampling.ranges import MOST, within
 from omnidiff_jax.speech_frames import RELEASED_SPEECH, SpeechLayout, packed_frames
 from omnidiff_jax.vocabulary import IdRange, Vocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class Guidance(Choice, key="form", word="aligned"):
+    """uncond + (1 + scale) * (cond - uncond), on logits, before any filter.
+
+    This form, `aligned`, combines the same answer position of both canvases.
+
+    Attributes:
+        scale: w; 0 = off (no unconditional pass).
+    """
+
+    form: ClassVar[str]
+    scale: float = 0.0
+
+    def __post_init__(self) -> None:
+        within(self, "scale", 0, MOST, note="0 is off")
+
+    def partners(self, position: jax.Array, shift: jax.Array) -> jax.Array:
+        """int32 [B, L]: the position of the unconditional canvas that each conditional one is combined with.
+
+        Args:
+            position: int32 [B, L].
+            shift: int32 [B, 1], how much later the unconditional answer starts.
+        """
+        return position + shift
+
+    def combine(self, conditional: jax.Array, unconditional: jax.Array) -> jax.Array:
+        """Logits float32 [n, V] of both canvases -> guided ones."""
+        return unconditional + (1.0 + self.scale) * (conditional - unconditional)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReleasedGuidance(Guidance, word="released"):
+    """Combines the same absolute index, which is another answer position where the prompts differ in length."""
+
+    def partners(self, position: jax.Array, shift: jax.Array) -> jax.Array:
+        return position
 
 
 def random_text_prompt(

@@ -10,14 +10,13 @@ from typing import Literal
 from omnidiff_jax.config import choose
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.records import AUDIO_TAG, IMAGE_TAG, Message
-from omnidiff_jax.sampling.config import (
+from omnidiff_jax.sampling import (
     ASR_LENGTH,
     TTS_LENGTH,
-    Confidence,
     Filters,
     Guidance,
     LengthRule,
-    Position,
+    PaperPosition,
     Repetition,
     SamplerConfig,
 )
@@ -120,13 +119,13 @@ class Task:
 def _image_sampler(repetition: float, guidance: float) -> SamplerConfig:
     return SamplerConfig(
         repetition=Repetition(repetition),
-        position=Position("paper"),
+        position=PaperPosition(),
         filters=Filters(top_p=0.9),
         guidance=Guidance(guidance),
     )
 
 
-_TEXT = SamplerConfig(filters=Filters(top_p=0.9), confidence=Confidence("entropy"))
+_TEXT = SamplerConfig(filters=Filters(top_p=0.9))
 _SPOKEN = SamplerConfig(filters=Filters(top_p=0.9), repetition=Repetition(1.2))
 _HALF = dataclasses.replace(_TEXT, steps_per_token=0.5)
 
