@@ -15,6 +15,7 @@ from flax import struct
 from omnidiff_jax.batch import ModelInputs, SpeechFrames
 from omnidiff_jax.config import suggest
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.sampling.ranges import OutOfRange
 from omnidiff_jax.speech_frames import RELEASED_SPEECH, SpeechLayout, packed_frames
 from omnidiff_jax.vocabulary import IdRange, Vocabulary
 
@@ -114,6 +115,10 @@ class Prefill:
 
     token: int
     fraction: float = 0.25
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.fraction < 1:
+            raise OutOfRange(f"fraction = {self.fraction!r} must be a number from 0 up to, but not, 1")
 
     def index(self, length: int) -> int:
         """Where the token stands in an answer of `length` positions."""

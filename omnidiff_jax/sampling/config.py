@@ -74,8 +74,7 @@ class SamplerConfig:
         """The released `generate` with its arguments: every quirk on, top-k 50 unless it is given as 0.
 
         Raises:
-            UserError: an unknown confidence.
-            ValueError: a number out of its range.
+            UserError: an unknown confidence, a number out of its range.
         """
         return cls(
             steps=steps,

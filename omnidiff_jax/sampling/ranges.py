@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from omnidiff_jax.errors import UserError
+
 MOST = 1e6
 """Largest penalty, temperature, scale and the like: products with any logit, masked ones too, stay within float32."""
 LEAST = 1e-6
@@ -10,8 +12,12 @@ POSITIONS = 1 << 24
 """Longest answer anybody can ask for; the canvas has a limit of its own."""
 
 
+class OutOfRange(UserError, ValueError):
+    """One line for the user as it stands; `config.build` puts the path of the settings before it."""
+
+
 def within(settings: Any, name: str, low: float, high: float, off: float | None = None, note: str = "") -> None:
-    """Raises ValueError unless the field `name` of `settings` is a number from `low` to `high`, or `off`.
+    """Raises `OutOfRange` unless the field `name` of `settings` is a number from `low` to `high`, or `off`.
 
     Args:
         note: what `off` does, or what to do instead.
@@ -20,4 +26,4 @@ def within(settings: Any, name: str, low: float, high: float, off: float | None 
     if low <= value <= high or value == off:  # False for NaN
         return
     other = "" if off is None else f", or {off:g}"
-    raise ValueError(f"{name} = {value!r} must be a number from {low:g} to {high:g}{other}{note and f' ({note})'}")
+    raise OutOfRange(f"{name} = {value!r} must be a number from {low:g} to {high:g}{other}{note and f' ({note})'}")

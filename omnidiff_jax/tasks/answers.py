@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from omnidiff_jax.errors import UserError
 from omnidiff_jax.sampling.canvas import AllowedSets, Answer, Prefill, blank, infill, known
 from omnidiff_jax.tasks.chat import ChatLayout
 from omnidiff_jax.tasks.registry import Decoding, Task
@@ -63,6 +64,9 @@ class AnswerForms:
             units: size of the request, for `decoding.adaptive`.
             codes: int [k], codes of the picture to inpaint.
             hole: bool [k], its codes that are to be drawn.
+
+        Raises:
+            UserError: an answer without positions.
         """
         v, mask = self._vocabulary, self._vocabulary.mask
         if task.answer in ("image", "hole"):
@@ -73,6 +77,8 @@ class AnswerForms:
                 inner = blank(self._image_codes, mask, self.sets["image"])
             return known([v.begin_image]) + inner + known([v.end_image, v.im_end, *self._newline])
         length = decoding.length if decoding.adaptive is None else decoding.adaptive.length(units)
+        if length < 1:
+            raise UserError(f"decoding.{task.name}.length = {length} must be at least 1: the answer is {task.answer}")
         if task.answer == "text":
             return blank(length, mask, self.sets["text"])
         if task.answer == "speech":

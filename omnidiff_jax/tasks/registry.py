@@ -20,6 +20,7 @@ from omnidiff_jax.sampling import (
     Repetition,
     SamplerConfig,
 )
+from omnidiff_jax.sampling.ranges import POSITIONS, OutOfRange, within
 
 AnswerKind = Literal["text", "image", "speech", "text_and_speech", "hole"]
 
@@ -30,7 +31,8 @@ class Decoding:
 
     Attributes:
         sampler: schedule, confidence, penalties, guidance.
-        length: positions of the answer L (text and speech); images have as many as their codes need.
+        length: positions of the answer L (text and speech, at least 1 unless `adaptive` says it); images have as many
+            as their codes need.
         adaptive: rule that sets L from the prompt instead; its units are text tokens of the request (TTS) or speech
             tokens heard, at 12.5 a second (ASR).
         prefill: share of L at which begin-of-audio is put before decoding a spoken answer; None leaves it to the model.
@@ -46,6 +48,11 @@ class Decoding:
     prefill: float | None = None
     stop: Literal["end", "never"] = "end"
     unconditional: Literal["empty", "random"] = "empty"
+
+    def __post_init__(self) -> None:
+        within(self, "length", 0, POSITIONS)
+        if self.prefill is not None and not 0 <= self.prefill < 1:
+            raise OutOfRange(f"prefill = {self.prefill!r} must be a number from 0 up to, but not, 1")
 
 
 @dataclasses.dataclass(frozen=True)
