@@ -43,7 +43,7 @@ class AnswerForms:
             text=[v.text, *closing],
             image=[v.image],
             speech=[v.speech, v.end_audio, *closing],
-            # The turn does not end before its speech: an end there would end the speech too (`SamplerConfig.stop`).
+            # The turn does not end before its speech: an end there would end the speech too (`Decoding.stop`).
             text_before_speech=[v.text, v.pad, *self._newline],
             text_and_speech=[v.text, v.speech, v.begin_audio, v.end_audio, *closing],
         )

@@ -1,4 +1,4 @@
-r"""The chat layout (SPEC §2): messages with media to token ids and targets, and to generation prompts.
+r"""The chat layout: messages with media to token ids and targets, and to generation prompts.
 
 `<|im_start|>ROLE\nCONTENT<|im_end|>\n` per message. Targets are the assistant's content, its `<|im_end|>` and the
 newline. A tag in the content is replaced by its medium:

@@ -1,7 +1,7 @@
 r"""The tasks: how each is asked, what its answer is made of, how it is decoded and scored.
 
-Prompts are the released model's (SPEC §2). Its demo puts a newline before a lone `<|audio|>` that its training data
-does not have (NOTES on prompt layouts); `Task.prompt(..., style="released")` does so too, the default asks as trained.
+Prompts are the released model's. Its demo puts a newline before a lone `<|audio|>` that its training data
+does not have; `Task.prompt(..., style="released")` does so too, the default asks as trained.
 """
 
 import dataclasses
@@ -68,7 +68,7 @@ class Task:
         default_text: request used where the user gives none.
         metric: name of the score.
         higher_is_better: direction of the score.
-        decoding: defaults, the released demo's settings where it has any (NOTES_core), on this project's better forms.
+        decoding: defaults, the released demo's settings where it has any, on this project's better forms.
     """
 
     name: str
