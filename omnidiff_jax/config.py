@@ -5,7 +5,7 @@ import difflib
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from omnidiff_jax.errors import UserError
 
@@ -44,23 +44,75 @@ def refuse_unknown(mapping: Iterable[str], known: Iterable[str], where: str) -> 
             raise UserError(f"unknown key {where}.{key}; {suggest(key, known)}")
 
 
+class Choice:
+    """Base of a group of settings of which a word picks the class: a strategy, that is, settings with methods.
+
+    The root of a group is its interface and its default; a subclass is another kind, and one handed in as an object
+    needs no word. `build(Blur, {"kind": "median", "size": 5})` makes a `Median` of
+
+        @dataclasses.dataclass(frozen=True)
+        class Blur(Choice, key="kind", word="mean"):
+            size: int = 3
+
+        @dataclasses.dataclass(frozen=True)
+        class Median(Blur, word="median"): ...
+
+    `to_dict` gives the word back under the key; "" as the root's word leaves it out. A group without settings whose
+    key is "" is the bare word in configs. The word is an attribute of the class, named by the key.
+    """
+
+    _key: ClassVar[str]
+    _word: ClassVar[str]
+    _kinds: ClassVar[dict[str, Any]]
+
+    def __init_subclass__(cls, *, key: str | None = None, word: str | None = None, **others: Any):
+        super().__init_subclass__(**others)
+        if key is not None:
+            cls._key, cls._kinds = key, {}
+        cls._word = cls.__name__ if word is None else word
+        if word is not None and cls._kinds.setdefault(word, cls) is not cls:
+            raise TypeError(f"{cls._kinds[word].__name__} is called {word!r} already")
+        if cls._key:
+            setattr(cls, cls._key, cls._word)
+
+    @classmethod
+    def kinds(cls) -> tuple[Any, ...]:
+        """Every class of the group that a word picks."""
+        return tuple(cls._kinds.values())
+
+    @classmethod
+    def named(cls, word: Any, where: str = "") -> Any:
+        """The class called `word`.
+
+        Raises:
+            UserError: no such kind; the nearest is named.
+        """
+        if not isinstance(word, str) or word not in cls._kinds:
+            raise UserError(f"{where or cls.__name__} = {word!r}; {suggest(str(word), cls._kinds)}")
+        return cls._kinds[word]
+
+
 def build(cls: type[T], mapping: Any, where: str = "config") -> T:
     """Builds the frozen dataclass `cls` (nested dataclasses included) from a mapping.
 
     Args:
-        cls: a dataclass type. Lists become tuples; ints are accepted for floats.
+        cls: a dataclass type, or the root of a `Choice`. Lists become tuples; ints are accepted for floats.
         mapping: a dict or `ConfigDict`; keys left out keep the dataclass's defaults.
         where: dotted path of `mapping`, for messages.
 
     Raises:
         UserError: an unknown key (naming the nearest known one), a missing required key, or a value of another type.
     """
+    key = cls._key if issubclass(cls, Choice) else ""
+    if issubclass(cls, Choice) and key in mapping:
+        cls = cls.named(mapping[key], f"{where}.{key}")
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     hints = typing.get_type_hints(cls)
     values = {}
-    refuse_unknown(mapping, fields, where)
-    for key in mapping:
-        values[key] = _convert(hints[key], mapping[key], f"{where}.{key}")
+    refuse_unknown(mapping, [*fields, *([key] if key else [])], where)
+    for name in mapping:
+        if name != key:
+            values[name] = _convert(hints[name], mapping[name], f"{where}.{name}")
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in values:
@@ -110,10 +162,16 @@ def difference(old: Any, new: Any, path: str = "") -> tuple[str, Any, Any] | Non
 
 def to_dict(config: Any) -> dict[str, Any]:
     """The inverse of `build`: nested plain dicts and lists, JSON-serialisable."""
-    return {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config) if f.init}
+    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.init}
+    plain = {name: _plain(value) for name, value in values.items()}
+    kind = {config._key: config._word} if isinstance(config, Choice) and config._key and config._word else {}
+    # A strategy that has nothing to say is not mentioned.
+    return kind | {name: value for name, value in plain.items() if value != {} or not isinstance(values[name], Choice)}
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Choice) and not value._key:
+        return value._word
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return to_dict(value)
     if isinstance(value, (tuple, list)):
@@ -147,6 +205,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         if isinstance(value, hint):  # type: ignore[arg-type]
             return value
+        if isinstance(hint, type) and issubclass(hint, Choice) and not hint._key:
+            return hint.named(value, where)()
         if not _is_mapping(value):
             raise UserError(f"{where} = {value!r} must be a group of keys ({hint.__name__})")  # type: ignore[union-attr]
         return build(hint, value, where)  # type: ignore[arg-type]

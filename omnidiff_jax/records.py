@@ -63,9 +63,9 @@ class EncodedExample:
     Attributes:
         sample_id: as in `Record`.
         task: as in `Record`.
-        tokens: int32 [n] ids; user audio u stands as `frame_counts[u] + 4` context-of-audio ids.
+        tokens: int32 [n] ids; user audio u stands as `SpeechLayout.slots(frame_counts[u])` context-of-audio ids.
         targets: bool [n], True where the token is the assistant's.
-        frames: float16 or float32 [T, 560], LFR features (after CMVN) of all user audios, concatenated.
+        frames: float16 or float32 [T, W], LFR features (after CMVN) of all user audios, concatenated.
         frame_counts: int32 [U], frames of each user audio.
     """
 

@@ -6,9 +6,9 @@ import functools
 import jax
 import numpy as np
 from flax.core import meta
+
 from omnidiff_jax.answering.generator import Generator
 from omnidiff_jax.answering.queries import Request
-
 from omnidiff_jax.codecs.media import Codecs
 from omnidiff_jax.models.adapter import AdapterConfig
 from omnidiff_jax.models.backbone import BackboneConfig
@@ -17,6 +17,7 @@ from omnidiff_jax.models.sanm import SpeechEncoderConfig
 from omnidiff_jax.records import Waveform
 from omnidiff_jax.sampling.config import SamplerConfig
 from omnidiff_jax.sampling.denoiser import module_denoiser
+from omnidiff_jax.speech_frames import SpeechLayout
 from omnidiff_jax.tasks.chat import ChatLayout
 from omnidiff_jax.tasks.registry import TASKS
 from omnidiff_jax.vocabulary import Vocabulary
@@ -71,7 +72,17 @@ def frames(wave):
     return np.stack([np.sin((i + 1) * blocks.mean(axis=1) * 9) for i in range(FEATURES)], axis=1).astype(np.float32)
 
 
-CODECS = Codecs(ChatLayout(VOCABULARY, Letters()), image_codes, speech_codes, frames, draw, speak, GRID, SIZE, SIZE)
+CODECS = Codecs(
+    ChatLayout(VOCABULARY, Letters(), speech=SpeechLayout(width=FEATURES)),
+    image_codes,
+    speech_codes,
+    frames,
+    draw,
+    speak,
+    GRID,
+    SIZE,
+    SIZE,
+)
 MODEL = OmniConfig(
     BackboneConfig(
         vocab_size=VOCABULARY.size,

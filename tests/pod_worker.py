@@ -24,6 +24,7 @@ from omnidiff_jax.models.backbone import BackboneConfig  # noqa: E402
 from omnidiff_jax.models.omni import OmniConfig  # noqa: E402
 from omnidiff_jax.sharding.distributed import initialize  # noqa: E402
 from omnidiff_jax.sharding.mesh import MeshConfig, batch_parts, batch_sharding, make_mesh  # noqa: E402
+from omnidiff_jax.speech_frames import SpeechLayout  # noqa: E402
 from omnidiff_jax.training.config import TrainingConfig  # noqa: E402
 from omnidiff_jax.training.journal import OperationsConfig  # noqa: E402
 from omnidiff_jax.training.loop import train  # noqa: E402
@@ -37,6 +38,7 @@ STAGES = {
 }
 TASKS = ("read", "draw")
 BATCH = 8
+PACKING = PackingConfig(64, 0, 8, 3, speech=SpeechLayout(()))
 
 
 class Paused(OmniProgram):
@@ -54,7 +56,11 @@ def program(mesh, pause):
     draw = [example(100 + i, "draw", 20 + i % 19) for i in range(30)]
     corpus = Corpus({"read": read, "draw": draw}, list(STAGES.values()), VOCABULARY)
     data = DataConfig(
-        seed=5, batch_size=BATCH, streams=4, max_tail_pads=3, packing=PackingConfig(64, 0, 8, 3, query_rows=())
+        seed=5,
+        batch_size=BATCH,
+        streams=4,
+        max_tail_pads=3,
+        packing=PACKING,
     )
     backbone = BackboneConfig(
         VOCABULARY.size, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, hidden=32, dtype="float32", remat="none"

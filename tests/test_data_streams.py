@@ -17,8 +17,9 @@ from omnidiff_jax.data.packing import PackingConfig
 from omnidiff_jax.data.streams import Corpus, DataConfig, Stream
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.records import RejectedRecord
+from omnidiff_jax.speech_frames import SpeechLayout
 
-PACKING = PackingConfig(length=64, frames=32, samples=8, open_rows=3, frame_width=3)
+PACKING = PackingConfig(length=64, frames=32, samples=8, open_rows=3, speech=SpeechLayout(width=3))
 CONFIG = DataConfig(seed=3, batch_size=8, streams=4, max_tail_pads=4, packing=PACKING)
 
 

@@ -10,7 +10,7 @@ from omnidiff_jax.answering.queries import Request
 from omnidiff_jax.codecs.encode import fit_image
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.records import Waveform
-from omnidiff_jax.sampling.config import Guidance
+from omnidiff_jax.sampling import Guidance
 from omnidiff_jax.tasks.registry import TASKS, task
 
 

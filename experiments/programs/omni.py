@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
+from omnidiff_jax.answering.generate import Generator
 
 from experiments.programs.run import (
     Run,
@@ -36,13 +37,13 @@ from omnidiff_jax.data.storage import EncodedSet
 from omnidiff_jax.data.streams import Corpus, DataConfig
 from omnidiff_jax.diffusion.loss import LossConfig
 from omnidiff_jax.errors import UserError
-from omnidiff_jax.answering.generate import Generator
 from omnidiff_jax.models.adapter import AdapterConfig
 from omnidiff_jax.models.attention import BACKENDS
 from omnidiff_jax.models.backbone import BackboneConfig
 from omnidiff_jax.models.omni import OmniConfig, OmniModel
 from omnidiff_jax.records import EncodedExample
 from omnidiff_jax.sampling.denoiser import Denoiser, module_denoiser
+from omnidiff_jax.speech_frames import SpeechLayout
 from omnidiff_jax.tasks.registry import TASKS, Decoding
 from omnidiff_jax.training.checkpoint import CheckpointConfig, Checkpointer
 from omnidiff_jax.training.export import export_run
@@ -117,8 +118,7 @@ def packing_config(config: ConfigDict, tokenizers: Sizes) -> PackingConfig:
         frames=data.frames,
         samples=data.samples,
         open_rows=data.open_rows,
-        query_rows=encoder.queries if encoder else (),
-        frame_width=encoder.features if encoder else 560,
+        speech=encoder.layout if encoder else SpeechLayout(()),
     )
 
 
@@ -293,7 +293,6 @@ def load_generator(
         image_grid=tokenizers.image_grid,
         rows=rows,
         limit=config.data.length,
-        queries=tokenizers.speech_encoder.queries,
         seed=seed,
     )
 

@@ -12,10 +12,11 @@ from omnidiff_jax.codecs.media import Codecs
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.records import EncodedExample, Message, Record, RejectedRecord, Waveform
 from omnidiff_jax.sampling.canvas import Answer, Canvas, Prompt, build_canvas
-from omnidiff_jax.sampling.config import Stopping
 from omnidiff_jax.sampling.denoiser import Denoiser
 from omnidiff_jax.sampling.guidance import random_text_prompt, unconditional_canvas
-from omnidiff_jax.sampling.loop import SampleResult, film, sample
+from omnidiff_jax.sampling.loop import sample
+from omnidiff_jax.sampling.results import SampleResult, film, finish_reasons
+from omnidiff_jax.sampling.stopping import Stopping
 from omnidiff_jax.tasks.answers import AnswerForms, Parsed
 from omnidiff_jax.tasks.registry import Decoding, Task
 
@@ -43,7 +44,6 @@ class Generator:
         rows: int = 64,
         multiple: int = 32,
         limit: int | None = None,
-        queries: Sequence[int] = (0, 1, 2, 15),
         seed: int = 0,
     ):
         """Opens a generator.
@@ -55,13 +55,12 @@ class Generator:
             rows: queries decoded together.
             multiple: canvas lengths are rounded up to this.
             limit: longest prompt + answer.
-            queries: rows of the speech encoder's query table.
             seed: of the sampling noise of a task's requests.
         """
         self.codecs = codecs
         self._denoiser, self._decoding = denoiser, decoding
         self._rows, self._multiple, self._limit = rows, multiple, limit
-        self._queries, self._seed = tuple(queries), seed
+        self._seed = seed
         self.forms = AnswerForms(codecs.layout, codecs.image_grid[0] * codecs.image_grid[1])
 
     def decoding(self, task: Task) -> Decoding:
@@ -113,7 +112,7 @@ class Generator:
             vocabulary,
             self.forms.sets,
             example_ids=[query.request_id for query in queries],
-            queries=self._queries,
+            speech=self.codecs.layout.speech,
             multiple=self._multiple,
             rows=self._rows if len(queries) > 1 else None,
             limit=self._limit,
@@ -182,10 +181,13 @@ class Generator:
     ) -> list[Response]:
         tokens, starts, steps = (np.asarray(x) for x in (result.tokens, canvas.answer_start, result.steps))
         spans = [slice(int(s), int(s) + len(a)) for s, a in zip(starts, answers, strict=False)]
-        filled = [row[span] for row, span in zip(tokens, spans, strict=False)]
-        parsed = [self.forms.parse(answer) for answer in filled]
+        parsed = [self.forms.parse(row[span]) for row, span in zip(tokens, spans, strict=False)]
         images, audios = self._draw(parsed), self._speak(parsed)
         films = film(canvas, result) if strips else None
+        vocabulary = self.codecs.layout.vocabulary
+        # Speech ends with its own token; whatever stands after it is no sound.
+        end = vocabulary.end_audio if queries[0].answer == "speech" else vocabulary.im_end
+        finish = finish_reasons(canvas, result, end)
         responses = []
         for i, (query, answer) in enumerate(zip(queries, parsed, strict=True)):
             image = images[i]
@@ -193,8 +195,8 @@ class Generator:
                 given = fit_image(query.picture, self.codecs.assistant_image_size)  # type: ignore[arg-type]
                 image = np.where(query.hole[..., None], image, given)
             strip = films[:, i, spans[i]] if films is not None else None
-            finish = self.forms.finish(query.answer, filled[i])
-            responses.append(Response(answer.text, image, audios[i], answer.speech, strip, finish, int(steps[i])))
+            audio, speech = audios[i], answer.speech
+            responses.append(Response(answer.text, image, audio, speech, strip, finish[i], int(steps[i])))
         return responses
 
     def _draw(self, parsed: Sequence[Parsed]) -> list[np.ndarray | None]:

@@ -137,7 +137,6 @@ def _model(run: Run, tokenizers: Tokenizers, params: Any, rows: int, seed: int, 
         config.decoding,
         rows=rows,
         limit=config.data.length,
-        queries=tokenizers.speech_encoder.queries,
         seed=seed,
     )
     return Model(generator, config.decoding, name)

@@ -13,6 +13,7 @@ from omnidiff_jax.models.backbone import BackboneConfig
 from omnidiff_jax.models.omni import OmniConfig
 from omnidiff_jax.runs.config import RunConfig
 from omnidiff_jax.sharding.mesh import batch_parts
+from omnidiff_jax.speech_frames import SpeechLayout
 from omnidiff_jax.training.omni import OmniProgram
 from omnidiff_jax.training.run import Run
 from omnidiff_jax.vocabulary import Vocabulary
@@ -29,7 +30,7 @@ def backbone_config(config: RunConfig) -> BackboneConfig:
 def deaf_packing(config: RunConfig) -> PackingConfig:
     """Rows without heard speech, whose encoder is frozen and not part of the measured step."""
     data = config.data
-    return PackingConfig(data.length, 0, data.samples, data.open_rows, query_rows=())
+    return PackingConfig(data.length, 0, data.samples, data.open_rows, speech=SpeechLayout(()))
 
 
 def loading(config: RunConfig) -> DataConfig:

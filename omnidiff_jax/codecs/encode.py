@@ -21,7 +21,6 @@ from omnidiff_jax.tasks.chat import ChatLayout, media_roles
 from omnidiff_jax.tokenizers.image import fit
 
 T = TypeVar("T")
-FRAME_WIDTH = 560
 _LONGEST_STRIP = 8
 
 
@@ -216,7 +215,7 @@ def _example(
             tokens, targets = rendered.tokens, rendered.targets
     except UserError as error:
         raise RejectedRecord("messages cannot be laid out", str(error)) from error
-    frames = np.concatenate(heard) if heard else np.zeros((0, FRAME_WIDTH), np.float16)
+    frames = np.concatenate(heard) if heard else np.zeros((0, layout.speech.width), np.float16)
     counts = np.array([len(frames) for frames in heard], np.int32)
     return EncodedExample(record.sample_id, record.task, tokens, targets, frames, counts)
 

@@ -17,7 +17,7 @@ class Codecs:
         layout: messages to ids.
         images: uint8 [B, H, W, 3] of any B -> int [B, k] codes.
         speech: waveforms -> speech codes int [k] of each.
-        features: waveform -> float32 [n, 560] frames that the speech encoder hears.
+        features: waveform -> float32 [n, W] frames that the speech encoder hears, as wide as `layout.speech` says.
         draw: int [B, k] codes of drawn images -> uint8 [B, H, W, 3].
         speak: speech codes of each answer -> waveforms.
         image_grid: codes of a drawn image, (rows, columns).

@@ -119,7 +119,7 @@ def open_tokenizers(config: TokenizersConfig) -> Tokenizers:
         return voice().decode(codes)
 
     codecs = Codecs(
-        layout=ChatLayout(vocabulary, text),
+        layout=ChatLayout(vocabulary, text, speech=encoder.layout),
         images=image.encode,
         speech=speech.encode,
         features=frontend,

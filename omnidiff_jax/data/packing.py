@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.speech_frames import SpeechLayout
 
 T = TypeVar("T")
 STRATEGIES = ("best_fit", "released")
@@ -27,8 +28,7 @@ class PackingConfig:
         samples: most samples S in a row.
         open_rows: rows kept open by `best_fit`; more of them waste fewer tokens and delay samples longer.
         strategy: "best_fit" or "released".
-        query_rows: rows of the speech encoder's query table that open every utterance.
-        frame_width: width of a speech frame.
+        speech: how wide a speech frame is and what opens every utterance.
     """
 
     length: int = 3072
@@ -36,8 +36,7 @@ class PackingConfig:
     samples: int = 96
     open_rows: int = 24
     strategy: str = "best_fit"
-    query_rows: tuple[int, ...] = (0, 1, 2, 15)
-    frame_width: int = 560
+    speech: SpeechLayout = SpeechLayout()
 
     def __post_init__(self):
         if self.strategy not in STRATEGIES:

@@ -31,7 +31,7 @@ def abstract_batch(rows: int, packing: PackingConfig, hears: bool, sharding: Nam
 
     tokens, frames, samples = array(packing.length), array(packing.frames), array(packing.samples)
     flags = array(packing.length, dtype=jnp.bool_)
-    features = array(packing.frames, packing.frame_width, dtype=jnp.float32)
+    features = array(packing.frames, packing.speech.width, dtype=jnp.float32)
     speech: Any = SpeechFrames(features, frames, frames, frames, frames) if hears else None
     inputs: Any = ModelInputs(tokens, tokens, tokens, speech)
     ids: Any = array(packing.samples, dtype=jnp.uint32)

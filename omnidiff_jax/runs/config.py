@@ -15,6 +15,7 @@ from omnidiff_jax.errors import UserError
 from omnidiff_jax.models.adapter import AdapterConfig
 from omnidiff_jax.models.backbone import BackboneConfig
 from omnidiff_jax.models.omni import OmniConfig
+from omnidiff_jax.speech_frames import SpeechLayout
 from omnidiff_jax.tasks.registry import TASKS, Decoding
 from omnidiff_jax.training.config import TrainingConfig
 from omnidiff_jax.training.initial import InitConfig
@@ -129,8 +130,7 @@ class RunConfig(TrainingConfig):
             frames=data.frames,
             samples=data.samples,
             open_rows=data.open_rows,
-            query_rows=encoder.queries if encoder else (),
-            frame_width=encoder.features if encoder else 560,
+            speech=encoder.layout if encoder else SpeechLayout(()),
         )
 
     def loading(self, tokenizers: Sizes) -> DataConfig:

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from omnidiff_jax.errors import UserError
 from omnidiff_jax.sampling.canvas import AllowedSets, Answer, Prefill, blank, infill, known
 from omnidiff_jax.tasks.chat import ChatLayout
 from omnidiff_jax.tasks.registry import AnswerKind, Decoding
@@ -42,7 +43,7 @@ class AnswerForms:
             text=[v.text, *closing],
             image=[v.image],
             speech=[v.speech, v.end_audio, *closing],
-            # The turn does not end before its speech: an end there would end the speech too (`SamplerConfig.stop`).
+            # The turn does not end before its speech: an end there would end the speech too (`Decoding.stop`).
             text_before_speech=[v.text, v.pad, *self._newline],
             text_and_speech=[v.text, v.speech, v.begin_audio, v.end_audio, *closing],
         )
@@ -63,6 +64,9 @@ class AnswerForms:
             units: size of the request, for `decoding.adaptive`.
             codes: int [k], codes of the picture to inpaint.
             hole: bool [k], its codes that are to be drawn.
+
+        Raises:
+            UserError: an answer without positions.
         """
         v, mask = self._vocabulary, self._vocabulary.mask
         if kind in ("image", "hole"):
@@ -73,6 +77,8 @@ class AnswerForms:
                 inner = blank(self._image_codes, mask, self.sets["image"])
             return known([v.begin_image]) + inner + known([v.end_image, v.im_end, *self._newline])
         length = decoding.length if decoding.adaptive is None else decoding.adaptive.length(units)
+        if length < 1:
+            raise UserError(f"decoding length = {length} must be at least 1: the answer is {kind}")
         if kind == "text":
             return blank(length, mask, self.sets["text"])
         if kind == "speech":
@@ -95,14 +101,6 @@ class AnswerForms:
         speech = _until(tail, v.end_audio)
         speech = v.speech.decode(speech[v.speech.contains(speech)])
         return Parsed(text, image if len(image) else None, speech if len(audio_at) else None)
-
-    def finish(self, kind: AnswerKind, tokens: np.ndarray) -> str:
-        """Why a filled answer, int32 [n], is what it is: "end", "length" or "steps" (see `answering.queries`)."""
-        v = self._vocabulary
-        if (tokens == v.mask).any():
-            return "steps"
-        ends = [v.im_end, v.end_audio] if kind == "speech" else [v.im_end]
-        return "end" if np.isin(tokens, ends).any() else "length"
 
 
 def _until(tokens: np.ndarray, stop: int) -> np.ndarray:
