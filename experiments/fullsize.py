@@ -23,15 +23,15 @@ from flax.core import meta
 
 from experiments.common import Command
 from omnidiff_jax.batch import ModelInputs
-from omnidiff_jax.data.encode import fit_image
+from omnidiff_jax.codecs.encode import fit_image
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.media.audio import read_audio
 from omnidiff_jax.media.image import read_image
 from omnidiff_jax.models.magvit import MagvitConfig
 from omnidiff_jax.models.omni import OmniConfig, OmniModel, init_params
-from omnidiff_jax.models.sanm import packed_frames
 from omnidiff_jax.models.whisper_vq import WhisperVQConfig
 from omnidiff_jax.records import Waveform
+from omnidiff_jax.speech_frames import packed_frames
 from omnidiff_jax.tokenizers import image as images
 from omnidiff_jax.tokenizers import speech
 from omnidiff_jax.tokenizers.speech_features import SpeechFrontend
@@ -150,9 +150,9 @@ def _backbone(codes: dict[str, np.ndarray], features: dict[str, np.ndarray]) -> 
         tokens = np.concatenate([[vocabulary.begin_image], vocabulary.image.encode(ids), [vocabulary.end_image]])
         _forward(file, last_logits, params, _inputs(tokens))
     for file, frames in features.items():
-        slots = np.full(len(frames) + len(encoder.queries), vocabulary.context_audio)
+        slots = np.full(encoder.layout.slots(len(frames)), vocabulary.context_audio)
         tokens = np.concatenate([[vocabulary.begin_audio], slots, [vocabulary.end_audio]])
-        heard = packed_frames([[(frames, 1)]], len(slots), encoder.features, encoder.queries)
+        heard = packed_frames([[(frames, 1)]], len(slots), encoder.layout)
         _forward(file, last_logits, params, dataclasses.replace(_inputs(tokens), speech=heard))
 
 

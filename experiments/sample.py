@@ -16,9 +16,9 @@ from ml_collections import ConfigDict
 
 from experiments.common import Command, override
 from experiments.programs.omni import check_config, decoding_settings, load_generator, stored_config
+from omnidiff_jax.answering.queries import Request, Response
 from omnidiff_jax.config import to_dict
 from omnidiff_jax.errors import UserError
-from omnidiff_jax.evaluation.generate import Request, Response
 from omnidiff_jax.media.audio import read_audio, write_wav
 from omnidiff_jax.media.image import read_image, write_png
 from omnidiff_jax.tasks.registry import TASKS, Decoding, Task, task

@@ -16,7 +16,7 @@ class SpeechFrames:
     for each, and `slots` says which token position it fills.
 
     Attributes:
-        features: float32 [B, T, 560], LFR features after CMVN; anything in query slots and padding.
+        features: float32 [B, T, W = `SpeechLayout.width`], LFR features after CMVN; anything in query slots, padding.
         segment_ids: int32 [B, T], utterance number 1.. within the row, 0 = padding.
         positions: int32 [B, T], 1-based within the utterance, query slots included; 0 = padding.
         queries: int32 [B, T], row of the encoder's query table, -1 for an ordinary frame or padding.

@@ -32,5 +32,5 @@ def corpus(stages=None, sizes=(40, 30, 20)):
         for i in range(sizes[1])
     ]
     draw = [example(2000 + i, "draw", int(rng.integers(20, 40))) for i in range(sizes[2])]
-    stages = stages or (Stage("all", 10, {"read": 2.0, "hear": 1.0, "draw": 1.0}),)
+    stages = stages or (Stage(10, weights={"read": 2.0, "hear": 1.0, "draw": 1.0}, name="all"),)
     return Corpus(dict(zip(TASKS, (read, hear, draw), strict=True)), stages, VOCABULARY)

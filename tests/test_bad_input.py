@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import soundfile
+from experiments.programs.tokenizers import load_tokenizers
 from ml_collections import ConfigDict
 from tiny_run import untrained, write_config
 
@@ -18,7 +19,6 @@ from experiments import sample as sample_command
 from experiments import train as train_command
 from experiments.common import load_config
 from experiments.programs.omni import FREE_CONFIG, SAME_CONFIG, for_these_devices, load_denoiser
-from experiments.programs.tokenizers import load_tokenizers
 from omnidiff_jax.cli import guard
 from omnidiff_jax.data.storage import EncodedSet
 from omnidiff_jax.errors import UserError

@@ -61,8 +61,9 @@ def least(hint: Any) -> Any:
         return 1
     if dataclasses.is_dataclass(hint):
         return given(hint)
-    simple = {int: 1, float: 1.0, str: "x", bool: True}
-    return simple.get(hint, () if typing.get_origin(hint) is tuple else {})
+    if typing.get_origin(hint) in (dict, Mapping):
+        return {"a": least(typing.get_args(hint)[1])}
+    return {int: 1, float: 1.0, str: "x", bool: True}.get(hint, ())
 
 
 def given(cls) -> dict[str, Any]:

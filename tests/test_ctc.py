@@ -8,14 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from experiments.programs.speech_encoder import HELD_OUT_VOICES, WordUnits, scenes_utterances, speech_encoder_run
 
 from experiments.common import load_config
-from experiments.programs.speech_encoder import HELD_OUT_VOICES, WordUnits, scenes_utterances, speech_encoder_run
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.evaluation.wer import word_error_rate
 from omnidiff_jax.media import features
-from omnidiff_jax.models.sanm import SpeechEncoder, SpeechEncoderConfig, padded_frames
+from omnidiff_jax.models.sanm import SpeechEncoder, SpeechEncoderConfig
 from omnidiff_jax.records import Waveform
+from omnidiff_jax.speech_frames import padded_frames
 from omnidiff_jax.tokenizers import assets
 from omnidiff_jax.tokenizers.speech_features import FrontendConfig, SpeechFrontend, load_speech_encoder
 from omnidiff_jax.training.loop import train

@@ -15,9 +15,10 @@ from data_world import TASKS, corpus
 from omnidiff_jax.data.loader import HostBatches, Loader
 from omnidiff_jax.data.packing import PackingConfig
 from omnidiff_jax.data.streams import DataConfig
+from omnidiff_jax.speech_frames import SpeechLayout
 
 CONFIG = DataConfig(
-    seed=5, batch_size=8, streams=4, max_tail_pads=3, packing=PackingConfig(64, 32, 8, 3, frame_width=3)
+    seed=5, batch_size=8, streams=4, max_tail_pads=3, packing=PackingConfig(64, 32, 8, 3, speech=SpeechLayout(width=3))
 )
 HOST = """
 import json, sys

@@ -10,14 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
+from omnidiff_jax.config import build
 from omnidiff_jax.data.loader import HostBatches, Loader, owned_streams
 from omnidiff_jax.data.mixture import Interleave, Stage, shuffled, stage_at
 from omnidiff_jax.data.packing import PackingConfig
-from omnidiff_jax.data.sources import RejectedRecord
 from omnidiff_jax.data.streams import Corpus, DataConfig, Stream
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.records import RejectedRecord
+from omnidiff_jax.speech_frames import SpeechLayout
 
-PACKING = PackingConfig(length=64, frames=32, samples=8, open_rows=3, frame_width=3)
+PACKING = PackingConfig(length=64, frames=32, samples=8, open_rows=3, speech=SpeechLayout(width=3))
 CONFIG = DataConfig(seed=3, batch_size=8, streams=4, max_tail_pads=4, packing=PACKING)
 
 
@@ -57,7 +59,11 @@ def test_every_epoch_is_another_permutation(size, seed):
 
 
 def test_stage_of_a_step():
-    stages = [Stage("a", 600, {"x": 1.0}), Stage("b", 300, {"x": 1.0}), Stage("c", 100, {"x": 1.0})]
+    stages = [
+        Stage(600, weights={"x": 1.0}, name="a"),
+        Stage(300, weights={"x": 1.0}, name="b"),
+        Stage(100, weights={"x": 1.0}, name="c"),
+    ]
     assert [stage_at(stages, step) for step in (0, 599, 600, 899, 900, 5000)] == [0, 0, 1, 1, 2, 2]
 
 
@@ -72,7 +78,10 @@ def test_two_or_four_hosts_give_the_batches_of_one(owners):
 
 @pytest.mark.parametrize("cut", [0, 1, 3, 7])
 def test_a_resume_on_two_hosts_continues_the_run_of_one(cut):
-    stages = (Stage("first", 4, {"read": 1.0}), Stage("second", 4, {"hear": 1.0, "draw": 1.0}))
+    stages = (
+        Stage(4, weights={"read": 1.0}, name="first"),
+        Stage(4, weights={"hear": 1.0, "draw": 1.0}, name="second"),
+    )
     whole = HostBatches(corpus(stages), CONFIG, TASKS)
     take(whole, cut)
     state = json.loads(json.dumps(whole.get_state()))
@@ -116,7 +125,7 @@ def test_streams_share_each_epoch_without_overlap():
 
 
 def test_stages_follow_each_other_at_their_step():
-    stages = (Stage("first", 5, {"read": 1.0}), Stage("second", 5, {"draw": 1.0}))
+    stages = (Stage(5, weights={"read": 1.0}, name="first"), Stage(5, weights={"draw": 1.0}, name="second"))
     batches = take(HostBatches(corpus(stages), CONFIG, TASKS), 12)
     tasks = [set(batch.task_ids[batch.task_ids >= 0].tolist()) for batch in batches]
     assert all(found == {0} for found in tasks[:5])
@@ -143,7 +152,7 @@ class Faulty:
 
 
 def test_unusable_samples_are_skipped_and_counted():
-    faulty = Corpus({"read": Faulty()}, (Stage("only", 9, {"read": 1.0}),), VOCABULARY)
+    faulty = Corpus({"read": Faulty()}, (Stage(9, weights={"read": 1.0}, name="only"),), VOCABULARY)
     batches = HostBatches(faulty, CONFIG, TASKS)
     take(batches, 12)
     rejected = batches.rejected
@@ -158,7 +167,7 @@ def test_a_source_without_a_usable_sample_ends_in_one_line():
     slots = example(1)
     slots.tokens[0] = VOCABULARY.context_audio
     for broken in (example(1, text=500), example(1, heard=(30,)), slots):
-        only = Corpus({"read": [broken]}, (Stage("only", 9, {"read": 1.0}),), VOCABULARY)
+        only = Corpus({"read": [broken]}, (Stage(9, weights={"read": 1.0}, name="only"),), VOCABULARY)
         with pytest.raises(UserError, match="no sample"):
             next(HostBatches(only, CONFIG, TASKS))
 
@@ -167,11 +176,13 @@ def test_wrong_runs_are_refused():
     with pytest.raises(UserError, match="streams = 3 must divide"):
         DataConfig(batch_size=8, streams=3)
     with pytest.raises(UserError, match="did you mean 'read'"):
-        corpus((Stage("one", 1, {"reed": 1.0}),))
+        corpus((Stage(1, weights={"reed": 1.0}, name="one"),))
     with pytest.raises(UserError, match="positive weight"):
-        Stage("one", 1, {"read": 0.0})
-    with pytest.raises(UserError, match="steps"):
-        Stage("one", 0, {"read": 1.0})
+        corpus((Stage(1, weights={"read": 0.0}, name="one"),))
+    with pytest.raises(UserError, match="stages.one: weights must be numbers from 0 up"):
+        build(Stage, {"steps": 1, "weights": {"read": -1.0}}, "stages.one")
+    with pytest.raises(UserError, match="stages.one: steps = 0 must be at least 1"):
+        build(Stage, {"steps": 0}, "stages.one")
     with pytest.raises(UserError, match="empty"):
         corpus(sizes=(0, 3, 3))
     with pytest.raises(UserError, match="streams"):
@@ -197,7 +208,7 @@ def test_loader_state_is_that_of_the_consumed_batches():
 
 
 def test_loader_hands_over_the_threads_error():
-    only = Corpus({"read": [example(1, text=500)]}, (Stage("only", 9, {"read": 1.0}),), VOCABULARY)
+    only = Corpus({"read": [example(1, text=500)]}, (Stage(9, weights={"read": 1.0}, name="only"),), VOCABULARY)
     with Loader(only, CONFIG, TASKS) as loader, pytest.raises(UserError, match="no sample"):
         next(loader)
 

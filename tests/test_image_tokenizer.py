@@ -7,10 +7,10 @@ import jax
 import numpy as np
 import optax
 import pytest
+from experiments.programs.image_tokenizer import image_tokenizer_run, scene_pictures
 from PIL import Image
 
 from experiments.common import load_config
-from experiments.programs.image_tokenizer import image_tokenizer_run, scene_pictures
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.models.lfq import LfqLossConfig
 from omnidiff_jax.models.magvit import Magvit, MagvitConfig

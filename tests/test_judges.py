@@ -16,7 +16,7 @@ from data_pipelines.scenes.scene import MAX_INDEX, PLACES, SPLITS, Scene, sample
 from data_pipelines.scenes.scene_parser import parse_scene, unclear
 from data_pipelines.scenes.speech import ANSWER_VOICE, heard_voice, say
 from data_pipelines.scenes.tasks import TASKS
-from omnidiff_jax.evaluation.generate import Response
+from omnidiff_jax.answering.queries import Response
 from omnidiff_jax.evaluation.wer import edit_distance, normalize, word_error_rate, word_errors
 from omnidiff_jax.records import Waveform
 

@@ -12,6 +12,7 @@ import orbax.checkpoint as ocp
 import pytest
 from toy_training import Regression, run
 
+from omnidiff_jax.data.mixture import Stage
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.models.backbone import BackboneConfig
 from omnidiff_jax.models.flops import matrix_parameters, train_flops
@@ -23,7 +24,6 @@ from omnidiff_jax.training.guard import Guard, GuardConfig, Rewind
 from omnidiff_jax.training.journal import OperationsConfig
 from omnidiff_jax.training.metrics import read_metrics
 from omnidiff_jax.training.profiling import parse_steps
-from omnidiff_jax.training.program import StagePlan
 from omnidiff_jax.training.watchdog import PREEMPTED, HostLog, Watchdog
 
 
@@ -172,7 +172,7 @@ def test_guard_knows_a_jump_from_noise():
 
 
 def test_a_jump_is_skipped_or_rewound(tmp_path, mesh):
-    stages = (StagePlan("only", 40, 1e-3),)
+    stages = {"only": Stage(40, 1e-3)}
     program = Regression(wild=(29,))
     jumping = OperationsConfig(GuardConfig(spike="skip"))
     state = run(tmp_path / "skip", mesh, program, stages, operations=jumping)

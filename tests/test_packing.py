@@ -8,11 +8,12 @@ from data_world import TASKS, VOCABULARY, example
 from hypothesis import given
 from hypothesis import strategies as st
 
+from omnidiff_jax.data.assemble import Sample, assemble, tail_pads
 from omnidiff_jax.data.packing import Packer, PackingConfig, pack_released
-from omnidiff_jax.data.rows import Sample, assemble, tail_pads
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.speech_frames import SpeechLayout
 
-CONFIG = PackingConfig(length=48, frames=24, samples=5, open_rows=3, frame_width=3)
+CONFIG = PackingConfig(length=48, frames=24, samples=5, open_rows=3, speech=SpeechLayout(width=3))
 samples = st.lists(
     st.tuples(st.integers(1, 14), st.lists(st.integers(0, 4), max_size=2), st.integers(0, 3)), max_size=40
 )
@@ -34,7 +35,7 @@ def pack(specs, config=CONFIG):
 
 @given(specs=samples, strategy=st.sampled_from(["best_fit", "released"]))
 def test_rows_hold_every_sample_once_and_within_bounds(specs, strategy):
-    config = PackingConfig(48, 24, 5, 3, strategy, frame_width=3)
+    config = PackingConfig(48, 24, 5, 3, strategy, speech=SpeechLayout(width=3))
     rows, packer = pack(specs, config)
     everything = rows + [row.items for row in packer.open]
     numbers = sorted(sample.example.sample_id for row in everything for sample in row)

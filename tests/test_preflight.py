@@ -6,11 +6,11 @@ import json
 import jax
 import jax.numpy as jnp
 import pytest
+from experiments.programs.scaling import record
 
 from experiments import preflight
 from experiments.common import load_config
 from experiments.configs.slices import PRESETS
-from experiments.programs.scaling import record
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.preflight.advice import Settings, advise, larger_slice
 from omnidiff_jax.preflight.flops import matmul_flops

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.scenes.exams import exam
-from omnidiff_jax.evaluation.generate import Request, Response
+from omnidiff_jax.answering.queries import Request, Response
 from omnidiff_jax.evaluation.report import View, write_report
 from omnidiff_jax.evaluation.scorecard import Case, Exam, Measure, sit, table, write_scorecard
 from omnidiff_jax.records import Waveform

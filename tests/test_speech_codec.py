@@ -6,11 +6,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from experiments.programs.speech_codec import answers, speech_decoder_run, speech_tokenizer_run, word_errors
 
 from data_pipelines.scenes.language import answer_words
 from data_pipelines.scenes.speech import ANSWER_VOICE, GRID, say
 from experiments.common import load_config
-from experiments.programs.speech_codec import answers, speech_decoder_run, speech_tokenizer_run, word_errors
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.models.flow import EstimatorConfig, FlowConfig, TokenEncoderConfig
 from omnidiff_jax.models.whisper_vq import WhisperVQConfig

@@ -180,9 +180,10 @@ def test_bpe_broken_files_are_named(tmp_path):
 
 
 def test_the_shipped_tokenizer_is_what_its_config_trains(tmp_path):
+    from experiments.programs.text_tokenizer import scenes_sentences, train_text_tokenizer
+
     from data_pipelines.scenes.scene import PLACES
     from experiments.configs.tokenizers.text import get_config
-    from experiments.programs.text_tokenizer import scenes_sentences, train_text_tokenizer
     from omnidiff_jax.tokenizers.assets import nano_dir
 
     shipped = texts.load(nano_dir("text"))

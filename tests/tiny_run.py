@@ -93,9 +93,10 @@ def write_config(folder: Path, steps: int = 24) -> Path:
 
 def untrained(config, workdir: Path) -> None:
     """A checkpoint of the config's initial state, as training would have saved it."""
+    from experiments.programs.tokenizers import load_tokenizers
+
     from experiments.programs.omni import omni_program
     from experiments.programs.run import config_mesh, optimizer_config, plain
-    from experiments.programs.tokenizers import load_tokenizers
 
     mesh, optimizer = config_mesh(config), optimizer_config(config)
     program = omni_program(config, load_tokenizers(config), mesh, lambda seed: None)

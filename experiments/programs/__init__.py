@@ -12,8 +12,8 @@ from experiments.programs.run import Run
 from experiments.programs.speech_codec import speech_decoder_run, speech_tokenizer_run
 from experiments.programs.speech_encoder import speech_encoder_run
 from experiments.programs.tokenizers import load_tokenizers
+from omnidiff_jax.codecs.encode import EncodedRecords
 from omnidiff_jax.config import suggest
-from omnidiff_jax.data.encode import EncodedRecords
 from omnidiff_jax.data.sources import JsonlRecords, RandomAccess
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.records import EncodedExample

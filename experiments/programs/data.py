@@ -16,7 +16,7 @@ from data_pipelines.scenes.tasks import VERSION, SceneRecords
 from experiments.programs.omni import open_sets, task_names
 from experiments.programs.run import plain
 from experiments.programs.tokenizers import load_tokenizers
-from omnidiff_jax.data.encode import encode
+from omnidiff_jax.codecs.encode import encode
 from omnidiff_jax.data.sources import RandomAccess, RejectedRecord
 from omnidiff_jax.data.storage import Manifest, write_set
 from omnidiff_jax.errors import UserError

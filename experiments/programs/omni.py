@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
+from omnidiff_jax.answering.generate import Generator
 
 from experiments.programs.run import (
     Run,
@@ -36,13 +37,13 @@ from omnidiff_jax.data.storage import EncodedSet
 from omnidiff_jax.data.streams import Corpus, DataConfig
 from omnidiff_jax.diffusion.loss import LossConfig
 from omnidiff_jax.errors import UserError
-from omnidiff_jax.evaluation.generate import Generator
 from omnidiff_jax.models.adapter import AdapterConfig
 from omnidiff_jax.models.attention import BACKENDS
 from omnidiff_jax.models.backbone import BackboneConfig
 from omnidiff_jax.models.omni import OmniConfig, OmniModel
 from omnidiff_jax.records import EncodedExample
 from omnidiff_jax.sampling.denoiser import Denoiser, module_denoiser
+from omnidiff_jax.speech_frames import SpeechLayout
 from omnidiff_jax.tasks.registry import TASKS, Decoding
 from omnidiff_jax.training.checkpoint import CheckpointConfig, Checkpointer
 from omnidiff_jax.training.export import export_run
@@ -117,8 +118,7 @@ def packing_config(config: ConfigDict, tokenizers: Sizes) -> PackingConfig:
         frames=data.frames,
         samples=data.samples,
         open_rows=data.open_rows,
-        query_rows=encoder.queries if encoder else (),
-        frame_width=encoder.features if encoder else 560,
+        speech=encoder.layout if encoder else SpeechLayout(()),
     )
 
 
@@ -165,13 +165,12 @@ def frozen_optimizer(config: ConfigDict) -> OptimizerConfig:
     return optimizer
 
 
-def initial_params(config: ConfigDict, program: OmniProgram, tokenizers: Tokenizers) -> Callable[[Any], Any] | None:
+def initial_params(config: ConfigDict, program: OmniProgram) -> Callable[[Any], Any] | None:
     """What `config.init` starts from, or None for fresh parameters."""
     init = build(InitConfig, config.get("init", {}), "config.init")
     if not init.folder:
         return None
-    key = rng.stream(config.seed, "init")
-    return lambda target: load_initial(init, program.model, target, program.init, key, tokenizers.fingerprint)
+    return lambda target: load_initial(init, target, program.init, rng.stream(config.seed, "init"))
 
 
 def omni_run(
@@ -202,7 +201,7 @@ def omni_run(
         mesh,
         SAME_CONFIG,
         FREE_CONFIG,
-        initial_params(config, program, tokenizers),
+        initial_params(config, program),
         {"tokenizers": {"fingerprint": tokenizers.fingerprint}},
     )
     decoding_settings(config)
@@ -294,7 +293,6 @@ def load_generator(
         image_grid=tokenizers.image_grid,
         rows=rows,
         limit=config.data.length,
-        queries=tokenizers.speech_encoder.queries,
         seed=seed,
     )
 
@@ -312,7 +310,7 @@ def load_denoiser(config: ConfigDict, workdir: str | os.PathLike[str] | None, to
     target = abstract_state(program, loop_config(config), frozen_optimizer(config), stage_plans(config), mesh)
     with jax.set_mesh(mesh):
         if workdir is None:
-            start = initial_params(config, program, tokenizers)
+            start = initial_params(config, program)
             if start is None:
                 raise UserError("there are no weights: give --workdir=DIR of a run, or --config.init.folder=DIR")
             params = start(target.params)

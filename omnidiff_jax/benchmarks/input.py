@@ -48,10 +48,10 @@ def bench_input(
         consumption: to compare with.
     """
     longest = config.packing.length - config.max_tail_pads
-    width = config.packing.frame_width if config.packing.frames else 0
-    write_set(folder / "long_tailed", long_tailed(examples, vocabulary, longest, width), vocabulary.fingerprint)
+    speech = config.packing.speech if config.packing.frames else None
+    write_set(folder / "long_tailed", long_tailed(examples, vocabulary, longest, speech), vocabulary.fingerprint)
     source = EncodedSet(folder / "long_tailed", vocabulary.fingerprint)
-    corpus = Corpus({"mix": source}, (Stage("bench", 1, {"mix": 1.0}),), vocabulary)
+    corpus = Corpus({"mix": source}, (Stage(1, weights={"mix": 1.0}, name="bench"),), vocabulary)
     host = HostBatches(corpus, config, [kind.name for kind in LONG_TAILED])
     next(host)  # opens the rows of every stream
     used = room = samples = 0

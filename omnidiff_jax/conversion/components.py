@@ -20,8 +20,9 @@ from omnidiff_jax.models.backbone import Backbone, BackboneConfig
 from omnidiff_jax.models.flow import EstimatorConfig, FlowConfig, FlowDecoder, TokenEncoderConfig
 from omnidiff_jax.models.hift import Hift, HiftConfig, draw_source_noise
 from omnidiff_jax.models.magvit import Magvit, MagvitConfig
-from omnidiff_jax.models.sanm import SpeechEncoder, SpeechEncoderConfig, padded_frames
+from omnidiff_jax.models.sanm import SpeechEncoder, SpeechEncoderConfig
 from omnidiff_jax.models.whisper_vq import WhisperVQConfig, WhisperVQEncoder
+from omnidiff_jax.speech_frames import padded_frames
 
 Shapes = Mapping[str, tuple[int, ...]]
 

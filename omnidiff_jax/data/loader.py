@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
 from omnidiff_jax.batch import Batch
-from omnidiff_jax.data.rows import assemble
+from omnidiff_jax.data.assemble import assemble
 from omnidiff_jax.data.streams import Corpus, DataConfig, StreamDataset
 from omnidiff_jax.errors import UserError
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from omnidiff_jax.config import Count, Natural, check_fields
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.speech_frames import SpeechLayout
 
 T = TypeVar("T")
 STRATEGIES = ("best_fit", "released")
@@ -28,8 +29,7 @@ class PackingConfig:
         samples: most samples S in a row.
         open_rows: rows kept open by `best_fit`; more of them waste fewer tokens and delay samples longer.
         strategy: "best_fit" or "released".
-        query_rows: rows of the speech encoder's query table that open every utterance.
-        frame_width: width of a speech frame.
+        speech: how wide a speech frame is and what opens every utterance.
     """
 
     length: Count = 3072
@@ -37,8 +37,7 @@ class PackingConfig:
     samples: Count = 96
     open_rows: Count = 24
     strategy: str = "best_fit"
-    query_rows: tuple[Natural, ...] = (0, 1, 2, 15)
-    frame_width: Count = 560
+    speech: SpeechLayout = SpeechLayout()
 
     def __post_init__(self):
         if self.strategy not in STRATEGIES:

@@ -1,7 +1,7 @@
 """Random-access sources: what a stream draws from. `len(source)` and `source[index]`, as grain and TFDS have them.
 
 A plain list is a source; so are `storage.EncodedSet` and, over raw records, `JsonlRecords`, `TfdsRecords` and
-`encode.EncodedRecords`.
+`EncodedRecords`.
 """
 
 import json
@@ -12,9 +12,11 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from omnidiff_jax.codecs.encode import encode_one
+from omnidiff_jax.codecs.media import Codecs
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.media.paths import safe_join
-from omnidiff_jax.records import AUDIO_TAG, IMAGE_TAG, Message, Record, stable_id
+from omnidiff_jax.records import AUDIO_TAG, IMAGE_TAG, EncodedExample, Message, Record, RejectedRecord, stable_id
 from omnidiff_jax.tasks.chat import ROLES, media_roles
 from omnidiff_jax.tasks.registry import TASKS
 
@@ -32,19 +34,6 @@ class RandomAccess(Protocol[T_co]):
         Raises:
             RejectedRecord: the sample cannot be used; training counts the reason and goes on.
         """
-
-
-class RejectedRecord(Exception):
-    """A sample that cannot be used.
-
-    Attributes:
-        reason: a short phrase to count by, the same for every sample with this fault.
-    """
-
-    def __init__(self, reason: str, detail: str = ""):
-        """Args: reason, to count by; detail, what is wrong in this very sample."""
-        super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason = reason
 
 
 class JsonlRecords:
@@ -185,3 +174,16 @@ class TfdsRecords:
 
     def __getitem__(self, index: int) -> Any:
         return self._parse(self._source[index])
+
+
+class EncodedRecords:
+    """Raw records encoded when they are read, one at a time."""
+
+    def __init__(self, records: RandomAccess[Record], codecs: Codecs):
+        self._records, self._codecs = records, codecs
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> EncodedExample:
+        return encode_one(self._records[index], self._codecs)

@@ -14,12 +14,12 @@ import grain
 import numpy as np
 
 from omnidiff_jax.config import Count, Natural, Seed, check_fields
+from omnidiff_jax.data.assemble import Sample, tail_pads
 from omnidiff_jax.data.mixture import Interleave, Stage, shuffled, stage_at
 from omnidiff_jax.data.packing import Packer, PackingConfig
-from omnidiff_jax.data.rows import Sample, tail_pads
-from omnidiff_jax.data.sources import RandomAccess, RejectedRecord
+from omnidiff_jax.data.sources import RandomAccess
 from omnidiff_jax.errors import UserError
-from omnidiff_jax.records import EncodedExample
+from omnidiff_jax.records import EncodedExample, RejectedRecord
 from omnidiff_jax.vocabulary import Vocabulary
 
 # (index of the source, how many samples this stream had drawn from it before)
@@ -189,7 +189,7 @@ class Stream(grain.DatasetIterator):
         index, epoch = shuffled(position, len(source), config.seed, name)
         example = source[index]
         counts = example.frame_counts
-        frames = int(counts.sum()) + len(config.packing.query_rows) * len(counts) if len(counts) else 0
+        frames = int(config.packing.speech.sizes(counts).sum())
         if np.count_nonzero(example.tokens == self._corpus.vocabulary.context_audio) != frames:
             raise RejectedRecord("speech slots do not match the frames", f"sample {example.sample_id}")
         pads = tail_pads(example, epoch, config.seed, config.max_tail_pads, self._corpus.vocabulary.pad)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from omnidiff_jax.batch import Batch
-from omnidiff_jax.config import Count, Range
+from omnidiff_jax.config import Count, Range, free
 from omnidiff_jax.diffusion.alignment import predictors
 from omnidiff_jax.diffusion.masking import Corrupted
 from omnidiff_jax.sharding import axes
@@ -40,8 +40,8 @@ class LossConfig:
     alignment: str = "shifted"
     weighting: Literal["none", "inverse_t", "sample"] = "none"
     capacity: Annotated[float, Range(above=0, at_most=1)] = 1.0
-    chunk: Count = 1024
-    groups: Count = 1
+    chunk: Count = free(1024)
+    groups: Count = free(1)
     noise_buckets: Count = 4
 
 

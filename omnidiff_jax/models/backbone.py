@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
-from omnidiff_jax.config import Count, Natural, NonNegative, Positive, choose, suggest
+from omnidiff_jax.config import Count, Natural, NonNegative, Positive, choose, free, suggest
 from omnidiff_jax.models.attention import BACKENDS, attention
 from omnidiff_jax.models.linear import Linear
 from omnidiff_jax.models.rope import apply_rope, rope_tables
@@ -63,7 +63,7 @@ class BackboneConfig:
         padding_visible: released quirk: padding belongs, as keys only, to the row's last sample.
     """
 
-    vocab_size: Count = 176264
+    vocab_size: Count = free(176264)
     width: Count = 3584
     layers: Count = 28
     heads: Count = 28
@@ -75,10 +75,10 @@ class BackboneConfig:
     init_stddev: NonNegative = 0.02
     embed_stddev: NonNegative = 0.02
     residual_stddev: NonNegative = 0.02
-    dtype: str = "bfloat16"
-    attention: str = "xla"
-    remat: str = "full"
-    scan_layers: bool = True
+    dtype: str = free("bfloat16")
+    attention: str = free("xla")
+    remat: str = free("full")
+    scan_layers: bool = free(True)
     padding_idx: Natural | None = None
     padding_visible: bool = False
 

@@ -10,12 +10,13 @@ import jax
 import numpy as np
 
 from omnidiff_jax.config import Count, NonNegative, Range
+from omnidiff_jax.data.mixture import Stage, stage_at
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.models.flops import COUNT, peak_flops
 from omnidiff_jax.training.goodput import Goodput
 from omnidiff_jax.training.guard import Guard, GuardConfig
 from omnidiff_jax.training.metrics import MetricsWriter, Progress
-from omnidiff_jax.training.program import StagePlan, TrainProgram, stage_at
+from omnidiff_jax.training.program import TrainProgram
 from omnidiff_jax.training.watchdog import HostLog
 
 
@@ -54,7 +55,7 @@ class Journal:
     def __init__(
         self,
         program: TrainProgram,
-        stages: tuple[StagePlan, ...],
+        stages: tuple[Stage, ...],
         config: OperationsConfig,
         goodput: Goodput,
         log: HostLog,
@@ -80,7 +81,7 @@ class Journal:
 
     def limit(self, step: int) -> float:
         """The loss above which `step` counts as a jump."""
-        return self.guard.limit(step, stage_at(self._stages, step - 1).name)
+        return self.guard.limit(step, self._stages[stage_at(self._stages, step - 1)].name)
 
     def after_dispatch(
         self, step: int, metrics: Any, batch: Any, limit: float, waited: float = 0.0, stalled: float = 0.0
@@ -134,7 +135,7 @@ class Journal:
         metrics = {k: np.asarray(v) for k, v in jax.device_get(pending.metrics).items()}
         now = time.perf_counter()
         seconds, self._last = now - self._last, now
-        step, stage = pending.step, stage_at(self._stages, pending.step - 1).name
+        step, stage = pending.step, self._stages[stage_at(self._stages, pending.step - 1)].name
         finite, loss = bool(metrics.pop("finite")), float(metrics["loss"])
         metrics.pop("accepted")
         values: dict[str, Any] = {"stage": stage, "loss": loss} | self._program.report(metrics)

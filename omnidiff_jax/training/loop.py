@@ -5,7 +5,7 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -13,37 +13,22 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from omnidiff_jax import rng
-from omnidiff_jax.config import Count, Seed, check_fields
+from omnidiff_jax.config import difference, to_dict
+from omnidiff_jax.data.mixture import stage_at
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.sharding.distributed import is_primary
 from omnidiff_jax.training import checkpoint as ckpt
+from omnidiff_jax.training.config import TrainingConfig
 from omnidiff_jax.training.goodput import Compilations, Goodput
 from omnidiff_jax.training.guard import Rewind
-from omnidiff_jax.training.journal import Journal, OperationsConfig, seconds_of
+from omnidiff_jax.training.journal import Journal, seconds_of
 from omnidiff_jax.training.metrics import MetricsWriter, Progress
-from omnidiff_jax.training.optimizer import OptimizerConfig, make_optimizer, split_params, stage_schedule
+from omnidiff_jax.training.optimizer import make_optimizer, split_params, stage_schedule
 from omnidiff_jax.training.profiling import Profiler
-from omnidiff_jax.training.program import BatchStream, StagePlan, TrainProgram, stage_at
+from omnidiff_jax.training.program import BatchStream
+from omnidiff_jax.training.run import Run
 from omnidiff_jax.training.step import TrainState, init_state, make_train_step
 from omnidiff_jax.training.watchdog import PREEMPTED, HostLog, Interrupt, Watchdog
-
-
-@dataclasses.dataclass(frozen=True)
-class LoopConfig:
-    """Attributes:
-    seed: of parameters, order of data and masks.
-    accumulate: microbatches a step.
-    checkpoint: see `CheckpointConfig`.
-    operations: see `OperationsConfig`.
-    """
-
-    seed: Seed = 0
-    accumulate: Count = 1
-    checkpoint: ckpt.CheckpointConfig = dataclasses.field(default_factory=ckpt.CheckpointConfig)
-    operations: OperationsConfig = OperationsConfig()
-
-    def __post_init__(self):
-        check_fields(self, "config")
 
 
 def state_shardings(state: TrainState, specs: Any, mesh: Mesh, moments_on: str = "device") -> TrainState:
@@ -83,12 +68,15 @@ def _host_memory(mesh: Mesh) -> str:
     return "pinned_host"
 
 
-def abstract_state(program: TrainProgram, config: LoopConfig, optimizer: OptimizerConfig, stages, mesh: Mesh) -> Any:
+def abstract_state(run: Run) -> Any:
     """The train state as shapes with shardings, without computing anything."""
-    tx = make_optimizer(optimizer, _schedule(stages, optimizer))
+    optimizer = run.config.optimizer_used
+    tx = make_optimizer(optimizer, schedule(run.config))
     # Nothing may run where the mesh is of devices that are not there, not even the making of a key.
-    shapes = jax.eval_shape(lambda: init_state(program.init(rng.stream(config.seed, "init")), tx, optimizer))
-    shardings = state_shardings(shapes, program.param_specs(shapes.params, mesh), mesh, optimizer.moments_on)
+    shapes = jax.eval_shape(lambda: init_state(run.program.init(rng.stream(run.config.seed, "init")), tx, optimizer))
+    shardings = state_shardings(
+        shapes, run.program.param_specs(shapes.params, run.mesh), run.mesh, optimizer.moments_on
+    )
     return jax.tree.map(lambda s, h: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=h), shapes, shardings)
 
 
@@ -96,18 +84,18 @@ def abstract_state(program: TrainProgram, config: LoopConfig, optimizer: Optimiz
 CPU_OPTIONS: dict[str, bool | str] = {"xla_cpu_copy_insertion_use_region_analysis": True}
 
 
-def jitted_step(
-    program: TrainProgram, config: LoopConfig, optimizer: OptimizerConfig, stages: tuple[StagePlan, ...], state: Any
-) -> Any:
+def jitted_step(run: Run, state: Any) -> Any:
     """The step that training runs, `(state, batch, limit=inf) -> (state, metrics)`, jitted with the state donated.
 
     Args:
+        run: its program and config.
         state: from `abstract_state`; its shardings are those of the new state. Metrics are whole on every device.
     """
-    tx = make_optimizer(optimizer, _schedule(stages, optimizer))
+    config, optimizer = run.config, run.config.optimizer_used
+    tx = make_optimizer(optimizer, schedule(config))
     shardings = jax.tree.map(lambda s: s.sharding, state)
     update = make_train_step(
-        program.loss,
+        run.program.loss,
         tx,
         optimizer,
         seed=config.seed,
@@ -127,23 +115,16 @@ def jitted_step(
     return jax.jit(fetch_and_update, donate_argnums=0, out_shardings=out, compiler_options=options)
 
 
-def _schedule(stages: tuple[StagePlan, ...], optimizer: OptimizerConfig):
-    lengths, peaks, finals = zip(*((s.steps, s.learning_rate, s.final_fraction) for s in stages), strict=True)
-    return stage_schedule(lengths, peaks, optimizer, finals)
+def schedule(config: TrainingConfig) -> Any:
+    """Learning rate by step (from 0) of all stages."""
+    lengths, peaks, finals = zip(*((s.steps, s.learning_rate, s.final_fraction) for s in config.plan), strict=True)
+    return stage_schedule(lengths, peaks, config.optimizer_used, finals)
 
 
 def train(
-    program: TrainProgram,
-    config: LoopConfig,
-    optimizer: OptimizerConfig,
-    stages: tuple[StagePlan, ...],
+    run: Run,
     workdir: str | os.PathLike[str],
-    mesh: Mesh,
     *,
-    run_config: Mapping[str, Any] | None = None,
-    same_config: tuple[str, ...] = (),
-    free_config: tuple[str, ...] = (),
-    initial_params: Callable[[Any], Any] | None = None,
     stop_after: int | None = None,
     profile: tuple[int, int] | None = None,
     began: float | None = None,
@@ -153,11 +134,8 @@ def train(
     Every process of a run calls it with the same arguments; `workdir` is one folder that all of them see.
 
     Args:
-        run_config: stored in every checkpoint.
-        same_config: keys of `run_config` that a checkpoint must agree on to be resumed.
-        free_config: dotted keys within those that may differ.
-        initial_params: makes the parameters to start from instead of `program.init`, given them as shapes with
-            shardings; not called when resuming.
+        run: what is trained.
+        workdir: folder of its checkpoints, metrics and logs.
         stop_after: stop (and save) once this many updates are done, as a preemption would.
         profile: steps of this start, (first, last) from 1, of which a trace is written to `workdir/profile`.
         began: `time.perf_counter()` at which this start began, for the accounts in `goodput.json`.
@@ -169,24 +147,33 @@ def train(
         UserError: checkpoint of another config, save failed, or a step that the guard does not let pass.
         SystemExit: SIGTERM came; the state is saved and the status is `PREEMPTED`.
     """
-    with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
+    with jax.set_mesh(run.mesh), contextlib.ExitStack() as stack:
         # First of all, so that a refused run leaves nothing behind.
-        saver = stack.enter_context(contextlib.closing(ckpt.Checkpointer(workdir, config.checkpoint)))
-        newest, stored_config = saver.latest(), dict(run_config or {})
+        saver = stack.enter_context(contextlib.closing(ckpt.Checkpointer(workdir, run.config.checkpoint)))
+        newest = saver.latest()
         if newest is not None:
-            where = f"{workdir}, checkpoint {newest}"
-            ckpt.check_same_config(saver.config(newest), stored_config, same_config, where, free_config)
-        run = _Run(program, config, optimizer, stages, workdir, mesh, profile, began, saver, stack)
-        return run.train(newest, stored_config, initial_params, stop_after)
+            _check_same(run, saver.config(newest), f"{workdir}, checkpoint {newest}")
+        return _Start(run, workdir, profile, began, saver, stack).train(newest, stop_after)
 
 
-class _Run:
+def _check_same(run: Run, stored: Mapping[str, Any], where: str) -> None:
+    """Refuses to go on from a checkpoint of another config, naming the first field that differs, with both values."""
+    if found := difference(run.stored(stored), run.config):
+        path, old, new = found
+        raise UserError(
+            f"{where} was trained with config.{path} = {old!r}, this config has {new!r}; give it the value of before, "
+            "or use another --workdir"
+        )
+
+
+class _Start:
     """One start of a run: its jitted step, its state, and everything that watches it."""
 
-    def __init__(self, program, config: LoopConfig, optimizer, stages, workdir, mesh, profile, began, saver, stack):
-        self.program, self.config, self.stages, self.mesh = program, config, stages, mesh
-        self.optimizer = optimizer
-        self.total = sum(s.steps for s in stages)
+    def __init__(self, run: Run, workdir, profile, began, saver, stack):
+        self.run, self.program, self.config, self.mesh = run, run.program, run.config, run.mesh
+        self.stages = run.config.plan
+        self.total = sum(s.steps for s in self.stages)
+        config = run.config
         enter = stack.enter_context
         self.goodput = enter(Goodput(workdir, began, keep=is_primary()))
         self.interrupt = enter(Interrupt())
@@ -195,17 +182,18 @@ class _Run:
         self.compilations = enter(Compilations())
         self.profiler = enter(Profiler(workdir, profile))
         self.saver = saver
-        batches = program.batches(config.seed)
+        batches = run.program.batches(config.seed)
         self.stream = enter(contextlib.closing(batches if hasattr(batches, "get_state") else BatchStream(batches)))
         self.workdir, self._stack = workdir, stack
         self.recompilations = 0
 
-    def train(self, newest, stored_config, initial_params, stop_after) -> TrainState:
-        config, saver = self.config, self.saver
-        tx = make_optimizer(self.optimizer, _schedule(self.stages, self.optimizer))
-        target = abstract_state(self.program, config, self.optimizer, self.stages, self.mesh)
+    def train(self, newest: int | None, stop_after: int | None) -> TrainState:
+        config, saver, optimizer = self.config, self.saver, self.config.optimizer_used
+        tx, initial_params = make_optimizer(optimizer, schedule(config)), self.run.initial_params
+        stored_config = to_dict(config)
+        target = abstract_state(self.run)
         shardings = jax.tree.map(lambda s: s.sharding, target)
-        self.step_fn = jitted_step(self.program, config, self.optimizer, self.stages, target)
+        self.step_fn = jitted_step(self.run, target)
         step = newest or 0
         writer = MetricsWriter(self.workdir, step) if is_primary() else None
         progress = Progress(self.total, step) if is_primary() else None
@@ -219,10 +207,10 @@ class _Run:
             state, data = self._restore(target, newest)
             self.stream.set_state(data)
         elif initial_params is None:
-            make = jax.jit(lambda key: init_state(self.program.init(key), tx, self.optimizer), out_shardings=shardings)
+            make = jax.jit(lambda key: init_state(self.program.init(key), tx, optimizer), out_shardings=shardings)
             state = make(rng.stream(config.seed, "init"))
         else:
-            make = jax.jit(lambda p: init_state(p, tx, self.optimizer), out_shardings=shardings, donate_argnums=0)
+            make = jax.jit(lambda p: init_state(p, tx, optimizer), out_shardings=shardings, donate_argnums=0)
             state = make(initial_params(target.params))
 
         start, end = step, self.total if stop_after is None else min(self.total, stop_after)
@@ -268,8 +256,9 @@ class _Run:
         journal.count_rejected(getattr(self.stream, "rejected", {}))
         stalled = waited if idle or journal.device_idle() else 0.0
         goodput.move(waited - stalled, "data_wait", "step")  # the device had work all the while
-        stage = stage_at(self.stages, step)
-        if step == start or stage is not stage_at(self.stages, step - 1):
+        number = stage_at(self.stages, step)
+        if step == start or number != stage_at(self.stages, step - 1):
+            stage = self.stages[number]
             journal.say(f"stage {stage.name}: {stage.steps} steps, peak learning rate {stage.learning_rate:g}")
         batch = self.program.place(batch, self.mesh)
         limit = journal.limit(step + 1)

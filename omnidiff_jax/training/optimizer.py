@@ -2,7 +2,6 @@
 
 import dataclasses
 import fnmatch
-import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from flax import traverse_util
 
-from omnidiff_jax.config import Count, DecayRate, NonNegative, Positive, Share
+from omnidiff_jax.config import Count, DecayRate, NonNegative, Positive, Share, free
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.training.muon import muon
 
@@ -50,7 +49,7 @@ class OptimizerConfig:
     final_fraction: Share = 0.0
     moment_dtype: Literal["float32", "bfloat16"] = "float32"
     second_moment_dtype: Literal["float32", "bfloat16"] = "float32"
-    moments_on: Literal["device", "host"] = "device"
+    moments_on: Literal["device", "host"] = free("device")
     frozen: tuple[str, ...] = ("speech_encoder/*",)
     ema_decay: DecayRate = 0.0
 
@@ -75,12 +74,6 @@ def stage_schedule(
     """
     if len(lengths) != len(peaks) or not lengths:
         raise UserError(f"{len(lengths)} stage lengths but {len(peaks)} learning rates; give one for each stage")
-    for length, peak, final in zip(lengths, peaks, finals or [None] * len(lengths), strict=True):
-        if length < 1 or not 0 <= peak < math.inf or not 0 <= (final or 0) <= 1:
-            raise UserError(
-                f"a stage of {length} steps with learning rate {peak} and final fraction {final}: steps must be at "
-                "least 1, the rate a finite number from 0 up, the fraction within 0..1"
-            )
     pieces, starts, total = [], [], 0
     for length, peak, final in zip(lengths, peaks, finals or [None] * len(lengths), strict=True):
         share = config.final_fraction if final is None else final

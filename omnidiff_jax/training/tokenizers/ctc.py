@@ -23,8 +23,9 @@ from omnidiff_jax.config import Count, DecayRate, Natural, NonNegative
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.media import features
 from omnidiff_jax.media.features import FbankConfig
-from omnidiff_jax.models.sanm import SpeechEncoder, SpeechEncoderConfig, packed_frames
+from omnidiff_jax.models.sanm import SpeechEncoder, SpeechEncoderConfig
 from omnidiff_jax.records import Waveform
+from omnidiff_jax.speech_frames import packed_frames
 from omnidiff_jax.tokenizers.speech_features import FrontendConfig, HearingConfig, save_speech_encoder
 from omnidiff_jax.tokenizers.text import TextTokenizer
 from omnidiff_jax.training.program import BatchStream, TrainProgram
@@ -144,7 +145,7 @@ class CtcProgram(TrainProgram):
         return Heard(frames, np.asarray(self._text.encode(words), np.int32) + 1)
 
     def init(self, key: jax.Array) -> Any:
-        frames = packed_frames([[]], 1, self.config.encoder.features, self.config.encoder.queries)
+        frames = packed_frames([[]], 1, self.config.encoder.layout)
         return meta.unbox(self._model.init(key, frames)["params"])
 
     def loss(self, params: Any, batch: Any, key: jax.Array, step: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:

@@ -9,6 +9,7 @@ import numpy as np
 from omnidiff_jax.batch import Batch, ModelInputs, SpeechFrames
 from omnidiff_jax.data.packing import PackingConfig
 from omnidiff_jax.records import EncodedExample, stable_id
+from omnidiff_jax.speech_frames import packed_frames
 from omnidiff_jax.vocabulary import Vocabulary
 
 
@@ -97,32 +98,14 @@ def assemble(
 
 def _speech(rows: Sequence[Sequence[Sample]], config: PackingConfig, replaced: np.ndarray) -> SpeechFrames:
     """The frame buffers; `replaced` bool [B, L] marks the context tokens, in the order of the utterances' frames."""
-    shape = (len(rows), config.frames)
-    features = _filled((*shape, config.frame_width), 0, np.float32)
-    segment_ids = _filled(shape, 0, np.int32)
-    positions = _filled(shape, 0, np.int32)
-    queries = _filled(shape, -1, np.int32)
-    slots = _filled(shape, -1, np.int32)
-    opening = np.array(config.query_rows, np.int32)
-    for b, row in enumerate(rows):
+    utterances: list[list[tuple[np.ndarray, int]]] = []
+    for row, marks in zip(rows, replaced, strict=True):
         heard = [sample.example for sample in row if sample.frames]
-        if not heard:
-            continue
-        sizes = np.concatenate([example.frame_counts for example in heard]) + len(opening)
-        starts = np.cumsum(sizes) - sizes
-        used = int(sizes.sum())
-        segment_ids[b, :used] = np.repeat(np.arange(1, len(sizes) + 1), sizes)
-        positions[b, :used] = np.arange(1, used + 1) - np.repeat(starts, sizes)
-        queries[b, starts[:, None] + np.arange(len(opening))] = opening
-        slots[b, :used] = np.flatnonzero(replaced[b])
-        at = 0
-        for example in heard:
-            taken = 0
-            for count in example.frame_counts.tolist():
-                at += len(opening)
-                features[b, at : at + count] = example.frames[taken : taken + count]
-                taken, at = taken + count, at + count
-    return SpeechFrames(features, segment_ids, positions, queries, slots)
+        frames = [part for x in heard for part in np.split(x.frames, np.cumsum(x.frame_counts)[:-1])]
+        sizes = config.speech.sizes([len(part) for part in frames])
+        firsts = np.flatnonzero(marks)[np.cumsum(sizes) - sizes]
+        utterances.append(list(zip(frames, firsts.tolist(), strict=True)))
+    return packed_frames(utterances, config.frames, config.speech)
 
 
 def _filled(shape: tuple[int, ...], value: int, dtype: type) -> Any:

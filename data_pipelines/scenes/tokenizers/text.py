@@ -1,14 +1,12 @@
 """The text tokenizer's corpus and training; it has no gradient steps, so it is no `TrainProgram`."""
 
+import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
 from data_pipelines.scenes.language import KNOWLEDGE, answer_phrases
 from data_pipelines.scenes.tasks import make_record
-from omnidiff_jax.config import build
 from omnidiff_jax.records import AUDIO_TAG, IMAGE_TAG
 from omnidiff_jax.tasks.chat import ROLES
 from omnidiff_jax.tasks.registry import task
@@ -34,10 +32,23 @@ def scenes_sentences(records: int) -> Iterator[str]:
                 yield message.content.replace(IMAGE_TAG, "").replace(AUDIO_TAG, "")
 
 
-def train_text_tokenizer(config: ConfigDict, folder: str | os.PathLike[str]) -> SentencePieceTokenizer:
-    """Trains what `experiments/configs/tokenizers/text.py` describes and leaves `text.model` in `folder`."""
-    settings = build(SentencePieceConfig, config.tokenizer, "config.tokenizer")
-    tokenizer = SentencePieceTokenizer.train(scenes_sentences(config.records), settings)
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    tokenizer.save(folder)
-    return tokenizer
+@dataclasses.dataclass(frozen=True)
+class TextTokenizerRun:
+    """The config of `experiments/configs/tokenizers/text.py`.
+
+    Attributes:
+        program: "text_tokenizer".
+        records: Scenes records of each written task that the sentences are taken from.
+        tokenizer: kind and size.
+    """
+
+    program: str = "text_tokenizer"
+    records: int = 400
+    tokenizer: SentencePieceConfig = SentencePieceConfig()
+
+    def train(self, folder: str | os.PathLike[str]) -> SentencePieceTokenizer:
+        """Counts pieces and leaves `text.model` in `folder`."""
+        tokenizer = SentencePieceTokenizer.train(scenes_sentences(self.records), self.tokenizer)
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        tokenizer.save(folder)
+        return tokenizer

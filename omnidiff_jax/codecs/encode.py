@@ -12,38 +12,16 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from omnidiff_jax.data.sources import RandomAccess, RejectedRecord
+from omnidiff_jax.codecs.media import Codecs
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.media.audio import read_audio
 from omnidiff_jax.media.image import read_image
-from omnidiff_jax.records import AUDIO_TAG, IMAGE_TAG, EncodedExample, Record, Waveform
+from omnidiff_jax.records import AUDIO_TAG, IMAGE_TAG, EncodedExample, Record, RejectedRecord, Waveform
 from omnidiff_jax.tasks.chat import ChatLayout, media_roles
 from omnidiff_jax.tokenizers.image import fit
 
 T = TypeVar("T")
-FRAME_WIDTH = 560
 _LONGEST_STRIP = 8
-
-
-@dataclasses.dataclass(frozen=True)
-class Codecs:
-    """Everything that turns media into codes; each callable is a tokenizer's method, or a stand-in.
-
-    Attributes:
-        layout: messages to ids.
-        images: uint8 [B, H, W, 3] of any B -> int [B, k] codes.
-        speech: waveforms -> speech codes int [k] of each.
-        features: waveform -> float32 [n, 560] frames that the speech encoder hears.
-        user_image_size: side in pixels of an image that is looked at.
-        assistant_image_size: side in pixels of an image that is drawn.
-    """
-
-    layout: ChatLayout
-    images: Callable[[np.ndarray], np.ndarray]
-    speech: Callable[[list[Waveform]], Sequence[np.ndarray]]
-    features: Callable[[Waveform], np.ndarray]
-    user_image_size: int = 512
-    assistant_image_size: int = 256
 
 
 def encode(
@@ -81,20 +59,16 @@ def encode_prompts(records: Sequence[Record], codecs: Codecs) -> list[EncodedExa
     return [result for result in results if isinstance(result, EncodedExample)]
 
 
-class EncodedRecords:
-    """Raw records encoded when they are read, one at a time."""
+def encode_one(record: Record, codecs: Codecs) -> EncodedExample:
+    """One training sample.
 
-    def __init__(self, records: RandomAccess[Record], codecs: Codecs):
-        self._records, self._codecs = records, codecs
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, index: int) -> EncodedExample:
-        (result,) = _encode([self._records[index]], self._codecs, generate=False)
-        if isinstance(result, RejectedRecord):
-            raise result
-        return result
+    Raises:
+        RejectedRecord: the record cannot be used.
+    """
+    (result,) = _encode([record], codecs, generate=False)
+    if isinstance(result, RejectedRecord):
+        raise result
+    return result
 
 
 def load_media(record: Record) -> Record:
@@ -241,7 +215,7 @@ def _example(
             tokens, targets = rendered.tokens, rendered.targets
     except UserError as error:
         raise RejectedRecord("messages cannot be laid out", str(error)) from error
-    frames = np.concatenate(heard) if heard else np.zeros((0, FRAME_WIDTH), np.float16)
+    frames = np.concatenate(heard) if heard else np.zeros((0, layout.speech.width), np.float16)
     counts = np.array([len(frames) for frames in heard], np.int32)
     return EncodedExample(record.sample_id, record.task, tokens, targets, frames, counts)
 

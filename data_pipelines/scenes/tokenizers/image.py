@@ -2,16 +2,14 @@
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from data_pipelines.scenes.render import IMAGE_SIZE, render
 from data_pipelines.scenes.scene import MAX_INDEX, Scene, sample_scene
 from data_pipelines.scenes.scene_parser import parse_scene
-from experiments.programs.run import Run, tokenizer_run
-from omnidiff_jax.config import build
+from omnidiff_jax.training.config import TrainingConfig
+from omnidiff_jax.training.run import Run
 from omnidiff_jax.training.tokenizers.image import ImageTokenizerProgram, ImageTokenizerTraining, Pictures
 
 
@@ -45,17 +43,39 @@ def same_objects(originals: np.ndarray, drawn: np.ndarray) -> np.ndarray:
     return np.array([a.content() == b.content() and a.background == b.background for a, b in pairs])
 
 
-def image_tokenizer_run(config: ConfigDict, workdir: Path) -> Run:
-    """Validates on scenes of all held-out splits; `workdir` holds the run and nothing else."""
-    training = dict(config.training) | {
-        "model": dict(config.training.model) | {"dtype": config.dtype},
-        "batch_size": config.batch_size,
-    }
-    counts, splits = config.pictures.object_counts, config.pictures.splits
-    program = ImageTokenizerProgram(
-        build(ImageTokenizerTraining, training, "config.training"),
-        scene_pictures(splits, counts, _FIRST_LEARNED),
-        scene_pictures(("test", "compositional"), counts),
-        same_objects,
-    )
-    return tokenizer_run(config, program)
+@dataclasses.dataclass(frozen=True)
+class PicturesConfig:
+    """Which scenes are drawn.
+
+    Attributes:
+        splits: of the scenes, in turn.
+        object_counts: share of scenes with one, two and three objects.
+    """
+
+    splits: tuple[str, ...] = ("train", "compositional")
+    object_counts: tuple[float, ...] = (0.1, 0.2, 0.7)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageTokenizerRun(TrainingConfig):
+    """The config of `experiments/configs/tokenizers/image.py`.
+
+    Attributes:
+        pictures: what it learns from.
+        training: what it minimises; batch size and dtype are the run's.
+    """
+
+    pictures: PicturesConfig = PicturesConfig()
+    training: ImageTokenizerTraining
+
+    def open(self) -> Run:
+        """The run; validates on scenes of all held-out splits."""
+        counts, splits = self.pictures.object_counts, self.pictures.splits
+        model = dataclasses.replace(self.training.model, dtype=self.dtype)
+        program = ImageTokenizerProgram(
+            dataclasses.replace(self.training, model=model, batch_size=self.batch_size),
+            scene_pictures(splits, counts, _FIRST_LEARNED),
+            scene_pictures(("test", "compositional"), counts),
+            same_objects,
+        )
+        return Run(self, program, self.make_mesh())

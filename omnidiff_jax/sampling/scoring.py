@@ -1,4 +1,8 @@
-"""The head on masked rows only: hidden states of a step -> a candidate and a confidence at every eligible position."""
+"""The head on masked rows only: hidden states of a step -> a candidate and a confidence at every eligible position.
+
+Filters, penalties and scores are in float32, in the released order (`sample_tokens`): temperature, top-p, top-k,
+repetition, position, softmax.
+"""
 
 from collections.abc import Callable
 
@@ -7,9 +11,11 @@ import jax.numpy as jnp
 from flax import struct
 
 from omnidiff_jax.diffusion.alignment import predictors
-from omnidiff_jax.sampling.candidates import LOWEST, decide
 from omnidiff_jax.sampling.canvas import Canvas
-from omnidiff_jax.sampling.config import Guidance, SamplerConfig
+from omnidiff_jax.sampling.confidence import first_best
+from omnidiff_jax.sampling.config import SamplerConfig
+from omnidiff_jax.sampling.filters import LOWEST
+from omnidiff_jax.sampling.guidance import Guidance
 
 
 @struct.dataclass
@@ -31,6 +37,34 @@ class RowTables:
     keys: jax.Array | None
 
 
+def decide(
+    logits: jax.Array, seen: jax.Array | None, factor: jax.Array, keys: jax.Array | None, config: SamplerConfig
+) -> tuple[jax.Array, jax.Array]:
+    """A candidate and its confidence for each of n independent rows.
+
+    Args:
+        logits: [n, V], after guidance, `LOWEST` where a row must not choose.
+        seen: bool [n, V], tokens that the repetition penalty is for, or None.
+        factor: float32 [n], position penalty.
+        keys: keys [n] to draw with, or None: take the most likely.
+        config: filters, penalties, confidence.
+
+    Returns:
+        int32 [n] token ids, float32 [n] confidences.
+    """
+    logits, ids = config.filters.keep(logits.astype(jnp.float32))
+    if seen is not None:
+        seen = seen if ids is None else jnp.take_along_axis(seen, ids, axis=-1)
+        logits = config.repetition.apply(logits, seen)
+    logits = config.position.apply(logits, factor)
+    drawn = logits
+    if keys is not None:
+        drawn = logits + jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(keys)
+    column = first_best(drawn)
+    token = column if ids is None else jnp.take_along_axis(ids, column[:, None], axis=-1)[:, 0]
+    return token, config.confidence.score(logits, column)
+
+
 def prediction_sources(canvas: Canvas, batch: int, alignment: str, guidance: Guidance) -> list[jax.Array]:
     """Which hidden state predicts each position, as indices into hidden [R, L, D] seen as [R * L, D].
 
@@ -38,7 +72,7 @@ def prediction_sources(canvas: Canvas, batch: int, alignment: str, guidance: Gui
         canvas: R = 2 * `batch` rows under guidance, conditional ones first; else R = `batch`.
         batch: B.
         alignment: of the model's logits.
-        guidance: `aligned` pairs equal answer positions of both canvases, `released` equal absolute ones.
+        guidance: says which positions of both canvases are a pair.
 
     Returns:
         int32 [B, L]: one array, or the conditional and the unconditional one.
@@ -50,9 +84,8 @@ def prediction_sources(canvas: Canvas, batch: int, alignment: str, guidance: Gui
     if guidance.scale == 0:
         return [conditional]
     position = jnp.broadcast_to(jnp.arange(length)[None, :], conditional.shape)
-    if guidance.form == "aligned":
-        position += (canvas.answer_start[batch:] - canvas.answer_start[:batch])[:, None]
-    position = jnp.clip(position, 0, length - 1)
+    shift = (canvas.answer_start[batch:] - canvas.answer_start[:batch])[:, None]
+    position = jnp.clip(guidance.partners(position, shift), 0, length - 1)
     return [conditional, rows[batch:] + jnp.take_along_axis(index[batch:], position, axis=1)]
 
 
@@ -75,8 +108,8 @@ def score_rows(
         sources: from `prediction_sources`.
         eligible: bool [B, L].
         tables: see `RowTables`.
-        mask_id: never a candidate, unless `config.candidates` is `released`.
-        config: guidance, filters, penalties, confidence.
+        mask_id: the mask token.
+        config: guidance, candidates, filters, penalties, confidence.
         chunk: rows of logits that exist at once.
         capacity: a multiple of `chunk`, at least the number of eligible rows.
 
@@ -87,18 +120,15 @@ def score_rows(
     flat_hidden = hidden.reshape(-1, hidden.shape[-1])
     flat = eligible.reshape(-1)
     order = jnp.nonzero(flat, size=capacity, fill_value=0)[0].astype(jnp.int32)
-    scale = config.guidance.scale
 
     def logits_of(index: jax.Array) -> jax.Array:
         rows = [head(flat_hidden[source.reshape(-1)[index]]).astype(jnp.float32) for source in sources]
-        return rows[0] if len(rows) == 1 else rows[1] + (1.0 + scale) * (rows[0] - rows[1])
+        return rows[0] if len(rows) == 1 else config.guidance.combine(*rows)
 
     def decide_chunk(number: jax.Array, out: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         index = jax.lax.dynamic_slice_in_dim(order, number * chunk, chunk)
         example, position = index // length, index % length
-        logits = logits_of(index)
-        if config.candidates == "real":
-            logits = logits.at[:, mask_id].set(LOWEST)
+        logits = config.candidates.allow(logits_of(index), mask_id)
         if tables.allowed is not None:
             logits = jnp.where(tables.allowed[tables.groups.reshape(-1)[index]], logits, LOWEST)
         seen = None if tables.seen is None else tables.seen[example]

@@ -2,21 +2,19 @@
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from data_pipelines.scenes.language import KNOWLEDGE, caption, draw_question, heard_words
 from data_pipelines.scenes.scene import MAX_INDEX, generator, sample_scene
 from data_pipelines.scenes.speech import heard_voice, say
 from data_pipelines.scenes.tasks import SHORT_COUNTS, SPOKEN_COUNTS
 from data_pipelines.sdvi.build import VOICES
-from experiments.programs.run import Run, tokenizer_run
-from omnidiff_jax.config import build
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.evaluation.wer import normalize, word_error_rate
 from omnidiff_jax.records import Waveform
+from omnidiff_jax.training.config import TrainingConfig
+from omnidiff_jax.training.run import Run
 from omnidiff_jax.training.tokenizers.ctc import CtcProgram, CtcTraining, Utterances
 
 # Every tenth voice is kept for validation, whose sentences are of the test split too.
@@ -73,13 +71,22 @@ def scenes_utterances(split: str, voices: Sequence[int]) -> Utterances:
     return utterance
 
 
-def speech_encoder_run(config: ConfigDict, workdir: Path) -> Run:
-    """The run of `experiments/configs/tokenizers/speech_encoder.py`."""
-    if config.accumulate != 1:
-        raise UserError(f"config.accumulate = {config.accumulate}; a packed batch of speech cannot be divided, use 1")
-    units = WordUnits(heard_words())
-    given = config.training.to_dict() | {"batch_size": config.batch_size}
-    given["encoder"] = given["encoder"] | {"vocab_size": units.size + 1}
-    training = build(CtcTraining, given, "config.training")
-    spoken = (scenes_utterances("train", TRAINING_VOICES), scenes_utterances("test", HELD_OUT_VOICES))
-    return tokenizer_run(config, CtcProgram(training, *spoken, units, word_error_rate))
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpeechEncoderRun(TrainingConfig):
+    """The config of `experiments/configs/tokenizers/speech_encoder.py`.
+
+    Attributes:
+        training: what it minimises; the batch size is the run's, the classes of the CTC head follow from the words.
+    """
+
+    training: CtcTraining
+
+    def open(self) -> Run:
+        """The run; validation is on sentences of the test split in voices never trained on."""
+        if self.accumulate != 1:
+            raise UserError(f"config.accumulate = {self.accumulate}; a packed batch of speech cannot be divided, use 1")
+        units = WordUnits(heard_words())
+        encoder = dataclasses.replace(self.training.encoder, vocab_size=units.size + 1)
+        training = dataclasses.replace(self.training, encoder=encoder, batch_size=self.batch_size)
+        spoken = (scenes_utterances("train", TRAINING_VOICES), scenes_utterances("test", HELD_OUT_VOICES))
+        return Run(self, CtcProgram(training, *spoken, units, word_error_rate), self.make_mesh())
