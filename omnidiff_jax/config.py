@@ -199,7 +199,7 @@ def difference(old: Any, new: Any, path: str = "") -> tuple[str, Any, Any] | Non
         (dotted path, old value, new value), or None where nothing differs.
     """
     if dataclasses.is_dataclass(new) and type(old) is type(new):
-        names = [f.name for f in dataclasses.fields(new) if f.init and f.metadata.get("resume") != "free"]  # type: ignore[arg-type]
+        names = [f.name for f in dataclasses.fields(new) if f.init and f.metadata.get("resume") != "free"]
         pairs = [(name, getattr(old, name), getattr(new, name)) for name in names]
     elif isinstance(old, Mapping) and isinstance(new, Mapping):
         pairs = [(name, old.get(name), new.get(name)) for name in sorted(old.keys() | new.keys(), key=str)]
