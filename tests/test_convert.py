@@ -505,6 +505,29 @@ def test_code_in_a_pickle_is_not_run(tmp_path, monkeypatch, name, form, torch):
     assert (tmp_path / "exploded").exists(), "the file is one that explodes where it is read carelessly"
 
 
+class Float8:
+    """A tensor of a type that numpy has no name for, as torch refuses it."""
+
+    ndim, dtype, layout, shape = 2, "torch.float8_e4m3fn", "torch.strided", (4, 2)
+
+    def __getitem__(self, rows):
+        return self
+
+    def contiguous(self):
+        return self
+
+    def numpy(self):
+        raise TypeError("Got unsupported ScalarType Float8_e4m3fn")
+
+
+def test_types_of_torch_that_are_not_read_are_named(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    archive(tmp_path / "a" / "model.pt", b"")
+    fake = types.SimpleNamespace(load=lambda *_, **__: {"mlp.0.weight": Float8()}, Tensor=Float8, bfloat16="bfloat16")
+    monkeypatch.setitem(sys.modules, "torch", fake)
+    refused(tmp_path, r"model\.pt: tensor 'mlp\.0\.weight' is torch\.float8_e4m3fn .*which is not read", tmp_path / "a")
+
+
 def test_torch_files_are_read(tmp_path):
     torch = pytest.importorskip("torch")
     tensors = released_tensors("adapter", dtype=BF16)
