@@ -22,8 +22,8 @@ class DiscriminatorConfig:
     norm_groups: Count = 8
 
     def __post_init__(self) -> None:
-        if self.channels % self.norm_groups:
-            raise ValueError(f"norm_groups {self.norm_groups} does not divide the width {self.channels}")
+        if self.layers > 1 and 2 * self.channels % self.norm_groups:  # the first layer has no normalisation
+            raise ValueError(f"norm_groups {self.norm_groups} does not divide the width {2 * self.channels}")
 
 
 class Discriminator(nn.Module):
