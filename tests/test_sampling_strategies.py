@@ -314,7 +314,8 @@ def test_finish_reasons():
         tokens[b, canvas.answer_start[b] : canvas.answer_start[b] + 4] = row
     result = result.replace(tokens=tokens)
     assert finish_reasons(canvas, result, end) == ["end", "length", "steps", "end", "end"]
-    assert finish_reasons(canvas, result, None) == ["length", "length", "steps", "steps", "length"]
+    assert finish_reasons(canvas, result) == ["length", "length", "steps", "steps", "length"]
+    assert finish_reasons(canvas, result, text, end) == ["end"] * 5
 
 
 def test_finish_reasons_of_real_samples():
