@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omnidiff_jax.data.assemble import Sample, assemble, tail_pads
-from omnidiff_jax.data.packing import Packer, PackingConfig, pack_released
+from omnidiff_jax.data.packing import Packer, PackingConfig
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.parity.packing import pack_released
 from omnidiff_jax.speech_frames import SpeechLayout
 
 CONFIG = PackingConfig(length=48, frames=24, samples=5, open_rows=3, speech=SpeechLayout(width=3))
