@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import soundfile
+from experiments.programs.omni import FREE_CONFIG, SAME_CONFIG, for_these_devices, load_denoiser
 from experiments.programs.tokenizers import load_tokenizers
 from ml_collections import ConfigDict
 from tiny_run import untrained, write_config
@@ -18,7 +19,6 @@ from experiments import quickstart as quickstart_command
 from experiments import sample as sample_command
 from experiments import train as train_command
 from experiments.common import load_config
-from experiments.programs.omni import FREE_CONFIG, SAME_CONFIG, for_these_devices, load_denoiser
 from omnidiff_jax.cli import guard
 from omnidiff_jax.data.storage import EncodedSet
 from omnidiff_jax.errors import UserError
@@ -155,6 +155,13 @@ def test_unknown_config_keys_and_tasks(refusal, tiny, tmp_path):
         ("config.dtype = 'float33'", "dtype = 'float33'; did you mean 'float32'?"),
         ("config.checkpoint_every = -1", "every = -1 must be at least 1"),
         ("config.total_steps = -1", "config.total_steps = -1 must be at least 0"),
+        ("config.accumulate = 0", "config.accumulate = 0 must be at least 1"),
+        ("config.seed = 2**32", "config.seed = 4294967296 must be at most 4294967295"),
+        ("config.stages.only.learning_rate = float('nan')", "learning_rate = nan must be a finite number"),
+        ("config.stages.only.weights.vqa = float('inf')", "vqa = inf must be a finite number"),
+        ("config.optimizer.b2 = 2.0", "config.optimizer.b2 = 2.0 must be below 1"),
+        ("config.optimizer.clip_norm = -1.0", "config.optimizer.clip_norm = -1.0 must be above 0"),
+        ("config.data.streams = 0", "config.data.streams = 0 must be at least 1"),
         ("config.stages.only.weights = {'inpainting': 1.0}", "config.stages weighs 'inpainting'"),
     ],
 )

@@ -17,6 +17,8 @@ from omnidiff_jax.data.sources import EncodedRecords, JsonlRecords, RandomAccess
 from omnidiff_jax.data.storage import EncodedSet
 from omnidiff_jax.errors import UserError
 
+from omnidiff_jax.config import Natural
+
 
 @dataclasses.dataclass(frozen=True)
 class SourceConfig:
@@ -36,6 +38,7 @@ class SourceConfig:
     path: str = free("")
     root: str = free("")
     split: str = "train"
+<<<<<<< HEAD
     examples: int = 0
 
 
@@ -122,3 +125,6 @@ def file_digest(path: str | os.PathLike[str]) -> str:
     """Hex digest of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+=======
+    examples: Natural = 0
+>>>>>>> w-conv

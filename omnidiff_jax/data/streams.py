@@ -14,6 +14,7 @@ from typing import Any
 import grain
 import numpy as np
 
+from omnidiff_jax.config import Count, Natural, Seed, check_fields
 from omnidiff_jax.data.assemble import Sample, tail_pads
 from omnidiff_jax.data.mixture import Interleave, Stage, shuffled, stage_at
 from omnidiff_jax.data.packing import Packer, PackingConfig
@@ -40,16 +41,15 @@ class DataConfig:
         prefetch: batches prepared ahead by the loader.
     """
 
-    seed: int = 0
-    batch_size: int = 128
-    streams: int = 32
-    max_tail_pads: int = 16
+    seed: Seed = 0
+    batch_size: Count = 128
+    streams: Count = 32
+    max_tail_pads: Natural = 16
     packing: PackingConfig = PackingConfig()
-    prefetch: int = 2
+    prefetch: Count = 2
 
     def __post_init__(self):
-        if min(self.batch_size, self.streams, self.prefetch) < 1 or self.max_tail_pads < 0:
-            raise UserError("batch_size, streams and prefetch must be positive, max_tail_pads not negative")
+        check_fields(self, "data")
         if self.batch_size % self.streams:
             raise UserError(f"streams = {self.streams} must divide batch_size = {self.batch_size}")
 

@@ -68,7 +68,8 @@ def initial_params(config: RunConfig, program: OmniProgram) -> Callable[[Any], A
     """What `config.init` starts from, or None for fresh parameters."""
     if not config.init.folder:
         return None
-    return lambda target: load_initial(config.init, target, program.init, rng.stream(config.seed, "init"))
+    key, known = rng.stream(config.seed, "init"), config.tokenizers.fingerprint
+    return lambda target: load_initial(config.init, program.model, target, program.init, key, known)
 
 
 def _no_data(seed: int) -> Loader:

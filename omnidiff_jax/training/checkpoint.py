@@ -12,6 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from omnidiff_jax.config import Count, Natural
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.sharding.distributed import barrier, is_primary
 from omnidiff_jax.training.digest import damage, write_digest, write_part
@@ -25,14 +26,9 @@ class CheckpointConfig:
     keep_period: also keep every checkpoint whose step is a multiple of this; 0 keeps none.
     """
 
-    every: int = 1000
-    keep: int = 2
-    keep_period: int = 0
-
-    def __post_init__(self):
-        for name, least in (("every", 1), ("keep", 1), ("keep_period", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} = {getattr(self, name)} must be at least {least}")
+    every: Count = 1000
+    keep: Count = 2
+    keep_period: Natural = 0
 
 
 class _SealedHandler(ocp.StandardCheckpointHandler):

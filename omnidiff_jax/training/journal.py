@@ -4,11 +4,12 @@ import collections
 import dataclasses
 import time
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
 
+from omnidiff_jax.config import Count, NonNegative, Range
 from omnidiff_jax.data.mixture import Stage, stage_at
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.models.flops import COUNT, peak_flops
@@ -32,14 +33,10 @@ class OperationsConfig:
     """
 
     guard: GuardConfig = GuardConfig()
-    hang_seconds: float = 1800.0
+    hang_seconds: NonNegative = 1800.0
     hang: Literal["report", "abort"] = "report"
-    stall_share: float = 0.1
-    stall_window: int = 50
-
-    def __post_init__(self):
-        if self.hang_seconds < 0 or not 0 < self.stall_share <= 1 or self.stall_window < 1:
-            raise UserError("operations: hang_seconds >= 0, 0 < stall_share <= 1 and stall_window >= 1 are needed")
+    stall_share: Annotated[float, Range(above=0, at_most=1)] = 0.1
+    stall_window: Count = 50
 
 
 @dataclasses.dataclass
