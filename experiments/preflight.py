@@ -44,7 +44,7 @@ from omnidiff_jax.preflight.jobs import sample_job, train_job
 from omnidiff_jax.preflight.report import Job, Report, compile_job
 from omnidiff_jax.preflight.targets import GIB, Target, parse_target, prepare, target_mesh
 from omnidiff_jax.sharding.mesh import MeshConfig
-from omnidiff_jax.training.loop import abstract_state
+from omnidiff_jax.training.layout import abstract_state
 from omnidiff_jax.training.optimizer import split_params
 
 COMMAND = Command("preflight", __doc__)

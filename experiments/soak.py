@@ -21,7 +21,7 @@ from experiments.launch import local
 from experiments.programs import PROGRAMS
 from experiments.programs.data import build_sets
 from omnidiff_jax.errors import UserError
-from omnidiff_jax.training.metrics import read_metrics
+from omnidiff_jax.training.operations.metrics import read_metrics
 
 COMMAND = Command("soak", __doc__)
 CONFIG = COMMAND.config("experiments/configs/soak.py")

@@ -22,8 +22,8 @@ from experiments.programs.run import start
 from experiments.programs.text_tokenizer import train_text_tokenizer
 from omnidiff_jax.config import choose
 from omnidiff_jax.sharding.distributed import METHODS, initialize, is_primary
-from omnidiff_jax.training.goodput import process_age
-from omnidiff_jax.training.profiling import parse_steps
+from omnidiff_jax.training.operations.goodput import process_age
+from omnidiff_jax.training.operations.profiling import parse_steps
 from omnidiff_jax.training.step import eval_params
 
 COMMAND = Command("train", __doc__)

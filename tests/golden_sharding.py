@@ -23,7 +23,7 @@ from experiments.programs.tokenizers import Sizes  # noqa: E402
 from omnidiff_jax.config import build  # noqa: E402
 from omnidiff_jax.sharding.mesh import MeshConfig, mesh_shape  # noqa: E402
 from omnidiff_jax.sharding.rules import MESH_AXES  # noqa: E402
-from omnidiff_jax.training.loop import abstract_state  # noqa: E402
+from omnidiff_jax.training.layout import abstract_state  # noqa: E402
 from omnidiff_jax.training.optimizer import split_params  # noqa: E402
 
 # name -> (config, overrides, devices)

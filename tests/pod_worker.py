@@ -26,9 +26,10 @@ from omnidiff_jax.models.omni import OmniConfig  # noqa: E402
 from omnidiff_jax.sharding.distributed import initialize  # noqa: E402
 from omnidiff_jax.sharding.mesh import MeshConfig, make_mesh  # noqa: E402
 from omnidiff_jax.training.checkpoint import CheckpointConfig  # noqa: E402
-from omnidiff_jax.training.journal import OperationsConfig  # noqa: E402
-from omnidiff_jax.training.loop import LoopConfig, train  # noqa: E402
+from omnidiff_jax.training.layout import LoopConfig  # noqa: E402
+from omnidiff_jax.training.loop import train  # noqa: E402
 from omnidiff_jax.training.omni import OmniProgram  # noqa: E402
+from omnidiff_jax.training.operations.journal import OperationsConfig  # noqa: E402
 from omnidiff_jax.training.optimizer import OptimizerConfig  # noqa: E402
 from omnidiff_jax.training.program import StagePlan  # noqa: E402
 

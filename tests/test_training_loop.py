@@ -16,7 +16,7 @@ from toy_training import OPTIMIZER, STAGES, Regression, run
 
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.training.checkpoint import CheckpointConfig, Checkpointer, check_same_config
-from omnidiff_jax.training.metrics import read_metrics
+from omnidiff_jax.training.operations.metrics import read_metrics
 from omnidiff_jax.training.optimizer import OptimizerConfig, make_optimizer, split_params, stage_schedule
 from omnidiff_jax.training.program import scale_stages, stage_at
 from omnidiff_jax.training.step import eval_params, init_state, make_train_step

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from omnidiff_jax.training.checkpoint import CheckpointConfig
-from omnidiff_jax.training.guard import GuardConfig
-from omnidiff_jax.training.journal import OperationsConfig
-from omnidiff_jax.training.loop import LoopConfig, train
+from omnidiff_jax.training.layout import LoopConfig
+from omnidiff_jax.training.loop import train
+from omnidiff_jax.training.operations.guard import GuardConfig
+from omnidiff_jax.training.operations.journal import OperationsConfig
 from omnidiff_jax.training.optimizer import OptimizerConfig
 from omnidiff_jax.training.program import StagePlan, TrainProgram
 

@@ -27,7 +27,7 @@ from omnidiff_jax.evaluation.scorecard import Case, Exam, Result, read_scorecard
 from omnidiff_jax.media.audio import write_wav
 from omnidiff_jax.media.image import write_png
 from omnidiff_jax.tasks.registry import TASKS
-from omnidiff_jax.training.metrics import read_metrics
+from omnidiff_jax.training.operations.metrics import read_metrics
 from omnidiff_jax.vocabulary import Vocabulary
 
 SHOWN = 6  # answers of each task in the report

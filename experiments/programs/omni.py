@@ -47,7 +47,7 @@ from omnidiff_jax.tasks.registry import TASKS, Decoding
 from omnidiff_jax.training.checkpoint import CheckpointConfig, Checkpointer
 from omnidiff_jax.training.export import export_run
 from omnidiff_jax.training.initial import InitConfig, load_initial
-from omnidiff_jax.training.loop import abstract_state
+from omnidiff_jax.training.layout import abstract_state
 from omnidiff_jax.training.lora import LoraConfig
 from omnidiff_jax.training.omni import OmniProgram
 from omnidiff_jax.training.optimizer import OptimizerConfig

@@ -14,8 +14,9 @@ from omnidiff_jax.diffusion.masking import MaskingConfig
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.sharding.mesh import MeshConfig, make_mesh
 from omnidiff_jax.training.checkpoint import CheckpointConfig
-from omnidiff_jax.training.journal import OperationsConfig
-from omnidiff_jax.training.loop import LoopConfig, train
+from omnidiff_jax.training.layout import LoopConfig
+from omnidiff_jax.training.loop import train
+from omnidiff_jax.training.operations.journal import OperationsConfig
 from omnidiff_jax.training.optimizer import OptimizerConfig
 from omnidiff_jax.training.program import StagePlan, TrainProgram, scale_stages
 from omnidiff_jax.training.step import TrainState

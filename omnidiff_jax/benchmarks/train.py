@@ -13,8 +13,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from omnidiff_jax import rng
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.models.flops import COUNT, peak_flops
-from omnidiff_jax.training.goodput import Compilations
-from omnidiff_jax.training.loop import LoopConfig, abstract_state, jitted_step
+from omnidiff_jax.training.layout import LoopConfig, abstract_state, jitted_step
+from omnidiff_jax.training.operations.goodput import Compilations
 from omnidiff_jax.training.optimizer import OptimizerConfig, make_optimizer
 from omnidiff_jax.training.program import StagePlan, TrainProgram
 from omnidiff_jax.training.step import init_state

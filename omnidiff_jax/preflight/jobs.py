@@ -18,7 +18,7 @@ from omnidiff_jax.sampling.config import SamplerConfig
 from omnidiff_jax.sampling.denoiser import module_denoiser
 from omnidiff_jax.sampling.loop import trace_sampler
 from omnidiff_jax.sharding.rules import logical_rules, param_specs
-from omnidiff_jax.training.loop import LoopConfig, abstract_state, jitted_step
+from omnidiff_jax.training.layout import LoopConfig, abstract_state, jitted_step
 from omnidiff_jax.training.omni import OmniProgram
 from omnidiff_jax.training.optimizer import OptimizerConfig
 from omnidiff_jax.training.program import StagePlan

@@ -1,7 +1,6 @@
 """The training loop: one for the backbone and every tokenizer."""
 
 import contextlib
-import dataclasses
 import os
 import sys
 import time
@@ -10,122 +9,25 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from omnidiff_jax import rng
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.sharding.distributed import is_primary
+from omnidiff_jax.signals import PREEMPTED
 from omnidiff_jax.training import checkpoint as ckpt
-from omnidiff_jax.training.goodput import Compilations, Goodput
-from omnidiff_jax.training.guard import Rewind
-from omnidiff_jax.training.journal import Journal, OperationsConfig, seconds_of
-from omnidiff_jax.training.metrics import MetricsWriter, Progress
-from omnidiff_jax.training.optimizer import OptimizerConfig, make_optimizer, split_params, stage_schedule
-from omnidiff_jax.training.profiling import Profiler
+from omnidiff_jax.training.layout import LoopConfig, abstract_state, jitted_step, schedule
+from omnidiff_jax.training.operations.goodput import Compilations, Goodput
+from omnidiff_jax.training.operations.guard import Rewind
+from omnidiff_jax.training.operations.host_log import HostLog
+from omnidiff_jax.training.operations.interrupt import Interrupt
+from omnidiff_jax.training.operations.journal import Journal, seconds_of
+from omnidiff_jax.training.operations.metrics import MetricsWriter, Progress
+from omnidiff_jax.training.operations.profiling import Profiler
+from omnidiff_jax.training.operations.watchdog import Watchdog
+from omnidiff_jax.training.optimizer import OptimizerConfig, make_optimizer
 from omnidiff_jax.training.program import BatchStream, StagePlan, TrainProgram, stage_at
-from omnidiff_jax.training.step import TrainState, init_state, make_train_step
-from omnidiff_jax.training.watchdog import PREEMPTED, HostLog, Interrupt, Watchdog
-
-
-@dataclasses.dataclass(frozen=True)
-class LoopConfig:
-    """Attributes:
-    seed: of parameters, order of data and masks.
-    accumulate: microbatches a step.
-    checkpoint: see `CheckpointConfig`.
-    operations: see `OperationsConfig`.
-    """
-
-    seed: int = 0
-    accumulate: int = 1
-    checkpoint: ckpt.CheckpointConfig = dataclasses.field(default_factory=ckpt.CheckpointConfig)
-    operations: OperationsConfig = OperationsConfig()
-
-
-def state_shardings(state: TrainState, specs: Any, mesh: Mesh, moments_on: str = "device") -> TrainState:
-    """Shardings of a train state: moments and averages lie as their parameters do, counters are replicated.
-
-    Args:
-        state: abstract or concrete state.
-        specs: tree of `PartitionSpec` like `state.params`.
-        moments_on: see `OptimizerConfig`.
-
-    Raises:
-        UserError: moments on the host of devices that cannot reach it.
-    """
-    spec_of: dict[str, Any] = split_params(specs, ())[0]
-    shape_of = {k: v.shape for k, v in split_params(state.params, ())[0].items()}
-
-    def place(path: Any, leaf: Any) -> NamedSharding:
-        names = [getattr(k, "key", None) for k in path]
-        matches = [n for n in names if isinstance(n, str) and n in spec_of and shape_of[n] == leaf.shape]
-        if moments_on == "host" and matches and getattr(path[0], "name", None) == "opt_state":
-            return NamedSharding(mesh, spec_of[matches[-1]], memory_kind=_host_memory(mesh))
-        return NamedSharding(mesh, spec_of[matches[-1]] if matches else PartitionSpec())
-
-    params = jax.tree.map(lambda s: NamedSharding(mesh, s), specs, is_leaf=lambda s: isinstance(s, PartitionSpec))
-    rest = jax.tree_util.tree_map_with_path(place, dataclasses.replace(state, params=None))
-    return dataclasses.replace(rest, params=params)
-
-
-def _host_memory(mesh: Mesh) -> str:
-    device = mesh.devices.flat[0]
-    kinds = {memory.kind for memory in device.addressable_memories()}
-    if device.platform == "cpu" or "pinned_host" not in kinds:
-        raise UserError(
-            f"optimizer.moments_on = 'host' needs devices beside a host's memory; these are {device.platform}: "
-            "use 'device'"
-        )
-    return "pinned_host"
-
-
-def abstract_state(program: TrainProgram, config: LoopConfig, optimizer: OptimizerConfig, stages, mesh: Mesh) -> Any:
-    """The train state as shapes with shardings, without computing anything."""
-    tx = make_optimizer(optimizer, _schedule(stages, optimizer))
-    # Nothing may run where the mesh is of devices that are not there, not even the making of a key.
-    shapes = jax.eval_shape(lambda: init_state(program.init(rng.stream(config.seed, "init")), tx, optimizer))
-    shardings = state_shardings(shapes, program.param_specs(shapes.params, mesh), mesh, optimizer.moments_on)
-    return jax.tree.map(lambda s, h: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=h), shapes, shardings)
-
-
-# Without it XLA copies the moments of embedding and head before it updates them in place.
-CPU_OPTIONS: dict[str, bool | str] = {"xla_cpu_copy_insertion_use_region_analysis": True}
-
-
-def jitted_step(
-    program: TrainProgram, config: LoopConfig, optimizer: OptimizerConfig, stages: tuple[StagePlan, ...], state: Any
-) -> Any:
-    """The step that training runs, `(state, batch, limit=inf) -> (state, metrics)`, jitted with the state donated.
-
-    Args:
-        state: from `abstract_state`; its shardings are those of the new state. Metrics are whole on every device.
-    """
-    tx = make_optimizer(optimizer, _schedule(stages, optimizer))
-    shardings = jax.tree.map(lambda s: s.sharding, state)
-    update = make_train_step(
-        program.loss,
-        tx,
-        optimizer,
-        seed=config.seed,
-        accumulate=config.accumulate,
-        shardings=split_params(shardings.params, optimizer.frozen)[0],
-    )
-    mesh = shardings.step.mesh
-    out = shardings, NamedSharding(mesh, PartitionSpec())
-    options = CPU_OPTIONS if mesh.devices.flat[0].platform == "cpu" else None
-    if optimizer.moments_on == "device":
-        return jax.jit(update, donate_argnums=0, out_shardings=out, compiler_options=options)
-    near = jax.tree.map(lambda s: s.with_memory_kind("device"), shardings.opt_state)
-
-    def fetch_and_update(state: TrainState, batch: Any, *limit: Any) -> Any:
-        return update(dataclasses.replace(state, opt_state=jax.device_put(state.opt_state, near)), batch, *limit)
-
-    return jax.jit(fetch_and_update, donate_argnums=0, out_shardings=out, compiler_options=options)
-
-
-def _schedule(stages: tuple[StagePlan, ...], optimizer: OptimizerConfig):
-    lengths, peaks, finals = zip(*((s.steps, s.learning_rate, s.final_fraction) for s in stages), strict=True)
-    return stage_schedule(lengths, peaks, optimizer, finals)
+from omnidiff_jax.training.step import TrainState, init_state
 
 
 def train(
@@ -198,7 +100,7 @@ class _Run:
 
     def train(self, newest, stored_config, initial_params, stop_after) -> TrainState:
         config, saver = self.config, self.saver
-        tx = make_optimizer(self.optimizer, _schedule(self.stages, self.optimizer))
+        tx = make_optimizer(self.optimizer, schedule(self.stages, self.optimizer))
         target = abstract_state(self.program, config, self.optimizer, self.stages, self.mesh)
         shardings = jax.tree.map(lambda s: s.sharding, target)
         self.step_fn = jitted_step(self.program, config, self.optimizer, self.stages, target)

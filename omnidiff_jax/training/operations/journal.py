@@ -11,11 +11,11 @@ import numpy as np
 
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.models.flops import COUNT, peak_flops
-from omnidiff_jax.training.goodput import Goodput
-from omnidiff_jax.training.guard import Guard, GuardConfig
-from omnidiff_jax.training.metrics import MetricsWriter, Progress
+from omnidiff_jax.training.operations.goodput import Goodput
+from omnidiff_jax.training.operations.guard import Guard, GuardConfig
+from omnidiff_jax.training.operations.host_log import HostLog
+from omnidiff_jax.training.operations.metrics import MetricsWriter, Progress
 from omnidiff_jax.training.program import StagePlan, TrainProgram, stage_at
-from omnidiff_jax.training.watchdog import HostLog
 
 
 @dataclasses.dataclass(frozen=True)
