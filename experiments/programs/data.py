@@ -1,9 +1,6 @@
 """Encoded data sets of a training config: one folder per task, built once, in parallel."""
 
-import concurrent.futures
-import multiprocessing
 import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -20,7 +17,9 @@ from omnidiff_jax.data.encode import encode
 from omnidiff_jax.data.sources import RandomAccess, RejectedRecord
 from omnidiff_jax.data.storage import Manifest, write_set
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.progress import Progress
 from omnidiff_jax.records import Record
+from omnidiff_jax.workers import Workers, advance
 
 
 def build_sets(config: ConfigDict, folder: str | os.PathLike[str], processes: int | None = None) -> dict[str, Manifest]:
@@ -44,17 +43,14 @@ def build_sets(config: ConfigDict, folder: str | os.PathLike[str], processes: in
     began = time.perf_counter()
     if missing:
         workers = min(processes or os.cpu_count() or 1, len(missing))
-        context = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-            jobs = {pool.submit(build_set, plain(config), name, str(root / name)): name for name in missing}
-            for number, job in enumerate(concurrent.futures.as_completed(jobs), start=1):
-                manifest = job.result()
-                print(
-                    f"data {number}/{len(missing)}: {jobs[job]}, {manifest.examples} examples, "
+        jobs = {name: (plain(config), name, str(root / name)) for name in missing}
+        total = sum(config.data.examples[name] for name in missing)
+        with Progress(total, label="data") as progress, Workers(workers) as pool:
+            for number, (name, manifest) in enumerate(pool.run(build_set, jobs, progress), start=1):
+                progress.say(
+                    f"data {number}/{len(missing)}: {name}, {manifest.examples} examples, "
                     f"{manifest.tokens} tokens, rejected {dict(manifest.rejected) or 'none'}, "
-                    f"{time.perf_counter() - began:.0f} s",
-                    file=sys.stderr,
-                    flush=True,
+                    f"{time.perf_counter() - began:.0f} s"
                 )
     sets = open_sets(root, names, load_tokenizers(config))
     for name, found in sets.items():
@@ -87,6 +83,7 @@ def encode_set(
 
     def usable() -> Iterator[Record]:
         for index in range(len(records)):
+            advance()
             try:
                 yield records[index]
             except RejectedRecord as error:

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -75,6 +76,11 @@ def abstract_state(program: TrainProgram, config: LoopConfig, optimizer: Optimiz
     shapes = jax.eval_shape(lambda: init_state(program.init(rng.stream(config.seed, "init")), tx, optimizer))
     shardings = state_shardings(shapes, program.param_specs(shapes.params, mesh), mesh, optimizer.moments_on)
     return jax.tree.map(lambda s, h: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=h), shapes, shardings)
+
+
+def learning_rates(stages: tuple[StagePlan, ...], optimizer: OptimizerConfig) -> np.ndarray:
+    """float32 [steps]: what `schedule` gives each step, as numbers for the log. Call it outside of a mesh."""
+    return np.asarray(jax.jit(schedule(stages, optimizer))(np.arange(sum(stage.steps for stage in stages))))
 
 
 # Without it XLA copies the moments of embedding and head before it updates them in place.

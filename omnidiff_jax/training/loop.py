@@ -13,16 +13,18 @@ from jax.sharding import Mesh
 
 from omnidiff_jax import rng
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.progress import Progress
 from omnidiff_jax.sharding.distributed import is_primary
-from omnidiff_jax.signals import PREEMPTED
+from omnidiff_jax.signals import PREEMPTED, check
 from omnidiff_jax.training import checkpoint as ckpt
-from omnidiff_jax.training.layout import LoopConfig, abstract_state, jitted_step, schedule
+from omnidiff_jax.training.layout import LoopConfig, abstract_state, jitted_step, learning_rates, schedule
 from omnidiff_jax.training.operations.goodput import Compilations, Goodput
 from omnidiff_jax.training.operations.guard import Rewind
 from omnidiff_jax.training.operations.host_log import HostLog
 from omnidiff_jax.training.operations.interrupt import Interrupt
 from omnidiff_jax.training.operations.journal import Journal, seconds_of
-from omnidiff_jax.training.operations.metrics import MetricsWriter, Progress
+from omnidiff_jax.training.operations.lock import RunLock, only_run
+from omnidiff_jax.training.operations.metrics import MetricsWriter
 from omnidiff_jax.training.operations.profiling import Profiler
 from omnidiff_jax.training.operations.watchdog import Watchdog
 from omnidiff_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -64,18 +66,24 @@ def train(
         The state after the last step.
 
     Raises:
-        UserError: checkpoint of another config, save failed, or a step that the guard does not let pass.
-        SystemExit: SIGTERM came; the state is saved and the status is `PREEMPTED`.
+        UserError: another run trains in `workdir`, its checkpoint is of another config, a save failed, a full disk, or
+            a step that the guard does not let pass.
+        SystemExit: SIGTERM came; the state is saved, if a step was done, and the status is `PREEMPTED`.
     """
-    with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
-        # First of all, so that a refused run leaves nothing behind.
+    check()
+    with contextlib.ExitStack() as stack:
+        lock = stack.enter_context(only_run(workdir))
+        rates = learning_rates(stages, optimizer)
+        stack.enter_context(jax.set_mesh(mesh))
+        stack.enter_context(ckpt.one_error_a_failure())
+        # Before anything is written, so that a refused run leaves nothing behind.
         saver = stack.enter_context(contextlib.closing(ckpt.Checkpointer(workdir, config.checkpoint)))
         newest, stored_config = saver.latest(), dict(run_config or {})
         if newest is not None:
             where = f"{workdir}, checkpoint {newest}"
             ckpt.check_same_config(saver.config(newest), stored_config, same_config, where, free_config)
         run = _Run(program, config, optimizer, stages, workdir, mesh, profile, began, saver, stack)
-        return run.train(newest, stored_config, initial_params, stop_after)
+        return run.train(newest, stored_config, initial_params, stop_after, lock, rates)
 
 
 class _Run:
@@ -98,7 +106,7 @@ class _Run:
         self.workdir, self._stack = workdir, stack
         self.recompilations = 0
 
-    def train(self, newest, stored_config, initial_params, stop_after) -> TrainState:
+    def train(self, newest, stored_config, initial_params, stop_after, lock: RunLock, rates) -> TrainState:
         config, saver = self.config, self.saver
         tx = make_optimizer(self.optimizer, schedule(self.stages, self.optimizer))
         target = abstract_state(self.program, config, self.optimizer, self.stages, self.mesh)
@@ -107,13 +115,16 @@ class _Run:
         step = newest or 0
         writer = MetricsWriter(self.workdir, step) if is_primary() else None
         progress = Progress(self.total, step) if is_primary() else None
-        self.journal = Journal(self.program, self.stages, config.operations, self.goodput, self.log, writer, progress)
+        self.journal = Journal(
+            self.program, self.stages, config.operations, self.goodput, self.log, writer, progress, rates
+        )
         for part in (writer, progress):
             if part is not None:
                 self._stack.enter_context(contextlib.closing(part))
         if newest is not None:
             if writer is not None:
                 self.goodput.lose(len(writer.dropped), seconds_of(writer.dropped))
+            self.journal.say(f"resuming from checkpoint {newest} of {self.total} steps")
             state, data = self._restore(target, newest)
             self.stream.set_state(data)
         elif initial_params is None:
@@ -127,6 +138,7 @@ class _Run:
         self.goodput.enter("step")
         while step < end:
             try:
+                lock.check()
                 state = self._step(state, step, start)
                 step += 1
                 stopping = self.interrupt.requested(step) or step >= end
