@@ -1,6 +1,7 @@
 """How far something is and how long it will take: a bar on a terminal, elsewhere a line now and then."""
 
 import collections
+import math
 import sys
 import time
 from typing import Any
@@ -59,8 +60,8 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix_str(shown, refresh=False)
             self._bar.update(done - self._bar.n)
-        elif now - self._said > self._every or (done >= self._total and self._said):
-            self._said = now if done < self._total else 0.0  # the end is said once
+        elif now - self._said > self._every or (done >= self._total and self._said < math.inf):
+            self._said = now if done < self._total else math.inf  # the end is said once
             self._print(f"{self._label} {done}/{self._total}  {shown}".rstrip())
 
     def left(self) -> str:

@@ -222,7 +222,7 @@ class Checkpointer:
     def _save_error(self, error: Exception) -> UserError:
         kept = self._manager.latest_step()
         survivor = f"checkpoint {kept} is whole" if kept is not None else "no earlier checkpoint exists"
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
         if number := re.search(r"os_error_code='(\d+)'", str(error)):  # tensorstore's, at the end of three long paths
             reason = os.strerror(int(number[1]))
         remedy = "free space and start again to resume"
