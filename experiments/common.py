@@ -31,6 +31,7 @@ from omnidiff_jax.cli import guard
 from omnidiff_jax.compilation import use_cache
 from omnidiff_jax.config import suggest
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.signals import leave
 
 PROJECT = Path(__file__).parents[1]
 
@@ -138,7 +139,7 @@ class Command:
 
     def main(self, run: Callable[..., None]) -> Never:
         """Parses `sys.argv`, calls `run(*positional arguments)` and exits with its status."""
-        sys.exit(guard(self.program, lambda: self.call(run, sys.argv[1:])))
+        leave(lambda: guard(self.program, lambda: self.call(run, sys.argv[1:])))
 
     def call(self, run: Callable[..., None], argv: list[str]) -> None:
         """`main` without the exit: errors are raised.

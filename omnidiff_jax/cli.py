@@ -9,10 +9,12 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Never
 
 from omnidiff_jax import __version__
 from omnidiff_jax.config import suggest
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.signals import INTERRUPTED, PREEMPTED, Terminated, heeded, leave
 
 SCRIPTS = "experiments"
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -20,9 +22,9 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _UNUSABLE = (errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENAMETOOLONG)
 
 
-def main() -> None:
+def main() -> Never:
     """Entry point of the console script; exits with the command's status."""
-    sys.exit(guard("omnidiff", lambda: dispatch(sys.argv[1:])))
+    leave(lambda: guard("omnidiff", lambda: dispatch(sys.argv[1:])))
 
 
 def dispatch(arguments: list[str]) -> None:
@@ -72,12 +74,13 @@ def guard(program: str, function: Callable[[], None]) -> int:
     """Calls `function`; what the user did wrong becomes one line on stderr, without a traceback.
 
     Returns:
-        The exit status: 0 done, 2 bad input or a full disk, 130 interrupted. Other exceptions are bugs and pass
-        through. With OMNIDIFF_DEBUG=1 in the environment the traceback is printed too.
+        The exit status: 0 done, 2 bad input or a full disk, 75 SIGTERM, 130 interrupted. Other exceptions are bugs and
+        pass through. With OMNIDIFF_DEBUG=1 in the environment the traceback is printed too.
     """
     try:
-        function()
-        sys.stdout.flush()
+        with heeded():
+            function()
+            sys.stdout.flush()
         return 0
     except UserError as error:
         return _explain(program, str(error))
@@ -94,7 +97,10 @@ def guard(program: str, function: Callable[[], None]) -> int:
         return _explain(program, f"no space left on the disk of {where}; free some and run again")
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
+    except Terminated:
+        print(f"{program}: ended by SIGTERM; start again to go on", file=sys.stderr)
+        return PREEMPTED
 
 
 def _explain(program: str, message: str) -> int:

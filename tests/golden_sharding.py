@@ -15,16 +15,16 @@ from jax.sharding import AbstractMesh, AxisType
 FOLDER = Path(__file__).parent / "golden" / "sharding"
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from experiments.programs.omni import no_data, omni_program  # noqa: E402
+from experiments.programs.run import loop_config, optimizer_config, stage_plans  # noqa: E402
 from experiments.programs.tokenizers import Sizes  # noqa: E402
 
 from experiments.common import load_config  # noqa: E402
 from experiments.configs.slices import PRESETS  # noqa: E402
-from experiments.programs.omni import no_data, omni_program  # noqa: E402
-from experiments.programs.run import loop_config, optimizer_config, stage_plans  # noqa: E402
 from omnidiff_jax.config import build  # noqa: E402
 from omnidiff_jax.sharding.mesh import MeshConfig, mesh_shape  # noqa: E402
 from omnidiff_jax.sharding.rules import MESH_AXES  # noqa: E402
-from omnidiff_jax.training.loop import abstract_state  # noqa: E402
+from omnidiff_jax.training.layout import abstract_state  # noqa: E402
 from omnidiff_jax.training.optimizer import split_params  # noqa: E402
 
 # name -> (config, overrides, devices)

@@ -28,7 +28,7 @@ from omnidiff_jax.records import Waveform
 from omnidiff_jax.tokenizers.assets import nano_dir
 from omnidiff_jax.training.checkpoint import check_same_config
 from omnidiff_jax.training.digest import write_digest
-from omnidiff_jax.training.metrics import read_metrics
+from omnidiff_jax.training.operations.metrics import read_metrics
 
 RATE = 16000
 VQA = {

@@ -17,14 +17,16 @@ from omnidiff_jax.errors import UserError
 from omnidiff_jax.models.backbone import BackboneConfig
 from omnidiff_jax.models.flops import matrix_parameters, train_flops
 from omnidiff_jax.sharding.distributed import detect, initialize
+from omnidiff_jax.signals import PREEMPTED
 from omnidiff_jax.training.checkpoint import CheckpointConfig, Checkpointer
 from omnidiff_jax.training.digest import damage, write_digest, write_part
-from omnidiff_jax.training.goodput import PHASES, Goodput
-from omnidiff_jax.training.guard import Guard, GuardConfig, Rewind
-from omnidiff_jax.training.journal import OperationsConfig
-from omnidiff_jax.training.metrics import read_metrics
-from omnidiff_jax.training.profiling import parse_steps
-from omnidiff_jax.training.watchdog import PREEMPTED, HostLog, Watchdog
+from omnidiff_jax.training.operations.goodput import PHASES, Goodput
+from omnidiff_jax.training.operations.guard import Guard, GuardConfig, Rewind
+from omnidiff_jax.training.operations.host_log import HostLog
+from omnidiff_jax.training.operations.journal import OperationsConfig
+from omnidiff_jax.training.operations.metrics import read_metrics
+from omnidiff_jax.training.operations.profiling import parse_steps
+from omnidiff_jax.training.operations.watchdog import Watchdog
 
 
 @pytest.fixture(scope="module")

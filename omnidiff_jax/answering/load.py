@@ -20,7 +20,7 @@ from omnidiff_jax.runs import stored as runs
 from omnidiff_jax.runs.config import RunConfig, run_config
 from omnidiff_jax.sampling.denoiser import Denoiser, module_denoiser
 from omnidiff_jax.tokenizers import assets
-from omnidiff_jax.training.loop import abstract_state
+from omnidiff_jax.training.layout import abstract_state
 from omnidiff_jax.training.run import Run
 
 

@@ -9,12 +9,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
-<<<<<<< HEAD
-=======
-import numpy as np
-
 from omnidiff_jax.config import Count, Natural, check_fields
->>>>>>> w-conv
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.speech_frames import SpeechLayout
 

@@ -19,7 +19,7 @@ from omnidiff_jax.sampling.denoiser import module_denoiser
 from omnidiff_jax.sampling.loop import trace_sampler
 from omnidiff_jax.sharding.mesh import batch_parts, batch_sharding
 from omnidiff_jax.sharding.rules import logical_rules, param_specs
-from omnidiff_jax.training.loop import abstract_state, jitted_step
+from omnidiff_jax.training.layout import abstract_state, jitted_step
 from omnidiff_jax.training.run import Run
 
 

@@ -23,7 +23,7 @@ from omnidiff_jax.runs.opening import open_without_data
 from omnidiff_jax.sharding.mesh import MeshConfig, make_mesh
 from omnidiff_jax.training.checkpoint import CheckpointConfig, Checkpointer
 from omnidiff_jax.training.export import export_run
-from omnidiff_jax.training.loop import abstract_state
+from omnidiff_jax.training.layout import abstract_state
 from omnidiff_jax.training.run import Run
 from omnidiff_jax.training.step import eval_params
 
