@@ -20,7 +20,8 @@ def normalize(text: str) -> str:
     Accents and vowel signs belong to their letters: words that differ in them are different words.
     """
     # Signs go first: NFKC would spell some of them out, such as ™.
-    spelled = "".join(map(_plain, _QUOTED.sub(r" \1 ", text)))
+    composed = unicodedata.normalize("NFC", text)
+    spelled = "".join(map(_plain, _QUOTED.sub(r" \1 ", composed)))
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", spelled).casefold())
     words = "".join(map(_plain, folded)).split()
     # A mark without a letter before it is what is left of a sign.
