@@ -17,17 +17,18 @@ Each command holds its flags in its own table, so that a process may import seve
 
 import collections
 import importlib.util
-import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Never
+from typing import Any, Never
 
+import yaml
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from omnidiff_jax.cli import guard
+from omnidiff_jax.compilation import use_cache
 from omnidiff_jax.config import suggest
 from omnidiff_jax.errors import UserError
 
@@ -150,7 +151,7 @@ class Command:
             return
         arguments = self.parse(argv)
         logging.set_verbosity(logging.ERROR)  # a library's warnings would bury the one line that matters
-        use_compilation_cache()
+        use_cache()
         run(*arguments)
 
     def parse(self, argv: list[str]) -> list[str]:
@@ -218,6 +219,49 @@ class Command:
         return rest
 
 
+def model_flags(command: Command) -> tuple[flags.FlagHolder[str | None], flags.FlagHolder[str | None]]:
+    """Adds `--workdir` and `--model`, the two ways to name a trained model; `model_named` reads them."""
+    workdir = command.string("workdir", "folder of a trained run")
+    return workdir, command.string("model", "in place of --workdir: a shipped model's name, or a folder of weights")
+
+
+def model_named(workdir: str | None, model: str | None) -> str:
+    """What the flags of `model_flags` name, as `omnidiff_jax.load` takes it.
+
+    Raises:
+        UserError: neither, or both.
+    """
+    if workdir and model:
+        raise UserError(f"--workdir={workdir} and --model={model} name two models; leave one out")
+    if not workdir and not model:
+        raise UserError("--workdir is missing: folder of a trained run (or --model: a name, or a folder of weights)")
+    return str(workdir or model)
+
+
+def decoding_words(config: ConfigHolder) -> dict[str, Any]:
+    """The command line's `--config.decoding.TASK.…=VALUE` as the groups that `omnidiff_jax.load` takes.
+
+    Raises:
+        UserError: a config file, or a word about anything but decoding: a trained model stays as it is.
+    """
+    if config.file:
+        raise UserError(f"--config={config.file}: a trained model has a config of its own; leave it out")
+    groups: dict[str, Any] = {}
+    for word in config.words:
+        key, _, value = word.lstrip("-").partition("=")
+        if not key.startswith("config.decoding."):
+            raise UserError(f"{word}: a trained model stays as it is; only --config.decoding.… can be replaced")
+        *parents, last = key.split(".")[2:]
+        place = groups
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        try:
+            place[last] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"{word}: {value!r} is not a value") from error
+    return groups
+
+
 def load_config(file: str, overrides: Iterable[str] = ()) -> ConfigDict:
     """Runs a config file's `get_config()`; `FILE:WORD` passes it WORD.
 
@@ -252,15 +296,6 @@ def override(config: ConfigDict, overrides: Iterable[str], file: str) -> ConfigD
         raise UserError(_reword_config(str(error), config, file)) from error
     except (flags.Error, TypeError, ValueError) as error:
         raise UserError(_reword(error)) from error
-
-
-def use_compilation_cache() -> None:
-    """Keeps compiled programs between runs, in JAX_COMPILATION_CACHE_DIR or the user's cache folder."""
-    import jax
-
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(home / "omnidiff_jax" / "xla"))
 
 
 def _run_config_file(file: str) -> ConfigDict:

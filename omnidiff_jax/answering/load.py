@@ -47,7 +47,7 @@ def load(
         UserError: nothing of the kind there, tokenizers other than those it was trained with, or damaged files.
     """
     place, name = _place(what), str(what)
-    if _is_run(place):
+    if runs.is_run(place):
         found = runs.newest(place)
         opened = _with(found.config, decoding, None)
         ready = open_tokenizers(opened.tokenizers)
@@ -69,10 +69,6 @@ def _place(what: str | os.PathLike[str]) -> Path:
         hint = f"; {suggest(str(what), shipped)}" if shipped else ""
         raise UserError(f"{what} is neither a folder nor a shipped model ({known}){hint}")
     return place
-
-
-def _is_run(place: Path) -> bool:
-    return (place / "checkpoints").is_dir()
 
 
 def _with(config: RunConfig, decoding: Mapping[str, Any] | None, tokenizers: Mapping[str, Any] | None) -> RunConfig:

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from omnidiff_jax import rng
 from omnidiff_jax.codecs.tokenizers import Sizes, Tokenizers
 from omnidiff_jax.data.loader import Loader
-from omnidiff_jax.data.sources import RandomAccess
+from omnidiff_jax.data.sources import Source
 from omnidiff_jax.data.streams import Corpus
 from omnidiff_jax.records import EncodedExample
 from omnidiff_jax.runs.config import RunConfig, run_config
@@ -18,7 +18,7 @@ from omnidiff_jax.training.initial import load_initial
 from omnidiff_jax.training.omni import OmniProgram
 from omnidiff_jax.training.run import Run
 
-Sources = Mapping[str, RandomAccess[EncodedExample]]
+Sources = Mapping[str, Source[EncodedExample]]
 
 
 def open_run(config: RunConfig, tokenizers: Tokenizers, open_sources: Callable[[], Sources]) -> Run:
@@ -35,7 +35,7 @@ def open_run(config: RunConfig, tokenizers: Tokenizers, open_sources: Callable[[
     mesh, loading = config.make_mesh(), config.loading(tokenizers)
 
     def open_loader(seed: int) -> Loader:
-        return Loader(corpus, loading, config.tasks, batch_sharding(mesh))
+        return Loader(corpus, loading, batch_sharding(mesh))
 
     run = _run(config, tokenizers, mesh, open_loader)
     corpus = Corpus(open_sources(), config.plan, tokenizers.vocabulary)
@@ -54,7 +54,7 @@ def _run(config: RunConfig, tokenizers: Sizes, mesh: Mesh, open_loader: Callable
         vocabulary=tokenizers.vocabulary,
         masking=config.corruption,
         loss_config=dataclasses.replace(config.loss, groups=batch_parts(mesh)),
-        tasks=config.tasks,
+        groups=config.groups,
         open_loader=open_loader,
         seed=config.seed,
         pretrained={"speech_encoder": weights} if weights is not None else {},

@@ -54,6 +54,11 @@ class Stored:
     config: RunConfig
 
 
+def is_run(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder is the workdir of a run."""
+    return (Path(folder) / "checkpoints").is_dir()
+
+
 def newest(workdir: str | os.PathLike[str]) -> Stored:
     """The newest whole checkpoint of `workdir`.
 
