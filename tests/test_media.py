@@ -389,7 +389,7 @@ def test_narrow_band_speech_is_said_once(capfd: pytest.CaptureFixture[str]) -> N
 
 def test_fixtures_and_scenes_are_heard(golden: Path) -> None:
     files = [np.load(golden / name) for name in ("01_sensevoice_frontend.npz", "04_whispervq.npz")]
-    waves = {name: file[name] for file in files for name in file.files if name.startswith("in/waveform")}
+    waves = {name: file[name] for file in files for name in file.files if "waveform" in name and file[name].ndim}
     # Of features shorter than their window: the front-end still makes them, a request of that length is refused.
     assert len(waves.pop("in/waveform_short")) < 400 and len(waves) >= 3
     for wave in waves.values():
