@@ -12,7 +12,6 @@ from experiments.programs.speech_encoder import HELD_OUT_VOICES, WordUnits, scen
 
 from experiments.common import load_config
 from omnidiff_jax.errors import UserError
-from omnidiff_jax.evaluation.wer import word_error_rate
 from omnidiff_jax.media import features
 from omnidiff_jax.models.sanm import SpeechEncoder, SpeechEncoderConfig
 from omnidiff_jax.records import Waveform
@@ -21,6 +20,7 @@ from omnidiff_jax.tokenizers import assets
 from omnidiff_jax.tokenizers.speech_features import FrontendConfig, SpeechFrontend, load_speech_encoder
 from omnidiff_jax.training.loop import train
 from omnidiff_jax.training.tokenizers import ctc
+from omnidiff_jax.words import word_error_rate
 
 TONES = {"low": 300.0, "mid": 900.0, "high": 2700.0}
 CONFIG = ctc.CtcTraining(

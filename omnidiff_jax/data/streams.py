@@ -194,14 +194,14 @@ class Stream(grain.DatasetIterator):
         Raises:
             UserError: the state belongs to other sources, or a sample in it can no longer be read.
         """
-        state = _with_names(state, self._names)
-        self._rows, self._stage = state["rows"], state["stage"]
+        named = _with_names(state, self._names)
+        self._rows, self._stage = named["rows"], named["stage"]
         self._interleave = self._start_stage(self._stage)
-        self._interleave.taken = [state["taken"].get(name, 0) for name in self._names]
-        self._draws = [state["draws"].get(name, 0) for name in self._names]
-        self.rejected = collections.Counter(state["rejected"])
-        self._packer.resume([[self._sized(draw) for draw in row] for row in state["open"]])
-        self._ready = collections.deque([[self._sized(draw)[0] for draw in row] for row in state["ready"]])
+        self._interleave.taken = [named["taken"].get(name, 0) for name in self._names]
+        self._draws = [named["draws"].get(name, 0) for name in self._names]
+        self.rejected = collections.Counter(named["rejected"])
+        self._packer.resume([[self._sized(draw) for draw in row] for row in named["open"]])
+        self._ready = collections.deque([[self._sized(draw)[0] for draw in row] for row in named["ready"]])
 
     def _start_stage(self, stage: int) -> Interleave:
         return Interleave(self._corpus.shares[stage], self._number)

@@ -82,11 +82,11 @@ def evaluate(
     scorecard = write_scorecard(place, own, scores, spent, step)
     metrics = place / "metrics.jsonl"
     lines = read_metrics(metrics) if metrics.exists() else []
-    views = {name: shown[name] for name in TASKS if name in shown}
+    ordered = {name: shown[name] for name in TASKS if name in shown}
     # Views are of what was sat now: a report of some tasks does not take the place of the whole one.
     whole = asked >= {name for exam in scores.values() for name in exam["tasks"]}
     report = "report.html" if whole else f"report_{'_'.join(name for name in TASKS if name in asked)}.html"
-    write_report(place / report, "omnidiff_jax: every task of one model", scorecard, lines, views)
+    write_report(place / report, "omnidiff_jax: every task of one model", scorecard, lines, ordered)
     print(table({name: entry for exam in scores.values() for name, entry in exam["tasks"].items()}))
     return scorecard
 

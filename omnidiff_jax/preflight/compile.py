@@ -48,7 +48,7 @@ def preflight(config: RunConfig, topology: str, what: str = "train", sampling: S
 
 def _train(config: RunConfig, known: Sizes, mesh: Mesh) -> tuple[Job, Settings]:
     run = open_without_data(config, known, mesh)
-    program: Any = run.program
+    program = run.program
     packing, optimizer = config.packing(known), config.optimizer_used
     job = train_job(run, packing)
     with jax.set_mesh(mesh):

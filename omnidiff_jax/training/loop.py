@@ -101,7 +101,7 @@ class _Start:
         self.compilations = enter(Compilations())
         self.profiler = enter(Profiler(workdir, profile))
         self.saver = saver
-        batches = run.program.batches(config.seed)
+        batches: Any = run.program.batches(config.seed)
         self.stream = enter(contextlib.closing(batches if hasattr(batches, "get_state") else BatchStream(batches)))
         self.workdir, self._stack = workdir, stack
         self.recompilations = 0
