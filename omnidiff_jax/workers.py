@@ -18,9 +18,7 @@ Key = TypeVar("Key")
 _SECONDS_TO_CLEAN_UP = 10.0
 _SECONDS_BETWEEN_LOOKS = 0.5
 
-# In a worker: what `advance` counts with, and whether a job is under way that may clean up.
-_counter: Any = None
-_in_job = False
+_counter: Any = None  # in a worker: what `advance` counts with
 
 
 class Workers:
@@ -128,18 +126,13 @@ def _follow_parent() -> None:
 
 
 def _end(number: int, frame: Any) -> None:
-    if not _in_job:
-        os._exit(signals.PREEMPTED)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise signals.Terminated()
+    """SIGTERM between two jobs."""
+    os._exit(signals.PREEMPTED)
 
 
 def _call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    global _in_job
     try:
-        _in_job = True
-        return function(*arguments)
+        with signals.heeded():
+            return function(*arguments)
     except signals.Terminated:
         os._exit(signals.PREEMPTED)  # the pool would take the next job
-    finally:
-        _in_job = False
