@@ -49,8 +49,8 @@ logging.getLogger("absl").addFilter(_not_of_orbax)
 
 @contextlib.contextmanager
 def one_error_a_failure() -> Iterator[None]:
-    """Around a run that saves: when one array cannot be written, the writers of the others find their event loop closed,
-    and tensorstore prints that for each."""
+    """Around a run that saves: when one array cannot be written, the writers of the others find their event loop
+    closed, and tensorstore prints that for each."""
 
     def hook(args: Any) -> None:
         if str(args.exc_value) != "Event loop is closed":
