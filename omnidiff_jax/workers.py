@@ -33,12 +33,12 @@ class Workers:
     seconds over it is killed. A worker whose parent is gone, however that came, does the same.
     """
 
-    def __init__(self, processes: int):
-        """Args: processes, at least 1."""
+    def __init__(self, processes: int, prepare: Callable[[], None] | None = None):
+        """Args: processes, at least 1; prepare, called once in each of them, importable."""
         self._context = multiprocessing.get_context("spawn")
         self._count = self._context.Value("q", 0)
         self._others = set(multiprocessing.active_children())
-        self._pool = concurrent.futures.ProcessPoolExecutor(processes, self._context, _begin, (self._count,))
+        self._pool = concurrent.futures.ProcessPoolExecutor(processes, self._context, _begin, (self._count, prepare))
 
     def __enter__(self) -> "Workers":
         return self
@@ -108,12 +108,14 @@ def advance(amount: int = 1) -> None:
             _counter.value += amount
 
 
-def _begin(counter: Any) -> None:
+def _begin(counter: Any, prepare: Callable[[], None] | None) -> None:
     """The first thing a worker does."""
     global _counter
     _counter = counter
     signal.signal(signal.SIGTERM, _end)
     threading.Thread(target=_follow_parent, daemon=True, name="follow-parent").start()
+    if prepare is not None:
+        prepare()
 
 
 def _follow_parent() -> None:

@@ -28,11 +28,19 @@ def work(folder, number):
         shutil.rmtree(half)
 
 
+factor = 2
+
+
+def prepare():
+    global factor
+    factor = 20
+
+
 def double(number):
     advance(5)
     if number < 0:
         raise UserError("a number below 0")
-    return 2 * number
+    return factor * number
 
 
 def die(number):

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from pool_worker import die, double
+from pool_worker import die, double, prepare
 from tiny_run import write_config
 
 from omnidiff_jax import signals
@@ -111,6 +111,8 @@ def test_workers_end_with_their_parent(tmp_path, number, target):
 def test_workers_return_what_they_made_and_raise_what_went_wrong():
     with Workers(2) as workers, Progress(10) as progress:
         assert dict(workers.run(double, {"a": (1,), "b": (2,)}, progress)) == {"a": 2, "b": 4}
+    with Workers(1, prepare) as workers:
+        assert dict(workers.run(double, {"a": (1,)})) == {"a": 20}
     with pytest.raises(UserError, match="a number below 0"), Workers(1) as workers:
         list(workers.run(double, {"a": (-1,)}))
     with pytest.raises(UserError, match="a worker process was killed"), Workers(1) as workers:
