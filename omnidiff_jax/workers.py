@@ -18,9 +18,7 @@ Key = TypeVar("Key")
 _SECONDS_TO_CLEAN_UP = 10.0
 _SECONDS_BETWEEN_LOOKS = 0.5
 
-# In a worker: what `advance` counts with, and whether a job is under way that may clean up.
-_counter: Any = None
-_in_job = False
+_counter: Any = None  # in a worker: what `advance` counts with
 
 
 class Workers:
@@ -35,12 +33,12 @@ class Workers:
     seconds over it is killed. A worker whose parent is gone, however that came, does the same.
     """
 
-    def __init__(self, processes: int):
-        """Args: processes, at least 1."""
+    def __init__(self, processes: int, prepare: Callable[[], None] | None = None):
+        """Args: processes, at least 1; prepare, called once in each of them, importable."""
         self._context = multiprocessing.get_context("spawn")
         self._count = self._context.Value("q", 0)
         self._others = set(multiprocessing.active_children())
-        self._pool = concurrent.futures.ProcessPoolExecutor(processes, self._context, _begin, (self._count,))
+        self._pool = concurrent.futures.ProcessPoolExecutor(processes, self._context, _begin, (self._count, prepare))
 
     def __enter__(self) -> "Workers":
         return self
@@ -110,12 +108,14 @@ def advance(amount: int = 1) -> None:
             _counter.value += amount
 
 
-def _begin(counter: Any) -> None:
+def _begin(counter: Any, prepare: Callable[[], None] | None) -> None:
     """The first thing a worker does."""
     global _counter
     _counter = counter
     signal.signal(signal.SIGTERM, _end)
     threading.Thread(target=_follow_parent, daemon=True, name="follow-parent").start()
+    if prepare is not None:
+        prepare()
 
 
 def _follow_parent() -> None:
@@ -128,18 +128,13 @@ def _follow_parent() -> None:
 
 
 def _end(number: int, frame: Any) -> None:
-    if not _in_job:
-        os._exit(signals.PREEMPTED)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise signals.Terminated()
+    """SIGTERM between two jobs."""
+    os._exit(signals.PREEMPTED)
 
 
 def _call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    global _in_job
     try:
-        _in_job = True
-        return function(*arguments)
+        with signals.heeded():
+            return function(*arguments)
     except signals.Terminated:
         os._exit(signals.PREEMPTED)  # the pool would take the next job
-    finally:
-        _in_job = False

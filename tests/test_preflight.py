@@ -17,6 +17,7 @@ from omnidiff_jax.preflight.report import Report, _needed
 from omnidiff_jax.preflight.table import record
 from omnidiff_jax.preflight.targets import CHIPS, parse_target
 from omnidiff_jax.preflight.traffic import carries_logits, read_program
+from omnidiff_jax.runs.config import run_config
 from omnidiff_jax.training.optimizer import OptimizerConfig
 
 needs_eight = pytest.mark.skipif(len(jax.devices()) < 8, reason="needs 8 devices")

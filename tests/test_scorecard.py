@@ -172,7 +172,7 @@ def lines():
 def test_the_report_is_one_file_that_needs_nothing_else(tmp_path):
     sat = small_exam(RIGHT, MISSED)
     scorecard = write_scorecard(
-        tmp_path, {"text_qa": sit(sat, Answering([Response("red")] * 4)).entry}, {"train": 61.0}, 7
+        tmp_path, {"text_qa": sit(sat, Answering([Response("red")] * 4)).entry}, {}, {"train": 61.0}, 7
     )
     write_report(tmp_path / "report.html", "A <run>", scorecard, list(lines()), views())
     text = (tmp_path / "report.html").read_text()

@@ -45,8 +45,8 @@ logging.getLogger("absl").addFilter(_not_of_orbax)
 
 @contextlib.contextmanager
 def one_error_a_failure() -> Iterator[None]:
-    """Around a run that saves: when one array cannot be written, tensorstore's threads find the event loop of the
-    others closed, and print that, each in eight lines."""
+    """Around a run that saves: when one array cannot be written, the writers of the others find their event loop
+    closed, and tensorstore prints that for each."""
 
     def hook(args: Any) -> None:
         if str(args.exc_value) != "Event loop is closed":
