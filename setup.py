@@ -26,7 +26,6 @@ CORE = [
     "pyyaml>=6",
     "sentencepiece>=0.2.1",
     "soundfile>=0.13",
-    "soxr>=0.5",
     "tensorboardX>=2.6.4",
     "tensorflow-datasets>=4.9.9",
     # Orbax's own; conversion writes its arrays in parts.

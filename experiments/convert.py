@@ -19,11 +19,11 @@ import ml_dtypes
 import numpy as np
 
 from experiments.common import Command
-from experiments.programs.omni import export_newest
 from omnidiff_jax.conversion.components import COMPONENTS
 from omnidiff_jax.conversion.to_orbax import Layout, to_orbax
 from omnidiff_jax.conversion.to_released import SHARD, to_released
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.runs.stored import export_newest
 from omnidiff_jax.sharding.rules import MESH_AXES, STRATEGIES
 
 SOURCES = ("released", "orbax", "run")

@@ -57,7 +57,7 @@ class Batch:
         tail_pads: bool [B, L], the targets that are tail padding (mask probability gamma * t).
         sample_ids: uint32 [B, S]; the sample with segment id s of a row is column s - 1.
         epochs: int32 [B, S], how often the sample had been seen before.
-        task_ids: int32 [B, S], index into the run's task names, -1 = no sample.
+        group_ids: int32 [B, S], number of the sample's (source, task) pair among the run's groups, -1 = no sample.
     """
 
     inputs: ModelInputs
@@ -65,4 +65,4 @@ class Batch:
     tail_pads: jax.Array
     sample_ids: jax.Array
     epochs: jax.Array
-    task_ids: jax.Array
+    group_ids: jax.Array

@@ -17,6 +17,7 @@ from omnidiff_jax.config import build  # noqa: E402
 from omnidiff_jax.data.loader import Loader  # noqa: E402
 from omnidiff_jax.data.mixture import Stage  # noqa: E402
 from omnidiff_jax.data.packing import PackingConfig  # noqa: E402
+from omnidiff_jax.data.sources import Source  # noqa: E402
 from omnidiff_jax.data.streams import Corpus, DataConfig  # noqa: E402
 from omnidiff_jax.diffusion.loss import LossConfig  # noqa: E402
 from omnidiff_jax.diffusion.masking import MaskingConfig  # noqa: E402
@@ -26,9 +27,9 @@ from omnidiff_jax.sharding.distributed import initialize  # noqa: E402
 from omnidiff_jax.sharding.mesh import MeshConfig, batch_parts, batch_sharding, make_mesh  # noqa: E402
 from omnidiff_jax.speech_frames import SpeechLayout  # noqa: E402
 from omnidiff_jax.training.config import TrainingConfig  # noqa: E402
-from omnidiff_jax.training.journal import OperationsConfig  # noqa: E402
 from omnidiff_jax.training.loop import train  # noqa: E402
 from omnidiff_jax.training.omni import OmniProgram  # noqa: E402
+from omnidiff_jax.training.operations.journal import OperationsConfig  # noqa: E402
 from omnidiff_jax.training.optimizer import OptimizerConfig  # noqa: E402
 from omnidiff_jax.training.run import Run  # noqa: E402
 
@@ -54,7 +55,7 @@ class Paused(OmniProgram):
 def program(mesh, pause):
     read = [example(i, "read", 3 + i % 17) for i in range(40)]
     draw = [example(100 + i, "draw", 20 + i % 19) for i in range(30)]
-    corpus = Corpus({"read": read, "draw": draw}, list(STAGES.values()), VOCABULARY)
+    corpus = Corpus({"read": Source(read, "read"), "draw": Source(draw, "draw")}, list(STAGES.values()), VOCABULARY)
     data = DataConfig(
         seed=5,
         batch_size=BATCH,
@@ -71,8 +72,8 @@ def program(mesh, pause):
         VOCABULARY,
         MaskingConfig(),
         LossConfig(chunk=16, groups=batch_parts(mesh)),
-        TASKS,
-        lambda seed: Loader(corpus, data, TASKS, batch_sharding(mesh)),
+        tuple((name, name) for name in TASKS),
+        lambda seed: Loader(corpus, data, batch_sharding(mesh)),
         seed=5,
     )
 

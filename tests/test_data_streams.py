@@ -5,7 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from data_world import TASKS, VOCABULARY, corpus, example
+from data_world import VOCABULARY, corpus, example
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
@@ -14,6 +14,7 @@ from omnidiff_jax.config import build
 from omnidiff_jax.data.loader import HostBatches, Loader, owned_streams
 from omnidiff_jax.data.mixture import Interleave, Stage, shuffled, stage_at
 from omnidiff_jax.data.packing import PackingConfig
+from omnidiff_jax.data.sources import Source
 from omnidiff_jax.data.streams import Corpus, DataConfig, Stream
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.records import RejectedRecord
@@ -69,8 +70,8 @@ def test_stage_of_a_step():
 
 @pytest.mark.parametrize("owners", [[[0, 1], [2, 3]], [[0], [1], [2], [3]]])
 def test_two_or_four_hosts_give_the_batches_of_one(owners):
-    one = take(HostBatches(corpus(), CONFIG, TASKS), 6)
-    hosts = [HostBatches(corpus(), CONFIG, TASKS, owned) for owned in owners]
+    one = take(HostBatches(corpus(), CONFIG), 6)
+    hosts = [HostBatches(corpus(), CONFIG, owned) for owned in owners]
     for whole in one:
         parts = [next(host) for host in hosts]
         same(whole, jax.tree.map(lambda *rows: np.concatenate(rows), *parts))
@@ -82,11 +83,11 @@ def test_a_resume_on_two_hosts_continues_the_run_of_one(cut):
         Stage(4, weights={"read": 1.0}, name="first"),
         Stage(4, weights={"hear": 1.0, "draw": 1.0}, name="second"),
     )
-    whole = HostBatches(corpus(stages), CONFIG, TASKS)
+    whole = HostBatches(corpus(stages), CONFIG)
     take(whole, cut)
     state = json.loads(json.dumps(whole.get_state()))
     expected = take(whole, 5)
-    hosts = [HostBatches(corpus(stages), CONFIG, TASKS, owned) for owned in ([0, 1], [2, 3])]
+    hosts = [HostBatches(corpus(stages), CONFIG, owned) for owned in ([0, 1], [2, 3])]
     for host in hosts:
         take(host, 2)
         host.set_state(state)
@@ -116,7 +117,7 @@ def test_streams_share_each_epoch_without_overlap():
     seen = {}
     for stream in streams:
         packed = stream.get_state()
-        draws = packed["draws"][0]
+        draws = packed["draws"]["read"]
         for j in range(draws):
             index, epoch = shuffled(j * 4 + stream._number, 40, CONFIG.seed, "read")
             assert (index, epoch) not in seen
@@ -126,15 +127,15 @@ def test_streams_share_each_epoch_without_overlap():
 
 def test_stages_follow_each_other_at_their_step():
     stages = (Stage(5, weights={"read": 1.0}, name="first"), Stage(5, weights={"draw": 1.0}, name="second"))
-    batches = take(HostBatches(corpus(stages), CONFIG, TASKS), 12)
-    tasks = [set(batch.task_ids[batch.task_ids >= 0].tolist()) for batch in batches]
+    batches = take(HostBatches(corpus(stages), CONFIG), 12)
+    tasks = [set(batch.group_ids[batch.group_ids >= 0].tolist()) for batch in batches]
     assert all(found == {0} for found in tasks[:5])
     assert all(found == {2} for found in tasks[9:])
 
 
 def test_proportions_of_samples_hold_in_the_batches():
-    batches = take(HostBatches(corpus(), CONFIG, TASKS), 40)
-    ids = np.concatenate([batch.task_ids[batch.task_ids >= 0] for batch in batches])
+    batches = take(HostBatches(corpus(), CONFIG), 40)
+    ids = np.concatenate([batch.group_ids[batch.group_ids >= 0] for batch in batches])
     shares = np.bincount(ids, minlength=3) / len(ids)
     np.testing.assert_allclose(shares, [0.5, 0.25, 0.25], atol=0.03)
 
@@ -152,13 +153,13 @@ class Faulty:
 
 
 def test_unusable_samples_are_skipped_and_counted():
-    faulty = Corpus({"read": Faulty()}, (Stage(9, weights={"read": 1.0}, name="only"),), VOCABULARY)
-    batches = HostBatches(faulty, CONFIG, TASKS)
+    faulty = Corpus({"read": Source(Faulty(), "read")}, (Stage(9, weights={"read": 1.0}, name="only"),), VOCABULARY)
+    batches = HostBatches(faulty, CONFIG)
     take(batches, 12)
     rejected = batches.rejected
-    assert rejected["corrupt image"] > 10 * rejected["longer than a row"] / 2 > 0
+    assert rejected["read: corrupt image"] > 10 * rejected["read: longer than a row"] / 2 > 0
     state = batches.get_state()
-    resumed = HostBatches(faulty, CONFIG, TASKS)
+    resumed = HostBatches(faulty, CONFIG)
     resumed.set_state(state)
     assert resumed.rejected == rejected
 
@@ -167,9 +168,9 @@ def test_a_source_without_a_usable_sample_ends_in_one_line():
     slots = example(1)
     slots.tokens[0] = VOCABULARY.context_audio
     for broken in (example(1, text=500), example(1, heard=(30,)), slots):
-        only = Corpus({"read": [broken]}, (Stage(9, weights={"read": 1.0}, name="only"),), VOCABULARY)
+        only = Corpus({"read": Source([broken], "read")}, (Stage(9, weights={"read": 1.0}, name="only"),), VOCABULARY)
         with pytest.raises(UserError, match="no sample"):
-            next(HostBatches(only, CONFIG, TASKS))
+            next(HostBatches(only, CONFIG))
 
 
 def test_wrong_runs_are_refused():
@@ -186,13 +187,13 @@ def test_wrong_runs_are_refused():
     with pytest.raises(UserError, match="empty"):
         corpus(sizes=(0, 3, 3))
     with pytest.raises(UserError, match="streams"):
-        Loader(corpus(), CONFIG, TASKS).set_state({"0": {}})
+        Loader(corpus(), CONFIG).set_state({"0": {}})
 
 
 def test_loader_state_is_that_of_the_consumed_batches():
-    reference = HostBatches(corpus(), CONFIG, TASKS)
+    reference = HostBatches(corpus(), CONFIG)
     expected = take(reference, 9)
-    with Loader(corpus(), CONFIG, TASKS) as loader:
+    with Loader(corpus(), CONFIG) as loader:
         for batch in expected[:4]:
             same(batch, next(loader))
         state = json.loads(json.dumps(loader.get_state()))
@@ -208,16 +209,18 @@ def test_loader_state_is_that_of_the_consumed_batches():
 
 
 def test_loader_hands_over_the_threads_error():
-    only = Corpus({"read": [example(1, text=500)]}, (Stage(9, weights={"read": 1.0}, name="only"),), VOCABULARY)
-    with Loader(only, CONFIG, TASKS) as loader, pytest.raises(UserError, match="no sample"):
+    only = Corpus(
+        {"read": Source([example(1, text=500)], "read")}, (Stage(9, weights={"read": 1.0}, name="only"),), VOCABULARY
+    )
+    with Loader(only, CONFIG) as loader, pytest.raises(UserError, match="no sample"):
         next(loader)
 
 
 def test_loader_places_rows_on_the_mesh():
     mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), devices=jax.devices()[:8])
     sharding = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
-    expected = next(HostBatches(corpus(), CONFIG, TASKS))
-    with Loader(corpus(), CONFIG, TASKS, sharding) as loader:
+    expected = next(HostBatches(corpus(), CONFIG))
+    with Loader(corpus(), CONFIG, sharding) as loader:
         batch = next(loader)
     same(expected, batch)
     assert batch.inputs.tokens.sharding.is_equivalent_to(sharding, 2)

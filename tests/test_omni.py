@@ -130,5 +130,5 @@ def test_full_size_has_the_released_tensors(golden):
 def test_a_refused_batch_is_named_by_its_samples():
     """Empty places of a row name none."""
     ids = np.array([[7, 0], [4000000000, 9]], np.uint32)
-    batch = types.SimpleNamespace(task_ids=np.array([[0, -1], [2, 1]]), sample_ids=ids)
+    batch = types.SimpleNamespace(group_ids=np.array([[0, -1], [2, 1]]), sample_ids=ids)
     assert OmniProgram.describe(None, batch) == "sample ids [7, 4000000000, 9]"

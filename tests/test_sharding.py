@@ -276,7 +276,7 @@ def tiny_batch():
         tail_pads=positions > 7,
         sample_ids=ids,
         epochs=np.zeros((4, 2), np.int32),
-        task_ids=(ids % 3).astype(np.int32),
+        group_ids=(ids % 3).astype(np.int32),
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 from omni_toys import CODECS, FEATURES, MODEL, Letters, tone
 from omni_toys import frames as features
 
-from omnidiff_jax.data import encode
+from omnidiff_jax.codecs import encode
 from omnidiff_jax.data.loader import HostBatches
 from omnidiff_jax.data.mixture import Stage
 from omnidiff_jax.data.packing import PackingConfig
@@ -49,7 +49,7 @@ def test_every_encoder_is_heard(queries, width):
     assert len(examples) == len(RECORDS) and not rejected
 
     packing = PackingConfig(length=256, frames=64, samples=4, open_rows=2, speech=layout)
-    corpus = Corpus({"asr": examples}, (Stage("one", 5, {"asr": 1.0}),), VOCABULARY)
+    corpus = Corpus({"asr": examples}, (Stage(5, weights={"asr": 1.0}),), VOCABULARY)
     batches = HostBatches(corpus, DataConfig(1, 2, 2, 0, packing), ("asr",))
     packed = next(batches).inputs
     assert batches.rejected == {}

@@ -12,7 +12,7 @@ from data_pipelines.scenes.scene_parser import parse_scene
 from omnidiff_jax.answering.queries import Response
 from omnidiff_jax.evaluation.exam import Case, Measure
 from omnidiff_jax.evaluation.measures import EXACT, TRANSCRIBED, Counts, share
-from omnidiff_jax.evaluation.wer import word_errors
+from omnidiff_jax.words import word_errors
 
 
 def _true_scene(case: Case) -> Scene:

@@ -185,9 +185,9 @@ class Generator:
         images, audios = self._draw(parsed), self._speak(parsed)
         films = film(canvas, result) if strips else None
         vocabulary = self.codecs.layout.vocabulary
-        # Speech ends with its own token; whatever stands after it is no sound.
-        end = vocabulary.end_audio if queries[0].answer == "speech" else vocabulary.im_end
-        finish = finish_reasons(canvas, result, end)
+        # Speech also ends with its own token; whatever stands after it is no sound.
+        ends = [vocabulary.im_end, *([vocabulary.end_audio] if queries[0].answer == "speech" else [])]
+        finish = finish_reasons(canvas, result, *ends)
         responses = []
         for i, (query, answer) in enumerate(zip(queries, parsed, strict=True)):
             image = images[i]

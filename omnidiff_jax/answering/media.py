@@ -13,6 +13,7 @@ from PIL import Image
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.media.audio import read_audio, wav_bytes, write_wav
 from omnidiff_jax.media.image import read_image
+from omnidiff_jax.media.speech import ChannelMix
 from omnidiff_jax.records import Waveform
 
 T = TypeVar("T")
@@ -90,7 +91,10 @@ def to_audio(value: Any) -> Waveform:
         if samples.dtype.kind in "iu":
             samples = samples / np.float32(np.iinfo(samples.dtype).max)
         if samples.ndim == 2:
-            samples = samples.mean(axis=int(np.argmin(samples.shape)))
+            samples = samples if samples.shape[0] > samples.shape[1] else samples.T
+            mix = ChannelMix(samples.shape[1])
+            samples = mix(samples)
+            mix.check()
         if samples.ndim == 1 and len(samples) and np.isfinite(samples).all() and isinstance(rate, int) and rate > 0:
             return Waveform(np.clip(samples, -1, 1).astype(np.float32), rate)
     raise UserError(

@@ -52,7 +52,7 @@ def backbone_trainer(config: RunConfig) -> Trainer:
         vocabulary=VOCABULARY,
         masking=config.corruption,
         loss_config=dataclasses.replace(config.loss, groups=batch_parts(mesh)),
-        tasks=tuple(kind.name for kind in LONG_TAILED),
+        groups=tuple((kind.name, kind.name) for kind in LONG_TAILED),
         open_loader=no_data,
         seed=config.seed,
         sharding=config.sharding,

@@ -79,9 +79,10 @@ def packed_batch(rows: int, config: PackingConfig, vocabulary: Vocabulary, seed:
     packer: Packer[Sample] = Packer(config)
     full: list[list[Sample]] = []
     number = 0
+    groups = {kind.name: index for index, kind in enumerate(LONG_TAILED)}
     while len(full) < rows:
         for example in long_tailed(256, vocabulary, config.length, seed=seed + number):
-            full += packer.add(Sample(example, 0, 0, len(example.tokens), 0), len(example.tokens), 0)
+            size = len(example.tokens)
+            full += packer.add(Sample(example, 0, 0, size, 0, groups[example.task]), size, 0)
         number += 1
-    tasks = {kind.name: index for index, kind in enumerate(LONG_TAILED)}
-    return assemble(full[:rows], config, vocabulary, tasks)
+    return assemble(full[:rows], config, vocabulary)

@@ -16,6 +16,7 @@ from omnidiff_jax.codecs.media import Codecs
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.media.audio import read_audio
 from omnidiff_jax.media.image import read_image
+from omnidiff_jax.media.speech import check_heard
 from omnidiff_jax.records import AUDIO_TAG, IMAGE_TAG, EncodedExample, Record, RejectedRecord, Waveform
 from omnidiff_jax.tasks.chat import ChatLayout, media_roles
 from omnidiff_jax.tokenizers.image import fit
@@ -166,7 +167,7 @@ def _audios(records: Sequence[Record], codecs: Codecs) -> list[np.ndarray | Reje
     spoken = [wave for wave, role in zip(waves, roles, strict=True) if role == "assistant"]
     codes = iter(_all_or_each(codecs.speech, spoken))
     return [
-        next(codes) if role == "assistant" else _guarded(codecs.features, wave)
+        next(codes) if role == "assistant" else _guarded(functools.partial(_heard, codecs.features), wave)
         for wave, role in zip(waves, roles, strict=True)
     ]
 
@@ -181,6 +182,11 @@ def _all_or_each(
         return list(encode_all(waves))
     except UserError:
         return [_guarded(lambda one: encode_all([one])[0], wave) for wave in waves]
+
+
+def _heard(features: Callable[[Waveform], np.ndarray], wave: Waveform) -> np.ndarray:
+    check_heard(wave)
+    return features(wave)
 
 
 def _guarded(make: Callable[[Waveform], np.ndarray], wave: Waveform) -> np.ndarray | RejectedRecord:

@@ -1,7 +1,7 @@
 """Packed samples to the arrays of a `Batch`, in numpy."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ class Sample:
         pads: number of tail pads appended to it.
         tokens: size in tokens, tail pads included.
         frames: size in the frame buffer, query slots included.
+        group: number of its (source, task) pair.
     """
 
     example: EncodedExample
@@ -30,6 +31,7 @@ class Sample:
     pads: int
     tokens: int
     frames: int
+    group: int = 0
 
 
 def takes_tail_pads(tokens: np.ndarray, pad: int) -> bool:
@@ -47,16 +49,13 @@ def tail_pads(example: EncodedExample, epoch: int, seed: int, most: int, pad: in
     return 1 + stable_id("tail pads", seed, epoch, example.sample_id) % most
 
 
-def assemble(
-    rows: Sequence[Sequence[Sample]], config: PackingConfig, vocabulary: Vocabulary, tasks: Mapping[str, int]
-) -> Batch:
+def assemble(rows: Sequence[Sequence[Sample]], config: PackingConfig, vocabulary: Vocabulary) -> Batch:
     """One batch of packed rows.
 
     Args:
         rows: the samples of each of the B rows; each row fits `config`.
         config: shape of a row.
         vocabulary: knows the id of padding and of the slots that speech fills.
-        tasks: task name -> task id.
 
     Returns:
         A `Batch` of numpy arrays.
@@ -70,7 +69,7 @@ def assemble(
     table = (len(rows), config.samples)
     sample_ids = _filled(table, 0, np.uint32)
     epochs = _filled(table, 0, np.int32)
-    task_ids = _filled(table, -1, np.int32)
+    group_ids = _filled(table, -1, np.int32)
     ones = np.ones(config.length, bool)
     for b, row in enumerate(rows):
         if not row:
@@ -91,9 +90,9 @@ def assemble(
         positions[b, :used] = np.arange(used) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         sample_ids[b, : len(row)] = [sample.example.sample_id for sample in row]
         epochs[b, : len(row)] = [sample.epoch for sample in row]
-        task_ids[b, : len(row)] = [tasks[sample.example.task] for sample in row]
+        group_ids[b, : len(row)] = [sample.group for sample in row]
     speech = _speech(rows, config, tokens == vocabulary.context_audio) if config.frames else None
-    return Batch(ModelInputs(tokens, segment_ids, positions, speech), targets, pads, sample_ids, epochs, task_ids)
+    return Batch(ModelInputs(tokens, segment_ids, positions, speech), targets, pads, sample_ids, epochs, group_ids)
 
 
 def _speech(rows: Sequence[Sequence[Sample]], config: PackingConfig, replaced: np.ndarray) -> SpeechFrames:

@@ -34,13 +34,41 @@ class Stage:
     def __post_init__(self):
         check_fields(self, f"stage {self.name}" if self.name else "stage")
 
-    def check(self, sources: Sequence[str]) -> None:
-        """Raises UserError if no source has a weight, or a weighted one is not among `sources`."""
-        if not any(self.weights.values()):
+    def shares(self, tasks: Mapping[str, str], sizes: Mapping[str, int]) -> dict[str, float]:
+        """The weight of every source.
+
+        A task's name weighs all its sources together, in proportion to their sizes; a source's name goes before a
+        task's.
+
+        Args:
+            tasks: source -> task.
+            sizes: source -> number of samples.
+
+        Raises:
+            UserError: a name that is neither, a source weighed by both, an empty one, or no weight at all.
+        """
+        shares = dict.fromkeys(tasks, 0.0)
+        for name, weight in self.weights.items():
+            members = [name] if name in tasks else [source for source, task in tasks.items() if task == name]
+            if not members:
+                known = [*tasks, *(task for task in tasks.values() if task)]
+                raise UserError(f"stage {self.name!r} weighs the unknown source {name!r}; {suggest(name, known)}")
+            total = sum(sizes[source] for source in members)
+            for source in members:
+                if weight and shares[source]:
+                    raise UserError(
+                        f"stage {self.name!r} weighs source {source!r} by its own name and by that of its task "
+                        f"{tasks[source]!r}; leave one out"
+                    )
+                if weight and not sizes[source]:
+                    raise UserError(
+                        f"source {source!r} of stage {self.name!r} is empty; build it or set its weight to 0"
+                    )
+                if weight:
+                    shares[source] = weight if len(members) == 1 else weight * sizes[source] / total
+        if not any(shares.values()):
             raise UserError(f"stage {self.name!r} needs a positive weight for at least one source")
-        for name in self.weights:
-            if name not in sources:
-                raise UserError(f"stage {self.name!r} weighs the unknown source {name!r}; {suggest(name, sources)}")
+        return shares
 
 
 def scale_stages(stages: Sequence[Stage], total_steps: int) -> tuple[Stage, ...]:

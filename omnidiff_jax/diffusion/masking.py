@@ -65,7 +65,7 @@ def corrupt(batch: Batch, seed: int | jax.Array, config: MaskingConfig, vocabula
         named = jax.vmap(lambda key: rng.named(key, name))(token_keys.reshape(-1))
         return rng.token_uniforms(named.reshape(token_keys.shape), inputs.positions)
 
-    present = batch.task_ids >= 0
+    present = batch.group_ids >= 0
     if config.mode == "paper":
         level_keys = jax.vmap(lambda key: rng.named(key, "level"))(keys.reshape(-1)).reshape(keys.shape)
         ratio = (1 - config.min_noise) * rng.sample_uniforms(level_keys) + config.min_noise

@@ -6,7 +6,7 @@ import numpy as np
 
 from omnidiff_jax.answering.queries import Response
 from omnidiff_jax.evaluation.exam import Case, Measure
-from omnidiff_jax.evaluation.wer import normalize, word_errors
+from omnidiff_jax.words import normalize, word_errors
 
 Counts = tuple[np.ndarray, np.ndarray]
 

@@ -63,7 +63,7 @@ def write_scorecard(
 
 
 def exam_entry(entries: Mapping[str, Mapping[str, Any]], of: int) -> dict[str, Any]:
-    """An exam's part of the scorecard from its tasks' entries: a metric is "TASK: NAME", or NAME where there is one task.
+    """An exam's part of the scorecard from its tasks' entries; with several of them a metric is "TASK: NAME".
 
     Args:
         entries: by task.

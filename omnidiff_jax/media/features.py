@@ -14,7 +14,6 @@ from collections.abc import Iterable
 import librosa
 import numpy as np
 import numpy.typing as npt
-import scipy.signal
 from numpy.lib.stride_tricks import sliding_window_view
 
 from omnidiff_jax.config import Count, NonNegative, Positive, Share
@@ -62,9 +61,26 @@ def resample(
     up, down = target_rate // divisor, source_rate // divisor
     taps, lead = _sinc_filter(up, down, lowpass_width, rolloff)
     length = -(-len(samples) * up // down)
-    # Zeros behind the signal give the outputs that its tail still reaches.
-    padded = np.pad(np.asarray(samples, np.float32), (0, len(taps) // up + down))
-    return scipy.signal.upfirdn(taps, padded, up, down)[lead : lead + length]
+    return _upsample_filter_decimate(taps, np.asarray(samples, np.float32), up, down, lead, length)
+
+
+def _upsample_filter_decimate(
+    taps: np.ndarray, samples: np.ndarray, up: int, down: int, lead: int, length: int
+) -> np.ndarray:
+    """Outputs `lead` to `lead + length` of `scipy.signal.upfirdn`, bit for bit: importing that takes seconds.
+
+    Output m is the sum over k, from the oldest sample, of taps[m * down % up + k * up] * samples[m * down // up - k].
+    """
+    reach, rows = -(-len(taps) // up), -(-length // up)
+    newest, phase = np.divmod(np.arange(lead, lead + rows * up).reshape(rows, up) * down, up)
+    weights = np.pad(taps, (0, reach * up - len(taps))).reshape(reach, up)[:, phase[:1]]
+    # Zeros stand before and behind the signal, where the filter reaches over its ends.
+    behind = max(int(newest.max(initial=0)) + 1 - len(samples), 0)
+    padded = np.pad(samples, (reach - 1, behind))
+    out = np.zeros((rows, up), np.float32)
+    for k in reversed(range(reach)):
+        out += weights[k] * padded[reach - 1 - k :].take(newest)
+    return out.reshape(-1)[:length]
 
 
 # ---- Kaldi filter banks, stacking, normalisation -----------------------------------------------------------
@@ -231,10 +247,14 @@ def slaney_filters(rate: int, n_fft: int, num_mels: int, low_hz: float, high_hz:
     return weights.astype(np.float32)
 
 
+def _hann(length: int) -> np.ndarray:
+    """The periodic Hann window, float32 [length]."""
+    return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / length)).astype(np.float32)
+
+
 def _power_frames(padded: np.ndarray, n_fft: int, hop: int) -> np.ndarray:
     """Power spectra [T, n_fft / 2 + 1] of periodic-Hann windows."""
-    window = scipy.signal.get_window("hann", n_fft).astype(np.float32)
-    spectrum = np.fft.rfft(sliding_window_view(padded, n_fft)[::hop] * window[None])
+    spectrum = np.fft.rfft(sliding_window_view(padded, n_fft)[::hop] * _hann(n_fft)[None])
     return np.square(spectrum.real) + np.square(spectrum.imag)
 
 

@@ -8,7 +8,7 @@ from omnidiff_jax.codecs.tokenizers import Sizes, TokenizersConfig
 from omnidiff_jax.config import Count, DecayRate, Natural, Share, build, choose, free, suggest, to_dict
 from omnidiff_jax.data.packing import PackingConfig
 from omnidiff_jax.data.readers import SourceConfig
-from omnidiff_jax.data.streams import DataConfig
+from omnidiff_jax.data.streams import DataConfig, group_names
 from omnidiff_jax.diffusion.loss import LossConfig
 from omnidiff_jax.diffusion.masking import MaskingConfig
 from omnidiff_jax.errors import UserError
@@ -78,7 +78,8 @@ class RunConfig(TrainingConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        _ = self.corruption, self.tasks
+        _ = self.corruption
+        self.check_weights()
 
     @property
     def corruption(self) -> MaskingConfig:
@@ -94,9 +95,13 @@ class RunConfig(TrainingConfig):
         return {name: used[name] for name in (*(n for n in TRAINED if n in used), *(n for n in used if n not in TASKS))}
 
     @property
-    def tasks(self) -> tuple[str, ...]:
-        """Every task that is trained, in the registry's order: what `Batch.task_ids` number."""
-        known = {name for name, source in self.data.sources.items()} | set(TRAINED)
+    def groups(self) -> tuple[tuple[str, str], ...]:
+        """The (source, task) pairs that loss is told apart by: what `Batch.group_ids` number."""
+        return group_names({name: source.task for name, source in self.sources.items()})
+
+    def check_weights(self) -> None:
+        """Raises UserError where a stage weighs what is neither a source nor a task that can be trained."""
+        known = {*self.data.sources, *TRAINED}
         for stage in self.stages.values():
             for name in stage.weights:
                 if name in TASKS and name not in TRAINED:
@@ -105,8 +110,6 @@ class RunConfig(TrainingConfig):
                     )
                 if name not in known:
                     raise UserError(f"config.stages weighs {name!r}, no source or task; {suggest(name, known)}")
-        named = {source.task for source in self.sources.values()}
-        return TRAINED if "" in named else tuple(name for name in TRAINED if name in named)
 
     @property
     def optimizer_used(self) -> OptimizerConfig:

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from omnidiff_jax import rng
 from omnidiff_jax.codecs.tokenizers import Sizes, Tokenizers
 from omnidiff_jax.data.loader import Loader
-from omnidiff_jax.data.sources import RandomAccess
+from omnidiff_jax.data.sources import Source
 from omnidiff_jax.data.streams import Corpus
 from omnidiff_jax.records import EncodedExample
 from omnidiff_jax.runs.config import RunConfig, run_config
@@ -18,10 +18,19 @@ from omnidiff_jax.training.initial import load_initial
 from omnidiff_jax.training.omni import OmniProgram
 from omnidiff_jax.training.run import Run
 
-Sources = Mapping[str, RandomAccess[EncodedExample]]
+
+@dataclasses.dataclass(frozen=True)
+class ModelRun(Run):
+    """A run of the whole model."""
+
+    config: RunConfig
+    program: OmniProgram
 
 
-def open_run(config: RunConfig, tokenizers: Tokenizers, open_sources: Callable[[], Sources]) -> Run:
+Sources = Mapping[str, Source[EncodedExample]]
+
+
+def open_run(config: RunConfig, tokenizers: Tokenizers, open_sources: Callable[[], Sources]) -> ModelRun:
     """A run that `training.loop.train` takes.
 
     Args:
@@ -35,33 +44,33 @@ def open_run(config: RunConfig, tokenizers: Tokenizers, open_sources: Callable[[
     mesh, loading = config.make_mesh(), config.loading(tokenizers)
 
     def open_loader(seed: int) -> Loader:
-        return Loader(corpus, loading, config.tasks, batch_sharding(mesh))
+        return Loader(corpus, loading, batch_sharding(mesh))
 
     run = _run(config, tokenizers, mesh, open_loader)
     corpus = Corpus(open_sources(), config.plan, tokenizers.vocabulary)
     return run
 
 
-def open_without_data(config: RunConfig, tokenizers: Sizes, mesh: Mesh) -> Run:
+def open_without_data(config: RunConfig, tokenizers: Sizes, mesh: Mesh) -> ModelRun:
     """A run that is compiled, measured or restored, and never trained."""
     return _run(config, tokenizers, mesh, _no_data)
 
 
-def _run(config: RunConfig, tokenizers: Sizes, mesh: Mesh, open_loader: Callable[[int], Loader]) -> Run:
+def _run(config: RunConfig, tokenizers: Sizes, mesh: Mesh, open_loader: Callable[[int], Loader]) -> ModelRun:
     weights = tokenizers.speech_encoder_params
     program = OmniProgram(
         model=config.omni(tokenizers),
         vocabulary=tokenizers.vocabulary,
         masking=config.corruption,
         loss_config=dataclasses.replace(config.loss, groups=batch_parts(mesh)),
-        tasks=config.tasks,
+        groups=config.groups,
         open_loader=open_loader,
         seed=config.seed,
         pretrained={"speech_encoder": weights} if weights is not None else {},
         sharding=config.sharding,
         lora=config.lora,
     )
-    return Run(config, program, mesh, initial_params(config, program), run_config)
+    return ModelRun(config, program, mesh, initial_params(config, program), run_config)
 
 
 def initial_params(config: RunConfig, program: OmniProgram) -> Callable[[Any], Any] | None:

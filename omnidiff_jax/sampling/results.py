@@ -4,7 +4,7 @@ import jax
 import numpy as np
 from flax import struct
 
-from omnidiff_jax.sampling.canvas import Canvas
+from omnidiff_jax.sampling.canvas import Canvas, answer_tokens
 
 
 @struct.dataclass
@@ -36,27 +36,22 @@ def film(canvas: Canvas, result: SampleResult) -> np.ndarray:
     return np.where(revealed, tokens, before)
 
 
-def finish_reasons(canvas: Canvas, result: SampleResult, end_id: int | None) -> list[str]:
+def finish_reasons(canvas: Canvas, result: SampleResult, *ends: int) -> list[str]:
     """Why each example's answer ended, one word per example (rows that only fill up the batch have none).
 
     Args:
         canvas: as it was sampled from.
         result: of it.
-        end_id: the token that ends an answer; None if none does.
+        ends: tokens that end an answer.
 
     Returns:
-        "end": `end_id` stands in the answer before any mask, generated or given; what follows it is no answer.
-        "length": every position is filled, and none of them is `end_id`: the answer may go on beyond its room.
+        "end": one of `ends` stands in the answer before any mask, generated or given; what follows it is no answer.
+        "length": every position is filled, and none ends the answer: it may go on beyond its room.
         "steps": masks remain (blocks without steps, or the mask itself was predicted; released forms only).
     """
     reasons = []
-    for row, generate, start, length in zip(
-        np.asarray(result.tokens), np.asarray(canvas.generate), canvas.answer_start, canvas.answer_length, strict=True
-    ):
-        if not length:
-            continue
-        answer = row[start : start + length]
-        masks = np.flatnonzero((answer == canvas.mask_id) & generate[start : start + length])
+    for answer in answer_tokens(canvas, result.tokens):
+        masks = np.flatnonzero(answer == canvas.mask_id)
         known = answer[: masks[0]] if len(masks) else answer
-        reasons.append("end" if (known == end_id).any() else "steps" if len(masks) else "length")
+        reasons.append("end" if np.isin(known, ends).any() else "steps" if len(masks) else "length")
     return reasons

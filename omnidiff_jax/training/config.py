@@ -11,7 +11,7 @@ from omnidiff_jax.errors import UserError
 from omnidiff_jax.sharding.mesh import MeshConfig, batch_parts, make_mesh
 from omnidiff_jax.sharding.rules import BATCH_AXES
 from omnidiff_jax.training.checkpoint import CheckpointConfig
-from omnidiff_jax.training.journal import OperationsConfig
+from omnidiff_jax.training.operations.journal import OperationsConfig
 from omnidiff_jax.training.optimizer import OptimizerConfig
 
 

@@ -7,13 +7,13 @@ import numpy as np
 from data_pipelines.scenes.listener import listen
 from data_pipelines.scenes.tasks import make_record
 from omnidiff_jax.codecs.tokenizers import tokenizer_folder
-from omnidiff_jax.evaluation.wer import edit_distance, normalize
 from omnidiff_jax.records import Waveform
 from omnidiff_jax.tokenizers.speech import SpeechTokenizer
 from omnidiff_jax.training.config import TrainingConfig
 from omnidiff_jax.training.run import Run
 from omnidiff_jax.training.tokenizers.speech_codec import SpeechCodecProgram, SpeechCodecTraining, Utterances
 from omnidiff_jax.training.tokenizers.speech_decoder import SpeechDecoderProgram, SpeechDecoderTraining
+from omnidiff_jax.words import edit_distance, normalize
 
 
 def answers(split: str, joined: int = 1) -> Utterances:

@@ -11,11 +11,11 @@ from data_pipelines.scenes.speech import heard_voice, say
 from data_pipelines.scenes.tasks import SHORT_COUNTS, SPOKEN_COUNTS
 from data_pipelines.sdvi.build import VOICES
 from omnidiff_jax.errors import UserError
-from omnidiff_jax.evaluation.wer import normalize, word_error_rate
 from omnidiff_jax.records import Waveform
 from omnidiff_jax.training.config import TrainingConfig
 from omnidiff_jax.training.run import Run
 from omnidiff_jax.training.tokenizers.ctc import CtcProgram, CtcTraining, Utterances
+from omnidiff_jax.words import normalize, word_error_rate
 
 # Every tenth voice is kept for validation, whose sentences are of the test split too.
 HELD_OUT_VOICES = tuple(range(9, VOICES, 10))

@@ -1,16 +1,47 @@
 """Word error rate, and the normalisation of text under which answers are compared."""
 
+import itertools
 import re
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
 
-_NOT_WORDS = re.compile(r"[^\w\s']|_")
+# ‘quoted’: the mark that closes is no apostrophe, which looks the same.
+_QUOTED = re.compile("‘(.*?)’(?!\\w)", re.DOTALL)
+_APOSTROPHES = "'’‘ʼ´＇‛"
 
 
 def normalize(text: str) -> str:
-    """Lower case, no punctuation but apostrophes, single spaces."""
-    return " ".join(_NOT_WORDS.sub(" ", text.lower()).split())
+    """Lower case, no punctuation but apostrophes, single spaces; one spelling of what looks alike.
+
+    Letters of compatibility (full width, ligatures, superscripts) become plain ones, accents are composed (Unicode's
+    NFKC), every apostrophe is ', and characters without a look of their own (soft hyphens, joiners) are left out.
+    Accents and vowel signs belong to their letters: words that differ in them are different words.
+    """
+    # Signs go first: NFKC would spell some of them out, such as ™.
+    composed = unicodedata.normalize("NFC", text)
+    spelled = "".join(map(_plain, _QUOTED.sub(r" \1 ", composed)))
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", spelled).casefold())
+    words = "".join(map(_plain, folded)).split()
+    # A mark without a letter before it is what is left of a sign.
+    return " ".join(word for found in words if (word := "".join(itertools.dropwhile(_is_mark, found))))
+
+
+def _plain(character: str) -> str:
+    """The character, or what stands for it between words: an apostrophe, a space, or nothing."""
+    if character in _APOSTROPHES:
+        return "'"
+    if unicodedata.category(character) == "Cf" or character == "\u034f" or "\ufe00" <= character <= "\ufe0f":
+        return ""
+    if character.isalnum() or _is_mark(character):
+        return character
+    return " "
+
+
+def _is_mark(character: str) -> bool:
+    """Accents and vowel signs, which stand on the letter before them."""
+    return unicodedata.category(character) in ("Mn", "Mc")
 
 
 def edit_distance(reference: Sequence[str], hypothesis: Sequence[str]) -> int:

@@ -18,10 +18,11 @@ from typing import Any
 
 from experiments.common import Command
 from experiments.launch import local
-from experiments.programs import PROGRAMS
-from experiments.programs.data import build_sets
+from experiments.programs import READERS
+from omnidiff_jax.data.building import build_sets
 from omnidiff_jax.errors import UserError
-from omnidiff_jax.training.metrics import read_metrics
+from omnidiff_jax.runs.config import run_config
+from omnidiff_jax.training.operations.metrics import read_metrics
 
 COMMAND = Command("soak", __doc__)
 CONFIG = COMMAND.config("experiments/configs/soak.py")
@@ -34,17 +35,15 @@ JSON = COMMAND.switch("json", "end with one line of JSON")
 
 
 def run() -> None:
-    config, root = CONFIG.value, Path(str(WORKDIR.value))
-    if config.program not in PROGRAMS or config.data.set != "scenes":
-        raise UserError("soak runs a config of program 'omni' on Scenes, such as experiments/configs/soak.py")
+    config, root = run_config(CONFIG.value), Path(str(WORKDIR.value))
     if (root / "whole").exists() or (root / "soaked").exists():
         raise UserError(f"{root} holds the runs of an earlier soak; remove it or name another folder")
     moves = _numbers(MOVE.value)
-    build_sets(config, root / "data")
+    build_sets(config.sources, READERS, config.tokenizers, root / "data")
     for name in ("whole", "soaked"):
         (root / name).mkdir(parents=True)
         (root / name / "data").symlink_to((root / "data").absolute())
-    total = config.total_steps
+    total = sum(stage.steps for stage in config.plan)
     began = time.perf_counter()
     whole = moves[0] if moves else PROCESSES.value or 2
     _finish(_start(root / "whole", whole))
