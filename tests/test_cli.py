@@ -159,11 +159,11 @@ def test_help_shows_every_flag_and_runs_nothing(capsys: pytest.CaptureFixture[st
 def test_the_compilation_cache_is_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = jax.config.jax_compilation_cache_dir
     try:
-        common.use_compilation_cache()
+        use_cache()
         assert jax.config.jax_compilation_cache_dir == before
         monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-        common.use_compilation_cache()
+        use_cache()
         assert jax.config.jax_compilation_cache_dir == str(tmp_path / "omnidiff_jax" / "xla")
     finally:
         jax.config.update("jax_compilation_cache_dir", before)

@@ -1,5 +1,6 @@
 """A run small enough to train, interrupt and sample in a test: random speech tokenizers and the nano config shrunk."""
 
+import dataclasses
 import textwrap
 from pathlib import Path
 
@@ -98,7 +99,10 @@ def write_config(folder: Path, steps: int = 24) -> Path:
 def untrained(config, workdir: Path) -> None:
     """A checkpoint of the config's initial state, as training would have saved it."""
     typed = run_config(config)
-    opened = open_here(typed, open_tokenizers(typed.tokenizers))
+    tokenizers = open_tokenizers(typed.tokenizers)
+    named = dataclasses.replace(typed.tokenizers, fingerprint=tokenizers.fingerprint)
+    typed = dataclasses.replace(typed, tokenizers=named)
+    opened = open_here(typed, tokenizers)
     optimizer = typed.optimizer_used
     with jax.set_mesh(opened.mesh):
         make = jax.jit(
