@@ -17,7 +17,6 @@ CORE = [
     "jax>=0.10,<0.12",
     "librosa>=0.11,<0.12",
     "ml-collections>=1.1",
-    "msgpack>=1.1",
     "numpy>=2.1",
     "optax>=0.2.6,<0.3",
     "orbax-checkpoint>=0.12,<0.13",
@@ -27,7 +26,6 @@ CORE = [
     "pyyaml>=6",
     "sentencepiece>=0.2.1",
     "soundfile>=0.13",
-    "soxr>=0.5",
     "tensorboardX>=2.6.4",
     "tensorflow-datasets>=4.9.9",
     # Orbax's own; conversion writes its arrays in parts.

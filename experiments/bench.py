@@ -20,18 +20,16 @@ import tempfile
 from pathlib import Path
 
 import jax
-from ml_collections import ConfigDict
 
 from experiments.common import Command
-from experiments.programs.bench import (
+from omnidiff_jax.benchmarks.backbone import (
     TORCH_STEP,
     VOCABULARY,
     backbone_config,
     backbone_trainer,
-    data_config,
+    loading,
     torch_settings,
 )
-from experiments.programs.omni import check_config
 from omnidiff_jax.benchmarks.checkpoint import bench_checkpoint
 from omnidiff_jax.benchmarks.input import H200_TOKENS_PER_SECOND, bench_input
 from omnidiff_jax.benchmarks.matmul import matmul_flops, memory_bandwidth
@@ -40,6 +38,7 @@ from omnidiff_jax.benchmarks.train import Trainer, TrainSpeed, device_bytes, mea
 from omnidiff_jax.benchmarks.versus import Side, compare
 from omnidiff_jax.config import choose
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.runs.config import RunConfig, run_config
 
 COMMAND = Command("bench", __doc__, arguments="WHAT")
 CONFIG = COMMAND.config("experiments/configs/bench_mid.py")
@@ -61,14 +60,13 @@ SIDE = COMMAND.switch("side", "used by --against: one of the two processes")
 
 
 def run(what: str) -> None:
-    check_config(CONFIG.value)
     benchmarks = {"train": train, "input": read, "sampler": fill, "checkpoint": save}
-    result = choose(benchmarks, what, "benchmark")(CONFIG.value)
+    result = choose(benchmarks, what, "benchmark")(run_config(CONFIG.value))
     if JSON.value and result is not None:
         print(json.dumps(result))
 
 
-def train(config: ConfigDict) -> dict | None:
+def train(config: RunConfig) -> dict | None:
     if SIDE.value:
         step_by_step(config)
         return None
@@ -76,8 +74,8 @@ def train(config: ConfigDict) -> dict | None:
         return versus(config)
     ceiling = matmul_flops(config.dtype)
     try:
-        trainer, compile_seconds = fitting(config)
-        speed = measure(trainer, STEPS.value or 1, config.model.layers, compile_seconds, ceiling)
+        trainer, layers, compile_seconds = fitting(config)
+        speed = measure(trainer, STEPS.value or 1, layers, compile_seconds, ceiling)
     except jax.errors.JaxRuntimeError as error:
         layers = config.model.layers - 1
         if "RESOURCE_EXHAUSTED" not in str(error) or not SHRINK.value or not layers:
@@ -91,8 +89,8 @@ def train(config: ConfigDict) -> dict | None:
     return dataclasses.asdict(speed)
 
 
-def fitting(config: ConfigDict) -> tuple[Trainer, float]:
-    """The compiled trainer, with fewer layers where asked to and needed; and the seconds that compiling took."""
+def fitting(config: RunConfig) -> tuple[Trainer, int, float]:
+    """The compiled trainer, with fewer layers where asked to and needed; its layers, and the seconds of compiling."""
     limit = device_bytes()
     if SHRINK.value and limit is None:
         raise UserError("--shrink_to_fit: this device does not tell how much memory it has; leave the flag out")
@@ -100,7 +98,7 @@ def fitting(config: ConfigDict) -> tuple[Trainer, float]:
         trainer = backbone_trainer(config)
         seconds, needed = trainer.compile()
         if limit is None or needed <= limit:
-            return trainer, seconds
+            return trainer, config.model.layers, seconds
         layers = config.model.layers
         print(f"{layers} layers need {needed / 2**30:.1f} GiB of {limit / 2**30:.1f}", file=sys.stderr, flush=True)
         if not SHRINK.value or layers == 1:
@@ -109,7 +107,8 @@ def fitting(config: ConfigDict) -> tuple[Trainer, float]:
                 "use fewer, or --shrink_to_fit"
             )
         # What a layer takes tells how many are too many.
-        config.model.layers = max(1, min(layers - 1, int(layers * limit / needed) + 1))
+        fewer = max(1, min(layers - 1, int(layers * limit / needed) + 1))
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, layers=fewer))
 
 
 def describe(speed: TrainSpeed) -> str:
@@ -124,7 +123,7 @@ def describe(speed: TrainSpeed) -> str:
     )
 
 
-def step_by_step(config: ConfigDict) -> None:
+def step_by_step(config: RunConfig) -> None:
     """Our side of `--against`."""
     trainer = backbone_trainer(config)
     trainer.compile()  # as `fitting` does: a compiler beside the state would be counted as the step's memory
@@ -135,7 +134,7 @@ def step_by_step(config: ConfigDict) -> None:
     print(json.dumps({"peak_bytes": peak_bytes()}), flush=True)
 
 
-def versus(config: ConfigDict) -> dict:
+def versus(config: RunConfig) -> dict:
     if config.accumulate != 1:
         raise UserError(f"--against=torch takes whole batches; config.accumulate = {config.accumulate} must be 1")
     threads = len(os.sched_getaffinity(0))
@@ -155,12 +154,12 @@ def versus(config: ConfigDict) -> dict:
     return {"sides": result, "times_as_fast": ratio, "share_of_memory": memory}
 
 
-def read(config: ConfigDict) -> dict:
+def read(config: RunConfig) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         speed = bench_input(
             Path(folder),
             VOCABULARY,
-            data_config(config),
+            loading(config),
             BATCHES.value or 1,
             EXAMPLES.value or 1,
             float(CONSUMPTION.value or H200_TOKENS_PER_SECOND),
@@ -173,7 +172,7 @@ def read(config: ConfigDict) -> dict:
     return dataclasses.asdict(speed)
 
 
-def fill(config: ConfigDict) -> dict:
+def fill(config: RunConfig) -> dict:
     """An image's answer filled in by the config's backbone, in variants."""
     chosen = variants(backbone_config(config), SAMPLER_STEPS.value or 1)
     ceiling, bandwidth = matmul_flops(config.dtype), memory_bandwidth()
@@ -190,9 +189,9 @@ def fill(config: ConfigDict) -> dict:
     return {"variants": [dataclasses.asdict(speed) for speed in speeds]} | rates
 
 
-def save(config: ConfigDict) -> dict:
+def save(config: RunConfig) -> dict:
     """Saves and restores of the config's backbone and its optimizer, beside training steps."""
-    trainer, _ = fitting(config)
+    trainer, _, _ = fitting(config)
     with tempfile.TemporaryDirectory(dir=FOLDER.value) as folder:
         speed = bench_checkpoint(trainer, Path(folder), SAVES.value or 1)
     gib = speed.bytes / 2**30

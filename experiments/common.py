@@ -17,17 +17,18 @@ Each command holds its flags in its own table, so that a process may import seve
 
 import collections
 import importlib.util
-import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Never
+from typing import Any, Never
 
+import yaml
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from omnidiff_jax.cli import guard
+from omnidiff_jax.compilation import use_cache
 from omnidiff_jax.config import suggest
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.signals import leave
@@ -151,7 +152,7 @@ class Command:
             return
         arguments = self.parse(argv)
         logging.set_verbosity(logging.ERROR)  # a library's warnings would bury the one line that matters
-        use_compilation_cache()
+        use_cache()
         run(*arguments)
 
     def parse(self, argv: list[str]) -> list[str]:
@@ -219,6 +220,49 @@ class Command:
         return rest
 
 
+def model_flags(command: Command) -> tuple[flags.FlagHolder[str | None], flags.FlagHolder[str | None]]:
+    """Adds `--workdir` and `--model`, the two ways to name a trained model; `model_named` reads them."""
+    workdir = command.string("workdir", "folder of a trained run")
+    return workdir, command.string("model", "in place of --workdir: a shipped model's name, or a folder of weights")
+
+
+def model_named(workdir: str | None, model: str | None) -> str:
+    """What the flags of `model_flags` name, as `omnidiff_jax.load` takes it.
+
+    Raises:
+        UserError: neither, or both.
+    """
+    if workdir and model:
+        raise UserError(f"--workdir={workdir} and --model={model} name two models; leave one out")
+    if not workdir and not model:
+        raise UserError("--workdir is missing: folder of a trained run (or --model: a name, or a folder of weights)")
+    return str(workdir or model)
+
+
+def decoding_words(config: ConfigHolder) -> dict[str, Any]:
+    """The command line's `--config.decoding.TASK.…=VALUE` as the groups that `omnidiff_jax.load` takes.
+
+    Raises:
+        UserError: a config file, or a word about anything but decoding: a trained model stays as it is.
+    """
+    if config.file:
+        raise UserError(f"--config={config.file}: a trained model has a config of its own; leave it out")
+    groups: dict[str, Any] = {}
+    for word in config.words:
+        key, _, value = word.lstrip("-").partition("=")
+        if not key.startswith("config.decoding."):
+            raise UserError(f"{word}: a trained model stays as it is; only --config.decoding.… can be replaced")
+        *parents, last = key.split(".")[2:]
+        place = groups
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        try:
+            place[last] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"{word}: {value!r} is not a value") from error
+    return groups
+
+
 def load_config(file: str, overrides: Iterable[str] = ()) -> ConfigDict:
     """Runs a config file's `get_config()`; `FILE:WORD` passes it WORD.
 
@@ -238,10 +282,10 @@ def load_config(file: str, overrides: Iterable[str] = ()) -> ConfigDict:
 def override(config: ConfigDict, overrides: Iterable[str], file: str) -> ConfigDict:
     """`config` with values replaced, and locked; arguments, result and errors as for `load_config`."""
     words = list(overrides)
-    known = _keys(config)
     for word in words:
         key = re.sub(r"^--?(no)?config\.", "", word.partition("=")[0])
-        if key not in known:
+        known = _keys(config)
+        if key not in known and not _add(config, key):
             raise UserError(f"unknown config key {key!r} for {file}; {suggest(key, known)}")
     table = flags.FlagValues()
     try:
@@ -253,15 +297,6 @@ def override(config: ConfigDict, overrides: Iterable[str], file: str) -> ConfigD
         raise UserError(_reword_config(str(error), config, file)) from error
     except (flags.Error, TypeError, ValueError) as error:
         raise UserError(_reword(error)) from error
-
-
-def use_compilation_cache() -> None:
-    """Keeps compiled programs between runs, in JAX_COMPILATION_CACHE_DIR or the user's cache folder."""
-    import jax
-
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(home / "omnidiff_jax" / "xla"))
 
 
 def _run_config_file(file: str) -> ConfigDict:
@@ -290,6 +325,37 @@ def _run_config_file(file: str) -> ConfigDict:
             f"config file {name}: get_config() returns {type(config).__name__}; it must return a ConfigDict"
         )
     return config
+
+
+# What a command line may add to a config, with the value that says its type: a source, and its weight in a stage.
+_ADDED: tuple[tuple[str, dict[str, Any]], ...] = (
+    (
+        r"(data\.sources\.[\w-]+)\.(reader|task|path|root|split|examples)",
+        {"reader": "", "task": "", "path": "", "root": "", "split": "train", "examples": 0},
+    ),
+    (r"(stages\.[\w-]+\.weights)\.([\w-]+)", {}),
+)
+
+
+def _add(config: ConfigDict, key: str) -> bool:
+    """Makes room for a key of an open group; whether it is one."""
+    for pattern, fields in _ADDED:
+        match = re.fullmatch(pattern, key)
+        if not match:
+            continue
+        place, parents = config, match[1].split(".")
+        for depth, name in enumerate(parents):
+            if name not in place:
+                if not fields or depth < len(parents) - 1:
+                    return False
+                with place.unlocked():
+                    place[name] = ConfigDict(fields)
+            place = place[name]
+        with place.unlocked():
+            if match[2] not in place:
+                place[match[2]] = fields.get(match[2], 0.0)
+        return True
+    return False
 
 
 def _keys(config: ConfigDict, prefix: str = "") -> list[str]:

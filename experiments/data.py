@@ -12,20 +12,19 @@ speakable, and writes a manifest with its media.
 A manifest holds a line {"messages": [{"role", "content"}], "images": [paths], "audios": [paths]} a sample.
 """
 
-import dataclasses
 import json
 from pathlib import Path
 
 from data_pipelines.scenes.tasks import speaker
 from data_pipelines.sdvi.build import build as build_sdvi
 from experiments.common import Command
-from experiments.programs.data import build_sets, encode_set
-from experiments.programs.omni import check_config
+from experiments.programs import READERS
 from omnidiff_jax.config import choose, suggest
+from omnidiff_jax.data.building import build_sets, described, encode_set
 from omnidiff_jax.data.check import check_jsonl
-from omnidiff_jax.data.sources import JsonlRecords, RandomAccess, TfdsRecords
+from omnidiff_jax.data.readers import SourceConfig
 from omnidiff_jax.errors import UserError
-from omnidiff_jax.records import Record
+from omnidiff_jax.runs.config import run_config
 from omnidiff_jax.tasks.registry import TASKS
 
 COMMAND = Command("data", __doc__, "build|check PATH")
@@ -60,32 +59,26 @@ def run(action: str, path: str) -> None:
 
 
 def _build(out: Path) -> dict[str, dict[str, object]]:
-    check_config(CONFIG.value)
+    config = run_config(CONFIG.value)
     source = JSONL.value or TFDS.value
     if JSONL.value and TFDS.value:
         raise UserError("--jsonl and --tfds are two sources; build a set from each")
     if source is None:
-        manifests = build_sets(CONFIG.value, out, PROCESSES.value)
+        manifests = build_sets(config.sources, READERS, config.tokenizers, out, PROCESSES.value)
     elif TASK.value is None:
         raise UserError(f"--{'jsonl' if JSONL.value else 'tfds'} needs --task: the task that its samples train")
     else:
         name = choose(TASKS, TASK.value, "task").name
         if JSONL.value:
-            records: RandomAccess[Record] = JsonlRecords(JSONL.value, ROOT.value, task=name)
+            given = SourceConfig("jsonl", name, JSONL.value, ROOT.value or "")
             origin = {"jsonl": JSONL.value}
         else:
-            # Importing TFDS takes seconds, and only this needs it.
-            from data_pipelines.tfds_builders.scenes import to_record
-
-            records = TfdsRecords(
-                source, str(SPLIT.value), lambda example: dataclasses.replace(to_record(example), task=name)
-            )
-            origin = {"tfds": source, "split": str(SPLIT.value)}
-        manifests = {name: encode_set(CONFIG.value, records, out / name, origin)}
-    return {
-        name: {"examples": m.examples, "tokens": m.tokens, "frames": m.frames, "rejected": dict(m.rejected)}
-        for name, m in manifests.items()
-    }
+            given = SourceConfig("tfds", name, source, split=str(SPLIT.value))
+            origin = {"tfds": source, "split": given.split}
+        reader = READERS[given.reader]
+        assert reader.records is not None
+        manifests = {name: encode_set(reader.records(given), config.tokenizers, out / name, origin)}
+    return described(manifests)
 
 
 def _build_sdvi(out: Path, source: str) -> dict[str, dict[str, object]]:

@@ -11,9 +11,11 @@ import time
 from pathlib import Path
 
 from experiments.common import Command
-from experiments.programs import PROGRAMS
-from experiments.programs.evaluation import evaluate_run
-from experiments.programs.run import start
+from experiments.programs import EXAMS, open_model
+from omnidiff_jax.evaluation.run import evaluate
+from omnidiff_jax.runs.config import run_config
+from omnidiff_jax.runs.stored import newest
+from omnidiff_jax.training.loop import train
 
 COMMAND = Command("quickstart", __doc__)
 CONFIG = COMMAND.config("experiments/configs/nano.py")
@@ -22,7 +24,7 @@ CASES = COMMAND.integer("cases", "held-out cases of each task", 100, minimum=1)
 
 
 def run() -> None:
-    config, workdir = CONFIG.value, Path(str(WORKDIR.value))
+    config, workdir = run_config(CONFIG.value), Path(str(WORKDIR.value))
     seconds, last = {}, time.perf_counter()
 
     def lap(name: str) -> None:
@@ -31,11 +33,13 @@ def run() -> None:
         seconds[name], last = now - last, now
         print(f"{name}: {seconds[name]:.0f} s", file=sys.stderr, flush=True)
 
-    built = PROGRAMS["omni"](config, workdir)
+    opened = open_model(config, workdir)
     lap("data")
-    start(built, config, workdir)
+    train(opened, workdir)
     lap("train")
-    evaluate_run(config, workdir, CASES.value or 1, seconds=seconds)
+    step = newest(workdir).step
+    exams = {"scenes": EXAMS["scenes"]}
+    evaluate(str(workdir), exams, CASES.value or 1, folder=workdir, step=step, seconds=seconds)
     print(f"open {workdir / 'report.html'}")
 
 

@@ -2,30 +2,26 @@
 
 omnidiff sample --workdir=DIR --task=t2i --text="small red circle top left, on white" --out=picture.png
 omnidiff sample --workdir=DIR --task=asr --audio=speech.wav
-omnidiff sample --config=experiments/configs/dream7b.py --config.init.folder=CONVERTED --task=vqa --image=… --text=…
+omnidiff sample --model=CONVERTED_FOLDER --task=vqa --image=… --text=…
 omnidiff sample --workdir=DIR --task=t2i --text="…" --config.decoding.t2i.sampler.guidance.scale=2.0
 omnidiff sample --workdir=DIR --task=inpainting --image=in.png --text="..." --hole=0,0,32,32 --out=filled.png
 """
 
-import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-from ml_collections import ConfigDict
-
-from experiments.common import Command, override
-from experiments.programs.omni import check_config, decoding_settings, load_generator, stored_config
-from omnidiff_jax.config import to_dict
+from experiments.common import Command, decoding_words, model_flags, model_named
+from omnidiff_jax.answering.load import load
+from omnidiff_jax.answering.model import Answer
 from omnidiff_jax.errors import UserError
-from omnidiff_jax.evaluation.generate import Request, Response
-from omnidiff_jax.media.audio import read_audio, write_wav
-from omnidiff_jax.media.image import read_image, write_png
-from omnidiff_jax.tasks.registry import TASKS, Decoding, Task, task
+from omnidiff_jax.media.audio import read_audio
+from omnidiff_jax.media.image import read_image
+from omnidiff_jax.tasks.registry import TASKS, AnswerKind, task
 
 COMMAND = Command("sample", __doc__)
-CONFIG = COMMAND.config("experiments/configs/dream7b.py", at_once=False)
-WORKDIR = COMMAND.string("workdir", "folder of a trained run; without it, --config.init.folder says whose weights")
+CONFIG = COMMAND.config(at_once=False)
+WORKDIR, MODEL = model_flags(COMMAND)
 TASK = COMMAND.choice("task", "what to do", tuple(TASKS), required=True)
 TEXT = COMMAND.string("text", "the request, question or caption", "")
 IMAGE = COMMAND.string("image", "picture to look at or to paint in")
@@ -36,101 +32,91 @@ STEPS = COMMAND.integer("steps", "denoising steps (default: the task's)", minimu
 LENGTH = COMMAND.integer("length", "positions of the answer (default: the task's)", minimum=1)
 TEMPERATURE = COMMAND.number("temperature", "0 takes the likeliest tokens")
 SEED = COMMAND.integer("seed", "of the sampling noise, below 2^32", 0, minimum=0)
+SUFFIXES: dict[AnswerKind, str] = {
+    "text": "",
+    "image": ".png",
+    "hole": ".png",
+    "speech": ".wav",
+    "text_and_speech": ".wav",
+}
 
 
 def run() -> None:
-    workdir = WORKDIR.value
-    config = _trained_config(workdir) if workdir else check_config(CONFIG.value)
-    if not workdir and not config.get("init", {}).get("folder"):
-        raise UserError("--workdir is missing: folder of a trained run (or --config.init.folder: converted weights)")
+    what = model_named(WORKDIR.value, MODEL.value)
+    decoding = decoding_words(CONFIG)
     chosen = task(str(TASK.value))
-    if (SEED.value or 0) >= 1 << 32:
-        raise UserError(f"--seed={SEED.value} must be below 2^32")
-    if LENGTH.value and chosen.answer in ("image", "hole"):
-        raise UserError(
-            f"--length={LENGTH.value}: the answer of {chosen.name} has the length of a picture; leave it out"
-        )
-    size = config.tokenizers.assistant_image_size
-    request = Request(
-        text=TEXT.value or "",
-        image=read_image(IMAGE.value) if IMAGE.value else None,
-        audio=read_audio(AUDIO.value) if AUDIO.value else None,
-        hole=parse_hole(HOLE.value, size) if HOLE.value else None,
+    asked: dict[str, Any] = {
+        "text": TEXT.value or "",
+        "image": read_image(IMAGE.value) if IMAGE.value else None,
+        "audio": read_audio(AUDIO.value) if AUDIO.value else None,
+        "hole": parse_hole(HOLE.value) if HOLE.value else None,
+    }
+    chosen.check_inputs(_given(asked))
+    out = out_file(chosen.answer, str(OUT.value))
+    settings = {"steps": STEPS.value, "length": LENGTH.value, "temperature": TEMPERATURE.value}
+    answer = load(what, rows=1, decoding=decoding).answer(
+        chosen.name,
+        **asked,
+        seed=SEED.value or 0,
+        settings={name: value for name, value in settings.items() if value is not None},
     )
-    given = {name for name in ("image", "audio", "hole") if getattr(request, name) is not None}
-    chosen.check_inputs(given | ({"text"} if request.text else set()))
-    out = _out_file(chosen, Path(str(OUT.value)))
-    generator = load_generator(config, workdir, rows=1, seed=SEED.value or 0, adjust=_adjusted)
-    (response,) = generator(chosen, [request])
-    _leave(chosen, response, out)
+    leave(answer, chosen.answer, out, f"this {chosen.name} request")
 
 
-def _trained_config(workdir: str) -> ConfigDict:
-    """The config of a run, with what the command line says about decoding."""
-    if CONFIG.file:
-        raise UserError(f"--workdir={workdir} has a config of its own; leave out --config, or --workdir")
-    for word in CONFIG.words:
-        if not word.lstrip("-").startswith("config.decoding."):
-            raise UserError(f"{word}: a trained model stays as it is; only --config.decoding.… can be replaced")
-    config = stored_config(workdir)
-    config.decoding = ConfigDict({name: to_dict(settings) for name, settings in decoding_settings(config).items()})
-    return override(config, CONFIG.words, f"the run in {workdir}")
+def _given(asked: dict) -> set[str]:
+    return {name for name, value in asked.items() if value is not None and not (isinstance(value, str) and not value)}
 
 
-def _adjusted(decoding: Decoding) -> Decoding:
-    sampler = decoding.sampler
-    if STEPS.value is not None:
-        sampler = dataclasses.replace(sampler, steps=STEPS.value)
-    if TEMPERATURE.value is not None:
-        try:
-            filters = dataclasses.replace(sampler.filters, temperature=TEMPERATURE.value)
-        except ValueError as error:
-            raise UserError(f"--temperature = {TEMPERATURE.value}: {error}") from error
-        sampler = dataclasses.replace(sampler, filters=filters)
-    decoding = dataclasses.replace(decoding, sampler=sampler)
-    return dataclasses.replace(decoding, length=LENGTH.value, adaptive=None) if LENGTH.value else decoding
-
-
-def parse_hole(text: str, size: int) -> np.ndarray:
-    """bool [size, size] from "left,top,right,bottom".
+def parse_hole(text: str) -> tuple[int, ...]:
+    """(left, top, right, bottom) of "left,top,right,bottom".
 
     Raises:
-        UserError: not four numbers, or not a box inside the picture.
+        UserError: not four numbers.
     """
     try:
-        left, top, right, bottom = (int(part) for part in text.split(","))
+        box = tuple(int(part) for part in text.split(","))
     except ValueError as error:
         raise UserError(f"--hole={text} must be four whole numbers: left,top,right,bottom") from error
-    if not (0 <= left < right <= size and 0 <= top < bottom <= size):
-        raise UserError(f"--hole={text} must be a box inside the model's picture of {size} x {size} pixels")
-    hole = np.zeros((size, size), bool)
-    hole[top:bottom, left:right] = True
-    return hole
+    if len(box) != 4:
+        raise UserError(f"--hole={text} must be four whole numbers: left,top,right,bottom")
+    return box
 
 
-def _out_file(chosen: Task, out: Path) -> Path:
-    """`--out` with the ending of the answer's medium; tasks that answer in text write no file."""
-    suffix = {"text": "", "image": ".png", "hole": ".png", "speech": ".wav", "text_and_speech": ".wav"}[chosen.answer]
-    if suffix and out.suffix and out.suffix != suffix:
-        raise UserError(f"--out={out} must end with {suffix}, the form of a {chosen.name} answer")
-    return out.with_suffix(suffix) if suffix else out
+def out_file(kind: AnswerKind, name: str) -> Path | None:
+    """Where an answer's medium goes, with the ending of its form; None for answers in text alone.
+
+    Raises:
+        UserError: a folder, or another ending.
+    """
+    suffix = SUFFIXES[kind]
+    if not suffix:
+        return None
+    out = Path(name).expanduser()
+    if not name.strip() or name.endswith("/") or out.is_dir() or not out.name:
+        raise UserError(f"--out={name} names no file; give one, such as answer{suffix}")
+    if out.suffix and out.suffix.lower() != suffix:
+        raise UserError(f"--out={out} must end with {suffix}, the form of this answer")
+    return out if out.suffix else out.with_suffix(suffix)
 
 
-def _leave(chosen: Task, response: Response, out: Path) -> None:
-    if not response.text and response.image is None and response.audio is None:
-        raise UserError(
-            f"the model's answer to this {chosen.name} request is empty; train it longer or ask another way"
-        )
-    if response.text:
-        print(response.text)
-    if response.image is not None:
-        write_png(out, response.image)
+def leave(answer: Answer, kind: AnswerKind, out: Path | None, what: str) -> None:
+    """Prints an answer's text, writes its media, and says on stderr what is missing or cut."""
+    if answer.empty:
+        raise UserError(f"the model's answer to {what} is empty; train it longer or ask another way")
+    if answer.text:
+        print(answer.text)
+    if answer.image is not None and out is not None:
+        answer.image.save(out)
         print(out)
-    if response.audio is not None:
-        write_wav(out, response.audio)
+    if answer.audio is not None and out is not None:
+        answer.audio.save(out)
         print(out)
-    elif chosen.answer == "text_and_speech":
+    elif kind == "text_and_speech":
         print("the answer was not spoken: the model wrote no speech codes", file=sys.stderr)
+    if answer.finish == "length":
+        print("the answer filled all its positions without an end: it may be cut; --length gives more", file=sys.stderr)
+    if answer.finish == "steps":
+        print("positions of the answer are still masked; --steps gives more", file=sys.stderr)
 
 
 if __name__ == "__main__":

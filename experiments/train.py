@@ -16,12 +16,13 @@ from pathlib import Path
 
 import jax
 
+from data_pipelines.scenes.tokenizers.text import TextTokenizerRun
 from experiments.common import Command
-from experiments.programs import PROGRAMS
-from experiments.programs.run import start
-from experiments.programs.text_tokenizer import train_text_tokenizer
-from omnidiff_jax.config import choose
+from experiments.programs import open_program
+from omnidiff_jax.compilation import use_cache
+from omnidiff_jax.config import build
 from omnidiff_jax.sharding.distributed import METHODS, initialize, is_primary
+from omnidiff_jax.training.loop import train
 from omnidiff_jax.training.operations.goodput import process_age
 from omnidiff_jax.training.operations.profiling import parse_steps
 from omnidiff_jax.training.step import eval_params
@@ -40,21 +41,19 @@ def run() -> None:
     began = time.perf_counter() - process_age()
     config, workdir = CONFIG.value, Path(str(WORKDIR.value))
     profile = parse_steps(PROFILE.value)
-    if config.program == "text_tokenizer":  # counted, not trained step by step
-        train_text_tokenizer(config, workdir / "export")
+    if config.get("program") == "text_tokenizer":  # counted, not trained step by step
+        build(TextTokenizerRun, config).train(workdir / "export")
         return
-    build = choose(PROGRAMS, config.program, "config.program")
     initialize(str(DISTRIBUTED.value), COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
-    if config.get("compilation_cache", ""):
-        jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
-    built = build(config, workdir)
-    state = start(built, config, workdir, profile=profile, began=began)
+    use_cache(config.get("compilation_cache", ""))
+    opened = open_program(config, workdir)
+    state = train(opened, workdir, profile=profile, began=began)
     if not is_primary():
         return
     # One process computes alone from here on; what is exported is replicated, so it has a whole copy.
     params = jax.tree.map(lambda x: x.addressable_data(0) if x.is_fully_replicated else x, eval_params(state))
-    report = built.program.validate(params)
-    built.program.export(params, workdir / "export")
+    report = opened.program.validate(params)
+    opened.program.export(params, workdir / "export")
     if report:
         (workdir / "validation.json").write_text(json.dumps(report, indent=2) + "\n")
         print("  ".join(f"{name} {value:.4g}" for name, value in report.items()))

@@ -16,7 +16,7 @@ class SpeechFrames:
     for each, and `slots` says which token position it fills.
 
     Attributes:
-        features: float32 [B, T, 560], LFR features after CMVN; anything in query slots and padding.
+        features: float32 [B, T, W = `SpeechLayout.width`], LFR features after CMVN; anything in query slots, padding.
         segment_ids: int32 [B, T], utterance number 1.. within the row, 0 = padding.
         positions: int32 [B, T], 1-based within the utterance, query slots included; 0 = padding.
         queries: int32 [B, T], row of the encoder's query table, -1 for an ordinary frame or padding.
@@ -57,7 +57,7 @@ class Batch:
         tail_pads: bool [B, L], the targets that are tail padding (mask probability gamma * t).
         sample_ids: uint32 [B, S]; the sample with segment id s of a row is column s - 1.
         epochs: int32 [B, S], how often the sample had been seen before.
-        task_ids: int32 [B, S], index into the run's task names, -1 = no sample.
+        group_ids: int32 [B, S], number of the sample's (source, task) pair among the run's groups, -1 = no sample.
     """
 
     inputs: ModelInputs
@@ -65,4 +65,4 @@ class Batch:
     tail_pads: jax.Array
     sample_ids: jax.Array
     epochs: jax.Array
-    task_ids: jax.Array
+    group_ids: jax.Array

@@ -63,9 +63,9 @@ class EncodedExample:
     Attributes:
         sample_id: as in `Record`.
         task: as in `Record`.
-        tokens: int32 [n] ids; user audio u stands as `frame_counts[u] + 4` context-of-audio ids.
+        tokens: int32 [n] ids; user audio u stands as `SpeechLayout.slots(frame_counts[u])` context-of-audio ids.
         targets: bool [n], True where the token is the assistant's.
-        frames: float16 or float32 [T, 560], LFR features (after CMVN) of all user audios, concatenated.
+        frames: float16 or float32 [T, W], LFR features (after CMVN) of all user audios, concatenated.
         frame_counts: int32 [U], frames of each user audio.
     """
 
@@ -75,6 +75,19 @@ class EncodedExample:
     targets: np.ndarray
     frames: np.ndarray
     frame_counts: np.ndarray
+
+
+class RejectedRecord(Exception):
+    """A sample that cannot be used.
+
+    Attributes:
+        reason: a short phrase to count by, the same for every sample with this fault.
+    """
+
+    def __init__(self, reason: str, detail: str = ""):
+        """Args: reason, to count by; detail, what is wrong in this very sample."""
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
 
 
 def stable_id(*parts: object) -> int:

@@ -3,6 +3,7 @@
 import numpy as np
 
 from omnidiff_jax.data.mixture import Stage
+from omnidiff_jax.data.sources import Source
 from omnidiff_jax.data.streams import Corpus
 from omnidiff_jax.records import EncodedExample
 from omnidiff_jax.vocabulary import Vocabulary
@@ -32,5 +33,6 @@ def corpus(stages=None, sizes=(40, 30, 20)):
         for i in range(sizes[1])
     ]
     draw = [example(2000 + i, "draw", int(rng.integers(20, 40))) for i in range(sizes[2])]
-    stages = stages or (Stage("all", 10, {"read": 2.0, "hear": 1.0, "draw": 1.0}),)
-    return Corpus(dict(zip(TASKS, (read, hear, draw), strict=True)), stages, VOCABULARY)
+    stages = stages or (Stage(10, weights={"read": 2.0, "hear": 1.0, "draw": 1.0}, name="all"),)
+    sources = {name: Source(list(held), name) for name, held in zip(TASKS, (read, hear, draw), strict=True)}
+    return Corpus(sources, stages, VOCABULARY)

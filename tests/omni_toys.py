@@ -7,8 +7,9 @@ import jax
 import numpy as np
 from flax.core import meta
 
-from omnidiff_jax.data.encode import Codecs
-from omnidiff_jax.evaluation.generate import Generator, Request, Voices
+from omnidiff_jax.answering.generator import Generator
+from omnidiff_jax.answering.queries import Request
+from omnidiff_jax.codecs.media import Codecs
 from omnidiff_jax.models.adapter import AdapterConfig
 from omnidiff_jax.models.backbone import BackboneConfig
 from omnidiff_jax.models.omni import OmniConfig, OmniModel, init_params
@@ -16,6 +17,7 @@ from omnidiff_jax.models.sanm import SpeechEncoderConfig
 from omnidiff_jax.records import Waveform
 from omnidiff_jax.sampling.config import SamplerConfig
 from omnidiff_jax.sampling.denoiser import module_denoiser
+from omnidiff_jax.speech_frames import SpeechLayout
 from omnidiff_jax.tasks.chat import ChatLayout
 from omnidiff_jax.tasks.registry import TASKS
 from omnidiff_jax.vocabulary import Vocabulary
@@ -70,8 +72,17 @@ def frames(wave):
     return np.stack([np.sin((i + 1) * blocks.mean(axis=1) * 9) for i in range(FEATURES)], axis=1).astype(np.float32)
 
 
-CODECS = Codecs(ChatLayout(VOCABULARY, Letters()), image_codes, speech_codes, frames, SIZE, SIZE)
-VOICES = Voices(draw, speak)
+CODECS = Codecs(
+    ChatLayout(VOCABULARY, Letters(), speech=SpeechLayout(width=FEATURES)),
+    image_codes,
+    speech_codes,
+    frames,
+    draw,
+    speak,
+    GRID,
+    SIZE,
+    SIZE,
+)
 MODEL = OmniConfig(
     BackboneConfig(
         vocab_size=VOCABULARY.size,
@@ -105,9 +116,7 @@ def quick(decoding, **sampler):
 def generator(limit=160, rows=3, **changes):
     """`changes` replaces the decoding settings of tasks by name."""
     decoding = {name: quick(task.decoding) for name, task in TASKS.items()} | changes
-    return Generator(
-        denoiser(), CODECS, VOICES, decoding, image_grid=GRID, rows=rows, limit=limit, multiple=160, seed=3
-    )
+    return Generator(denoiser(), CODECS, decoding, rows=rows, limit=limit, multiple=160, seed=3)
 
 
 def tone(seconds, pitch=9.0, rate=RATE):

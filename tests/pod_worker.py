@@ -12,30 +12,34 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 import jax  # noqa: E402
 from data_world import VOCABULARY, example  # noqa: E402
-from jax.sharding import NamedSharding, PartitionSpec  # noqa: E402
 
 from omnidiff_jax.config import build  # noqa: E402
 from omnidiff_jax.data.loader import Loader  # noqa: E402
 from omnidiff_jax.data.mixture import Stage  # noqa: E402
 from omnidiff_jax.data.packing import PackingConfig  # noqa: E402
+from omnidiff_jax.data.sources import Source  # noqa: E402
 from omnidiff_jax.data.streams import Corpus, DataConfig  # noqa: E402
 from omnidiff_jax.diffusion.loss import LossConfig  # noqa: E402
 from omnidiff_jax.diffusion.masking import MaskingConfig  # noqa: E402
 from omnidiff_jax.models.backbone import BackboneConfig  # noqa: E402
 from omnidiff_jax.models.omni import OmniConfig  # noqa: E402
 from omnidiff_jax.sharding.distributed import initialize  # noqa: E402
-from omnidiff_jax.sharding.mesh import MeshConfig, make_mesh  # noqa: E402
-from omnidiff_jax.training.checkpoint import CheckpointConfig  # noqa: E402
-from omnidiff_jax.training.layout import LoopConfig  # noqa: E402
+from omnidiff_jax.sharding.mesh import MeshConfig, batch_parts, batch_sharding, make_mesh  # noqa: E402
+from omnidiff_jax.speech_frames import SpeechLayout  # noqa: E402
+from omnidiff_jax.training.config import TrainingConfig  # noqa: E402
 from omnidiff_jax.training.loop import train  # noqa: E402
 from omnidiff_jax.training.omni import OmniProgram  # noqa: E402
 from omnidiff_jax.training.operations.journal import OperationsConfig  # noqa: E402
 from omnidiff_jax.training.optimizer import OptimizerConfig  # noqa: E402
-from omnidiff_jax.training.program import StagePlan  # noqa: E402
+from omnidiff_jax.training.run import Run  # noqa: E402
 
-STAGES = (StagePlan("one", 8, 1e-2), StagePlan("two", 8, 3e-3))
+STAGES = {
+    "one": Stage(8, 1e-2, {"read": 2.0, "draw": 1.0}),
+    "two": Stage(8, 3e-3, {"read": 1.0, "draw": 2.0}),
+}
 TASKS = ("read", "draw")
 BATCH = 8
+PACKING = PackingConfig(64, 0, 8, 3, speech=SpeechLayout(()))
 
 
 class Paused(OmniProgram):
@@ -51,13 +55,14 @@ class Paused(OmniProgram):
 def program(mesh, pause):
     read = [example(i, "read", 3 + i % 17) for i in range(40)]
     draw = [example(100 + i, "draw", 20 + i % 19) for i in range(30)]
-    weights = ({"read": 2.0, "draw": 1.0}, {"read": 1.0, "draw": 2.0})
-    stages = [Stage(plan.name, plan.steps, w) for plan, w in zip(STAGES, weights, strict=True)]
-    corpus = Corpus({"read": read, "draw": draw}, stages, VOCABULARY)
+    corpus = Corpus({"read": Source(read, "read"), "draw": Source(draw, "draw")}, list(STAGES.values()), VOCABULARY)
     data = DataConfig(
-        seed=5, batch_size=BATCH, streams=4, max_tail_pads=3, packing=PackingConfig(64, 0, 8, 3, query_rows=())
+        seed=5,
+        batch_size=BATCH,
+        streams=4,
+        max_tail_pads=3,
+        packing=PACKING,
     )
-    sharding = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
     backbone = BackboneConfig(
         VOCABULARY.size, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, hidden=32, dtype="float32", remat="none"
     )
@@ -66,9 +71,9 @@ def program(mesh, pause):
         OmniConfig(backbone, None),
         VOCABULARY,
         MaskingConfig(),
-        LossConfig(chunk=16, groups=mesh.shape["data"] * mesh.shape["fsdp"]),
-        TASKS,
-        lambda seed: Loader(corpus, data, TASKS, sharding),
+        LossConfig(chunk=16, groups=batch_parts(mesh)),
+        tuple((name, name) for name in TASKS),
+        lambda seed: Loader(corpus, data, batch_sharding(mesh)),
         seed=5,
     )
 
@@ -81,13 +86,15 @@ def main(settings, flags):
         process_id=int(given["process_id"]) if given else None,
     )
     mesh = make_mesh(MeshConfig(**settings.get("mesh", {})))
-    config = LoopConfig(
-        5,
-        checkpoint=CheckpointConfig(settings["every"], keep=2),
+    config = TrainingConfig(
+        seed=5,
+        batch_size=BATCH,
+        stages=STAGES,
+        optimizer=OptimizerConfig(frozen=()),
+        checkpoint_every=settings["every"],
         operations=build(OperationsConfig, settings.get("operations", {})),
     )
-    optimizer = OptimizerConfig(frozen=())
-    train(program(mesh, settings.get("pause", 0.0)), config, optimizer, STAGES, settings["workdir"], mesh)
+    train(Run(config, program(mesh, settings.get("pause", 0.0)), mesh), settings["workdir"])
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from omnidiff_jax import rng
-from omnidiff_jax.sampling import SamplerConfig
+from omnidiff_jax.sampling import ReleasedCandidates, SamplerConfig
 
 # tokens int [L] -> logits [L, V] of the hidden state at each index (before alignment).
 Logits = Callable[[np.ndarray], np.ndarray]
@@ -158,7 +158,7 @@ def reference_sample(
             ids = [
                 v
                 for v in range(len(row))
-                if example.allowed[p, v] and (v != mask_id or config.candidates == "released")
+                if example.allowed[p, v] and (v != mask_id or isinstance(config.candidates, ReleasedCandidates))
             ]
             kept = filtered(np.array([row[v] for v in ids]), config.filters)
             kept = {ids[i]: x for i, x in kept.items()}

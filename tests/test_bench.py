@@ -7,7 +7,7 @@ import textwrap
 import numpy as np
 import pytest
 
-from experiments.programs.bench import torch_settings
+from omnidiff_jax.benchmarks.backbone import torch_settings
 from omnidiff_jax.benchmarks.batches import LONG_TAILED, long_tailed, packed_batch
 from omnidiff_jax.benchmarks.input import bench_input
 from omnidiff_jax.benchmarks.matmul import matmul_flops, memory_bandwidth
@@ -15,6 +15,8 @@ from omnidiff_jax.benchmarks.versus import Side, compare
 from omnidiff_jax.data.packing import PackingConfig
 from omnidiff_jax.data.streams import DataConfig
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.runs.config import run_config
+from omnidiff_jax.speech_frames import SpeechLayout
 from omnidiff_jax.vocabulary import Vocabulary
 
 CONFIG = """
@@ -46,13 +48,13 @@ def test_rows_of_the_long_tailed_mixture_are_full_and_quickly_made(tmp_path):
 
 
 def test_the_mixture_has_a_long_tail():
-    examples = long_tailed(2000, Vocabulary.released(), 3056, frame_width=4)
+    examples = long_tailed(2000, Vocabulary.released(), 3056, SpeechLayout(width=4))
     lengths = np.array([len(example.tokens) for example in examples])
     assert np.median(lengths) < 0.6 * lengths.mean() + 100 and lengths.max() > 1500 and lengths.min() < 40
     assert {example.task for example in examples} == {kind.name for kind in LONG_TAILED}
     heard = [example for example in examples if len(example.frame_counts)]
     assert 0.1 < len(heard) / len(examples) < 0.3
-    batch = packed_batch(3, PackingConfig(3072, 0, 96, 24, query_rows=()), Vocabulary.released())
+    batch = packed_batch(3, PackingConfig(3072, 0, 96, 24, speech=SpeechLayout(())), Vocabulary.released())
     assert batch.inputs.tokens.shape == (3, 3072) and (batch.inputs.segment_ids > 0).mean() > 0.95
 
 
@@ -126,6 +128,6 @@ def test_two_sides_take_turns():
 def test_torch_is_told_the_same_sizes(config_file):
     from experiments.common import load_config
 
-    settings = torch_settings(load_config(str(config_file)), threads=2)
+    settings = torch_settings(run_config(load_config(str(config_file))), threads=2)
     assert settings["vocab_size"] == 176264 and settings["width"] == 16 and np.shape(settings["segments"]) == (2, 64)
     json.dumps(settings)

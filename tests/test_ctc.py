@@ -9,17 +9,24 @@ import numpy as np
 import optax
 import pytest
 
+from data_pipelines.scenes.tokenizers.speech_encoder import (
+    HELD_OUT_VOICES,
+    SpeechEncoderRun,
+    WordUnits,
+    scenes_utterances,
+)
 from experiments.common import load_config
-from experiments.programs.speech_encoder import HELD_OUT_VOICES, WordUnits, scenes_utterances, speech_encoder_run
+from omnidiff_jax.config import build
 from omnidiff_jax.errors import UserError
-from omnidiff_jax.evaluation.wer import word_error_rate
 from omnidiff_jax.media import features
-from omnidiff_jax.models.sanm import SpeechEncoder, SpeechEncoderConfig, padded_frames
+from omnidiff_jax.models.sanm import SpeechEncoder, SpeechEncoderConfig
 from omnidiff_jax.records import Waveform
+from omnidiff_jax.speech_frames import padded_frames
 from omnidiff_jax.tokenizers import assets
 from omnidiff_jax.tokenizers.speech_features import FrontendConfig, SpeechFrontend, load_speech_encoder
 from omnidiff_jax.training.loop import train
 from omnidiff_jax.training.tokenizers import ctc
+from omnidiff_jax.words import word_error_rate
 
 TONES = {"low": 300.0, "mid": 900.0, "high": 2700.0}
 CONFIG = ctc.CtcTraining(
@@ -220,8 +227,8 @@ def test_shipped_encoder_hears_new_voices():
 @pytest.mark.slow
 def test_retraining_reaches_the_shipped_error(tmp_path):
     """Eight minutes of two cores: another seed, the same config."""
-    run = speech_encoder_run(load_config(SHIPPED_CONFIG, ["--config.seed=1"]), tmp_path)
-    state = train(run.program, run.loop, run.optimizer, run.stages, tmp_path, run.mesh)
+    run = build(SpeechEncoderRun, load_config(SHIPPED_CONFIG, ["--config.seed=1"])).open()
+    state = train(run, tmp_path)
     run.program.export(state.params, tmp_path / "export")
     shipped = word_errors(assets.nano_dir("speech_encoder"), 200)
     assert word_errors(tmp_path / "export", 200) <= shipped + 0.01

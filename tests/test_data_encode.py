@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tfds_toys import write_tfds
 
-from omnidiff_jax.data import codec, encode, sources, storage
+from omnidiff_jax.codecs import encode
+from omnidiff_jax.data import codec, sources, storage
 from omnidiff_jax.data.check import check_jsonl
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.media.audio import write_wav
@@ -64,7 +65,7 @@ class FakeTokenizers:
 
     def codecs(self):
         layout = ChatLayout(VOCABULARY, Letters())
-        return encode.Codecs(layout, self.images, self.speech, self.features, 16, 8)
+        return encode.Codecs(layout, self.images, self.speech, self.features, None, None, (2, 2), 16, 8)
 
 
 def turn(user, assistant):
@@ -115,7 +116,7 @@ def test_one_bad_record_loses_only_itself():
     examples = list(encode.encode(mixed, FakeTokenizers().codecs(), rejected, chunk=6))
     assert [e.sample_id for e in examples] == [1, 2, 3, 4, 5]
     assert rejected == {reason: len(group) for reason, group in bad.items()}
-    source = encode.EncodedRecords(mixed, FakeTokenizers().codecs())
+    source = sources.EncodedRecords(mixed, FakeTokenizers().codecs())
     assert len(source) == len(mixed)
     with pytest.raises(sources.RejectedRecord, match="NaN"):
         source[0]
@@ -284,7 +285,7 @@ def test_jsonl_trains_past_its_faults(manifest):
     path, root, faults = manifest
     records = sources.JsonlRecords(path, root)
     assert len(records) == 4 + sum(faults.values())
-    source = encode.EncodedRecords(records, FakeTokenizers().codecs())
+    source = sources.EncodedRecords(records, FakeTokenizers().codecs())
     kept, rejected = [], collections.Counter()
     for index in range(len(source)):
         try:
@@ -306,7 +307,7 @@ def test_tfds_sets_are_read_without_tensorflow(tmp_path):
 
     records = sources.TfdsRecords(tmp_path, "train", parse)
     assert len(records) == 3 and records[2] == Record(2, "text_qa", turn("how many 2", "ho"))
-    assert len(encode.EncodedRecords(records, FakeTokenizers().codecs())[0].tokens) > 10
+    assert len(sources.EncodedRecords(records, FakeTokenizers().codecs())[0].tokens) > 10
     assert len(sources.TfdsRecords(tmp_path, "train[1:]", parse)) == 2
     for folder, name in ((tmp_path, "test"), (tmp_path / "none", "train")):
         with pytest.raises(UserError, match=f"cannot open split '{name}'"):

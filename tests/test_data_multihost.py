@@ -10,14 +10,15 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from data_world import TASKS, corpus
+from data_world import corpus
 
 from omnidiff_jax.data.loader import HostBatches, Loader
 from omnidiff_jax.data.packing import PackingConfig
 from omnidiff_jax.data.streams import DataConfig
+from omnidiff_jax.speech_frames import SpeechLayout
 
 CONFIG = DataConfig(
-    seed=5, batch_size=8, streams=4, max_tail_pads=3, packing=PackingConfig(64, 32, 8, 3, frame_width=3)
+    seed=5, batch_size=8, streams=4, max_tail_pads=3, packing=PackingConfig(64, 32, 8, 3, speech=SpeechLayout(width=3))
 )
 HOST = """
 import json, sys
@@ -28,12 +29,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 rank, port = int(sys.argv[1]), sys.argv[2]
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=rank)
-from data_world import TASKS, corpus
+from data_world import corpus
 from test_data_multihost import CONFIG
 from omnidiff_jax.data.loader import Loader
 
 mesh = jax.make_mesh((2, 2), ("data", "tensor"))
-with Loader(corpus(), CONFIG, TASKS, NamedSharding(mesh, PartitionSpec("data"))) as loader:
+with Loader(corpus(), CONFIG, NamedSharding(mesh, PartitionSpec("data"))) as loader:
     for _ in range(3):
         batch = next(loader)
     shards = {shard.index[0].start or 0: np.asarray(shard.data) for shard in batch.inputs.tokens.addressable_shards}
@@ -66,11 +67,11 @@ def test_two_processes_are_one_run():
             host.kill()
     assert [host.returncode for host in hosts] == [0, 0], [errors[-2000:] for _, errors in outputs]
     first, second = (json.loads(output.splitlines()[-1]) for output, _ in outputs)
-    single = HostBatches(corpus(), CONFIG, TASKS)
+    single = HostBatches(corpus(), CONFIG)
     batches = [next(single) for _ in range(3)]
     np.testing.assert_array_equal(first["tokens"] + second["tokens"], batches[-1].inputs.tokens)
     assert first["shape"] == [8, 64]
     assert first["state"] == second["state"] == json.loads(json.dumps(single.get_state()))
-    with Loader(corpus(), CONFIG, TASKS) as resumed:
+    with Loader(corpus(), CONFIG) as resumed:
         resumed.set_state(first["state"])
         jax.tree.map(np.testing.assert_array_equal, next(resumed), next(single))

@@ -5,19 +5,22 @@ import json
 import jax
 import numpy as np
 import pytest
-from data_world import TASKS, VOCABULARY, corpus, example
+from data_world import VOCABULARY, corpus, example
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
+from omnidiff_jax.config import build
 from omnidiff_jax.data.loader import HostBatches, Loader, owned_streams
 from omnidiff_jax.data.mixture import Interleave, Stage, shuffled, stage_at
 from omnidiff_jax.data.packing import PackingConfig
-from omnidiff_jax.data.sources import RejectedRecord
+from omnidiff_jax.data.sources import Source
 from omnidiff_jax.data.streams import Corpus, DataConfig, Stream
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.records import RejectedRecord
+from omnidiff_jax.speech_frames import SpeechLayout
 
-PACKING = PackingConfig(length=64, frames=32, samples=8, open_rows=3, frame_width=3)
+PACKING = PackingConfig(length=64, frames=32, samples=8, open_rows=3, speech=SpeechLayout(width=3))
 CONFIG = DataConfig(seed=3, batch_size=8, streams=4, max_tail_pads=4, packing=PACKING)
 
 
@@ -57,14 +60,18 @@ def test_every_epoch_is_another_permutation(size, seed):
 
 
 def test_stage_of_a_step():
-    stages = [Stage("a", 600, {"x": 1.0}), Stage("b", 300, {"x": 1.0}), Stage("c", 100, {"x": 1.0})]
+    stages = [
+        Stage(600, weights={"x": 1.0}, name="a"),
+        Stage(300, weights={"x": 1.0}, name="b"),
+        Stage(100, weights={"x": 1.0}, name="c"),
+    ]
     assert [stage_at(stages, step) for step in (0, 599, 600, 899, 900, 5000)] == [0, 0, 1, 1, 2, 2]
 
 
 @pytest.mark.parametrize("owners", [[[0, 1], [2, 3]], [[0], [1], [2], [3]]])
 def test_two_or_four_hosts_give_the_batches_of_one(owners):
-    one = take(HostBatches(corpus(), CONFIG, TASKS), 6)
-    hosts = [HostBatches(corpus(), CONFIG, TASKS, owned) for owned in owners]
+    one = take(HostBatches(corpus(), CONFIG), 6)
+    hosts = [HostBatches(corpus(), CONFIG, owned) for owned in owners]
     for whole in one:
         parts = [next(host) for host in hosts]
         same(whole, jax.tree.map(lambda *rows: np.concatenate(rows), *parts))
@@ -72,12 +79,15 @@ def test_two_or_four_hosts_give_the_batches_of_one(owners):
 
 @pytest.mark.parametrize("cut", [0, 1, 3, 7])
 def test_a_resume_on_two_hosts_continues_the_run_of_one(cut):
-    stages = (Stage("first", 4, {"read": 1.0}), Stage("second", 4, {"hear": 1.0, "draw": 1.0}))
-    whole = HostBatches(corpus(stages), CONFIG, TASKS)
+    stages = (
+        Stage(4, weights={"read": 1.0}, name="first"),
+        Stage(4, weights={"hear": 1.0, "draw": 1.0}, name="second"),
+    )
+    whole = HostBatches(corpus(stages), CONFIG)
     take(whole, cut)
     state = json.loads(json.dumps(whole.get_state()))
     expected = take(whole, 5)
-    hosts = [HostBatches(corpus(stages), CONFIG, TASKS, owned) for owned in ([0, 1], [2, 3])]
+    hosts = [HostBatches(corpus(stages), CONFIG, owned) for owned in ([0, 1], [2, 3])]
     for host in hosts:
         take(host, 2)
         host.set_state(state)
@@ -107,7 +117,7 @@ def test_streams_share_each_epoch_without_overlap():
     seen = {}
     for stream in streams:
         packed = stream.get_state()
-        draws = packed["draws"][0]
+        draws = packed["draws"]["read"]
         for j in range(draws):
             index, epoch = shuffled(j * 4 + stream._number, 40, CONFIG.seed, "read")
             assert (index, epoch) not in seen
@@ -116,16 +126,16 @@ def test_streams_share_each_epoch_without_overlap():
 
 
 def test_stages_follow_each_other_at_their_step():
-    stages = (Stage("first", 5, {"read": 1.0}), Stage("second", 5, {"draw": 1.0}))
-    batches = take(HostBatches(corpus(stages), CONFIG, TASKS), 12)
-    tasks = [set(batch.task_ids[batch.task_ids >= 0].tolist()) for batch in batches]
+    stages = (Stage(5, weights={"read": 1.0}, name="first"), Stage(5, weights={"draw": 1.0}, name="second"))
+    batches = take(HostBatches(corpus(stages), CONFIG), 12)
+    tasks = [set(batch.group_ids[batch.group_ids >= 0].tolist()) for batch in batches]
     assert all(found == {0} for found in tasks[:5])
     assert all(found == {2} for found in tasks[9:])
 
 
 def test_proportions_of_samples_hold_in_the_batches():
-    batches = take(HostBatches(corpus(), CONFIG, TASKS), 40)
-    ids = np.concatenate([batch.task_ids[batch.task_ids >= 0] for batch in batches])
+    batches = take(HostBatches(corpus(), CONFIG), 40)
+    ids = np.concatenate([batch.group_ids[batch.group_ids >= 0] for batch in batches])
     shares = np.bincount(ids, minlength=3) / len(ids)
     np.testing.assert_allclose(shares, [0.5, 0.25, 0.25], atol=0.03)
 
@@ -143,13 +153,13 @@ class Faulty:
 
 
 def test_unusable_samples_are_skipped_and_counted():
-    faulty = Corpus({"read": Faulty()}, (Stage("only", 9, {"read": 1.0}),), VOCABULARY)
-    batches = HostBatches(faulty, CONFIG, TASKS)
+    faulty = Corpus({"read": Source(Faulty(), "read")}, (Stage(9, weights={"read": 1.0}, name="only"),), VOCABULARY)
+    batches = HostBatches(faulty, CONFIG)
     take(batches, 12)
     rejected = batches.rejected
-    assert rejected["corrupt image"] > 10 * rejected["longer than a row"] / 2 > 0
+    assert rejected["read: corrupt image"] > 10 * rejected["read: longer than a row"] / 2 > 0
     state = batches.get_state()
-    resumed = HostBatches(faulty, CONFIG, TASKS)
+    resumed = HostBatches(faulty, CONFIG)
     resumed.set_state(state)
     assert resumed.rejected == rejected
 
@@ -158,30 +168,32 @@ def test_a_source_without_a_usable_sample_ends_in_one_line():
     slots = example(1)
     slots.tokens[0] = VOCABULARY.context_audio
     for broken in (example(1, text=500), example(1, heard=(30,)), slots):
-        only = Corpus({"read": [broken]}, (Stage("only", 9, {"read": 1.0}),), VOCABULARY)
+        only = Corpus({"read": Source([broken], "read")}, (Stage(9, weights={"read": 1.0}, name="only"),), VOCABULARY)
         with pytest.raises(UserError, match="no sample"):
-            next(HostBatches(only, CONFIG, TASKS))
+            next(HostBatches(only, CONFIG))
 
 
 def test_wrong_runs_are_refused():
     with pytest.raises(UserError, match="streams = 3 must divide"):
         DataConfig(batch_size=8, streams=3)
     with pytest.raises(UserError, match="did you mean 'read'"):
-        corpus((Stage("one", 1, {"reed": 1.0}),))
+        corpus((Stage(1, weights={"reed": 1.0}, name="one"),))
     with pytest.raises(UserError, match="positive weight"):
-        Stage("one", 1, {"read": 0.0})
-    with pytest.raises(UserError, match="steps"):
-        Stage("one", 0, {"read": 1.0})
+        corpus((Stage(1, weights={"read": 0.0}, name="one"),))
+    with pytest.raises(UserError, match=r"stages.one.weights.read = -1.0 must be at least 0"):
+        build(Stage, {"steps": 1, "weights": {"read": -1.0}}, "stages.one")
+    with pytest.raises(UserError, match="stages.one: steps = 0 must be at least 1"):
+        build(Stage, {"steps": 0}, "stages.one")
     with pytest.raises(UserError, match="empty"):
         corpus(sizes=(0, 3, 3))
     with pytest.raises(UserError, match="streams"):
-        Loader(corpus(), CONFIG, TASKS).set_state({"0": {}})
+        Loader(corpus(), CONFIG).set_state({"0": {}})
 
 
 def test_loader_state_is_that_of_the_consumed_batches():
-    reference = HostBatches(corpus(), CONFIG, TASKS)
+    reference = HostBatches(corpus(), CONFIG)
     expected = take(reference, 9)
-    with Loader(corpus(), CONFIG, TASKS) as loader:
+    with Loader(corpus(), CONFIG) as loader:
         for batch in expected[:4]:
             same(batch, next(loader))
         state = json.loads(json.dumps(loader.get_state()))
@@ -197,16 +209,18 @@ def test_loader_state_is_that_of_the_consumed_batches():
 
 
 def test_loader_hands_over_the_threads_error():
-    only = Corpus({"read": [example(1, text=500)]}, (Stage("only", 9, {"read": 1.0}),), VOCABULARY)
-    with Loader(only, CONFIG, TASKS) as loader, pytest.raises(UserError, match="no sample"):
+    only = Corpus(
+        {"read": Source([example(1, text=500)], "read")}, (Stage(9, weights={"read": 1.0}, name="only"),), VOCABULARY
+    )
+    with Loader(only, CONFIG) as loader, pytest.raises(UserError, match="no sample"):
         next(loader)
 
 
 def test_loader_places_rows_on_the_mesh():
     mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), devices=jax.devices()[:8])
     sharding = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
-    expected = next(HostBatches(corpus(), CONFIG, TASKS))
-    with Loader(corpus(), CONFIG, TASKS, sharding) as loader:
+    expected = next(HostBatches(corpus(), CONFIG))
+    with Loader(corpus(), CONFIG, sharding) as loader:
         batch = next(loader)
     same(expected, batch)
     assert batch.inputs.tokens.sharding.is_equivalent_to(sharding, 2)

@@ -28,7 +28,7 @@ def example(share=0.5, seed=0):
         tail_pads=targets & (rng.random((B, L)) < 0.2),
         sample_ids=np.zeros((B, S), np.uint32),
         epochs=np.zeros((B, S), np.int32),
-        task_ids=rng.integers(0, TASKS, (B, S)).astype(np.int32),
+        group_ids=rng.integers(0, TASKS, (B, S)).astype(np.int32),
     )
     ratio = rng.uniform(0.05, 1, (B, S)).astype(np.float32)
     probability = np.take_along_axis(ratio, np.maximum(segments - 1, 0), 1)
@@ -89,15 +89,15 @@ def test_equals_the_dense_loss(config):
 
     _, nll, scored = (np.asarray(x) for x in dense(*args, config))
     owner = np.maximum(batch.inputs.segment_ids - 1, 0)
-    tasks = np.take_along_axis(batch.task_ids, owner, 1)
+    tasks = np.take_along_axis(batch.group_ids, owner, 1)
     bucket = np.minimum((np.take_along_axis(corrupted.ratio, owner, 1) * config.noise_buckets).astype(int), 3)
     logits = np.roll(hidden @ head, ALIGNMENTS[config.alignment].offset, axis=1)
     correct = logits.argmax(-1) == batch.inputs.tokens
     for task in range(TASKS):
         mine = scored & (tasks == task)
-        np.testing.assert_allclose(result.task_nll[task], nll[mine].sum(), rtol=1e-5)
-        assert result.task_masked[task] == mine.sum()
-        assert result.task_correct[task] == correct[mine].sum()
+        np.testing.assert_allclose(result.group_nll[task], nll[mine].sum(), rtol=1e-5)
+        assert result.group_masked[task] == mine.sum()
+        assert result.group_correct[task] == correct[mine].sum()
     for i in range(config.noise_buckets):
         mine = scored & (bucket == i)
         np.testing.assert_allclose(result.noise_nll[i], nll[mine].sum(), rtol=1e-5)
@@ -175,7 +175,7 @@ def test_alignment():
 
 
 def test_settings_are_checked():
-    with pytest.raises(UserError, match="capacity = 0.0 must be in"):
+    with pytest.raises(UserError, match="capacity = 0.0 must be above 0"):
         build(LossConfig, {"capacity": 0.0})
     with pytest.raises(UserError, match="must be at least 1"):
         build(LossConfig, {"chunk": 0})

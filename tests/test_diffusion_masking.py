@@ -76,7 +76,7 @@ def pack(rows, epoch=0):
         tail_pads=np.zeros((ROWS, LENGTH), bool),
         sample_ids=np.zeros((ROWS, SAMPLES), np.uint32),
         epochs=np.full((ROWS, SAMPLES), epoch, np.int32),
-        task_ids=np.full((ROWS, SAMPLES), -1, np.int32),
+        group_ids=np.full((ROWS, SAMPLES), -1, np.int32),
     )
     for row, samples in enumerate(rows):
         start = 0
@@ -85,7 +85,7 @@ def pack(rows, epoch=0):
             values = sample(sample_id, length, condition, pads)
             batch.inputs.tokens[place], batch.targets[place], batch.tail_pads[place] = values
             batch.inputs.segment_ids[place], batch.inputs.positions[place] = column + 1, np.arange(length)
-            batch.sample_ids[row, column], batch.task_ids[row, column] = sample_id, 0
+            batch.sample_ids[row, column], batch.group_ids[row, column] = sample_id, 0
             start += length
     return batch
 
@@ -106,7 +106,7 @@ def test_only_targets_are_masked(rows, seed, config):
     corrupted = jax.tree.map(np.asarray, mask_batch(batch, seed, config, VOCABULARY))
     assert not (corrupted.masked & ~batch.targets).any()
     np.testing.assert_array_equal(corrupted.tokens, np.where(corrupted.masked, VOCABULARY.mask, batch.inputs.tokens))
-    present = batch.task_ids >= 0
+    present = batch.group_ids >= 0
     assert (corrupted.ratio[~present] == 0).all()
     if config.mode == "paper":
         assert (corrupted.ratio[present] >= config.min_noise).all()
@@ -164,9 +164,9 @@ def test_statistics(config):
 def test_settings_are_checked():
     with pytest.raises(UserError, match="'papre'; did you mean 'paper'"):
         build(MaskingConfig, {"mode": "papre"})
-    with pytest.raises(UserError, match="tail_pad_gamma = 1.5 must be in"):
+    with pytest.raises(UserError, match="tail_pad_gamma = 1.5 must be at most 1"):
         build(MaskingConfig, {"tail_pad_gamma": 1.5})
     for name in ("eps", "min_noise"):
-        with pytest.raises(UserError, match=f"{name} = 1.0 must be in"):
+        with pytest.raises(UserError, match=f"{name} = 1.0 must be below 1"):
             build(MaskingConfig, {name: 1.0})
     assert jnp.issubdtype(mask_batch(pack([[], [], []]), 0, PAPER, VOCABULARY).tokens.dtype, jnp.integer)

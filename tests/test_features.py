@@ -1,8 +1,11 @@
 """Acoustic features: the released numbers, librosa's filters, and inverses."""
 
+import math
+
 import librosa
 import numpy as np
 import pytest
+import scipy.signal
 
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.media import features as F
@@ -75,6 +78,23 @@ def test_resampling_keeps_a_tone(source, target):
     assert len(out) == -(-(source // 4) * target // source)
     edge = 200
     np.testing.assert_allclose(out[edge:-edge], tone(target)[edge : len(out) - edge], atol=5e-3)
+
+
+@pytest.mark.parametrize("source, target", [(44100, 16000), (48000, 16000), (8000, 16000), (44101, 16000)])
+@pytest.mark.parametrize("samples", [0, 1, 2, 441, 20_011])
+def test_resampling_is_scipys_upfirdn_to_the_bit(source, target, samples):
+    wave = np.random.default_rng(samples).normal(0, 0.2, samples).astype(np.float32)
+    divisor = math.gcd(source, target)
+    up, down = target // divisor, source // divisor
+    taps, lead = F._sinc_filter(up, down, 6, 0.99)
+    padded = np.pad(wave, (0, len(taps) // up + down))
+    expected = scipy.signal.upfirdn(taps, padded, up, down)[lead : lead + -(-samples * up // down)]
+    np.testing.assert_array_equal(F.resample(wave, source, target), expected)
+
+
+@pytest.mark.parametrize("length", [400, 1024])
+def test_the_window_is_scipys_to_the_bit(length):
+    np.testing.assert_array_equal(F._hann(length), scipy.signal.get_window("hann", length).astype(np.float32))
 
 
 def test_cmvn(tmp_path):

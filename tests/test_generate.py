@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from omni_toys import CODECS, GRID, SIZE, VOCABULARY, generator, left_half, picture, quick, request, tone
 
-from omnidiff_jax.data.encode import fit_image
+from omnidiff_jax.answering.queries import Request
+from omnidiff_jax.codecs.encode import fit_image
 from omnidiff_jax.errors import UserError
-from omnidiff_jax.evaluation.generate import Request
 from omnidiff_jax.records import Waveform
-from omnidiff_jax.sampling.config import Guidance
+from omnidiff_jax.sampling import Guidance
 from omnidiff_jax.tasks.registry import TASKS, task
 
 
@@ -118,5 +118,5 @@ def test_unusable_media_are_named():
     def deaf(wave: Waveform) -> np.ndarray:
         raise UserError("audio of 1 samples has no spectrum")
 
-    make._codecs = dataclasses.replace(CODECS, features=deaf)
+    make.codecs = dataclasses.replace(CODECS, features=deaf)
     assert "unusable audio: audio of 1 samples" in message(make, task("asr"), [Request(audio=tone(1.0))])

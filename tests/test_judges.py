@@ -1,4 +1,4 @@
-"""Judges of Scenes: near perfect on right answers, far from it on wrong ones; and the word error rate."""
+"""Judges of Scenes: near perfect on right answers, far from it on wrong ones."""
 
 import dataclasses
 
@@ -16,12 +16,11 @@ from data_pipelines.scenes.scene import MAX_INDEX, PLACES, SPLITS, Scene, sample
 from data_pipelines.scenes.scene_parser import parse_scene, unclear
 from data_pipelines.scenes.speech import ANSWER_VOICE, heard_voice, say
 from data_pipelines.scenes.tasks import TASKS
-from omnidiff_jax.evaluation.generate import Response
-from omnidiff_jax.evaluation.wer import edit_distance, normalize, word_error_rate, word_errors
+from omnidiff_jax.answering.queries import Response
 from omnidiff_jax.records import Waveform
+from omnidiff_jax.words import word_error_rate
 
 SPEAKING = ("tts", "spoken_qa", "spoken_vqa")
-WORDS = st.lists(st.sampled_from(("red", "green", "blue")), max_size=6)
 
 
 def share(counts):
@@ -160,27 +159,3 @@ def test_inpainting_judge_wants_known_pixels_and_the_object():
         assert (case.request.image[case.request.hole] == 128).all()
         assert case.request.hole.sum() == 32 * 32
         assert case.meta["hidden"] in PLACES
-
-
-# ---- word error rate ---------------------------------------------------------------------------------------
-
-
-@given(WORDS, WORDS, WORDS)
-def test_edit_distance_is_a_metric(a, b, c):
-    assert edit_distance(a, b) == edit_distance(b, a)
-    assert (edit_distance(a, b) == 0) == (a == b)
-    assert edit_distance(a, c) <= edit_distance(a, b) + edit_distance(b, c)
-    assert abs(len(a) - len(b)) <= edit_distance(a, b) <= max(len(a), len(b))
-
-
-def test_word_error_rate_by_hand():
-    assert normalize("It's  RED, on-white.") == "it's red on white"
-    assert edit_distance("small red circle".split(), "red big circle left".split()) == 3
-    assert word_error_rate(["a b c", "d"], ["a x c", ""]) == pytest.approx(2 / 4)
-    errors, words = word_errors(["a b", "c"], ["a b", "c d e"])
-    assert errors.tolist() == [0, 2]
-    assert words.tolist() == [2, 1]
-    with pytest.raises(ValueError, match="1 references but 2"):
-        word_errors(["a"], ["a", "b"])
-    with pytest.raises(ValueError, match="without words"):
-        word_error_rate(["..."], ["a"])

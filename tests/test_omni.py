@@ -19,7 +19,8 @@ from omnidiff_jax.errors import UserError
 from omnidiff_jax.models.adapter import AdapterConfig
 from omnidiff_jax.models.backbone import BackboneConfig
 from omnidiff_jax.models.omni import OmniConfig, OmniModel, init_params, place
-from omnidiff_jax.models.sanm import SpeechEncoderConfig, packed_frames
+from omnidiff_jax.models.sanm import SpeechEncoderConfig
+from omnidiff_jax.speech_frames import packed_frames
 from omnidiff_jax.training.omni import OmniProgram
 
 TINY = OmniConfig(
@@ -74,8 +75,8 @@ def test_speech_fills_its_slots(params):
     """Two utterances in one row and one in the other: the slots hold adapter(encoder(...)), other rows the table's."""
     rng = np.random.default_rng(1)
     first, second, third = (rng.normal(size=(n, 12)).astype(np.float32) for n in (3, 2, 4))
-    queries = TINY.speech_encoder.queries
-    speech = packed_frames([[(first, 2), (second, 9)], [(third, 0)]], 16, 12, queries)
+    layout = TINY.speech_encoder.layout
+    speech = packed_frames([[(first, 2), (second, 9)], [(third, 0)]], 16, layout)
     tokens = rng.integers(0, 40, (2, 15)).astype(np.int32)
     ones = np.ones_like(tokens)
     inputs = ModelInputs(tokens, ones, np.broadcast_to(np.arange(15, dtype=np.int32), tokens.shape), speech)
@@ -88,8 +89,8 @@ def test_speech_fills_its_slots(params):
     plain = np.asarray(run("embed_inputs", inputs.replace(speech=None)))
     heard = np.zeros(tokens.shape, bool)
     for row, start, frames in ((0, 2, first), (0, 9, second), (1, 0, third)):
-        part = np.s_[row, start : start + len(frames) + len(queries)]
-        alone = run("speech_embeddings", packed_frames([[(frames, 0)]], 16, 12, queries))[0, : len(frames) + 2]
+        part = np.s_[row, start : start + layout.slots(len(frames))]
+        alone = run("speech_embeddings", packed_frames([[(frames, 0)]], 16, layout))[0, : len(frames) + 2]
         np.testing.assert_allclose(embeds[part], alone, atol=1e-5)
         heard[part] = True
     np.testing.assert_array_equal(embeds[~heard], plain[~heard])
@@ -111,7 +112,7 @@ def test_parameter_tree(params):
     assert params.keys() == {"backbone", "speech_encoder", "adapter"}
     assert shapes(dataclasses.replace(TINY, speech_encoder=None)).keys() == {"backbone"}
     tokens = np.zeros((1, 3), np.int32)
-    speech = packed_frames([[]], 4, 12, ())
+    speech = packed_frames([[]], 4, TINY.speech_encoder.layout)
     deaf = OmniModel(dataclasses.replace(TINY, speech_encoder=None))
     with pytest.raises(ValueError, match="speech_encoder is None"):
         jax.eval_shape(deaf.apply, {"params": params}, ModelInputs(tokens, tokens, tokens, speech))
@@ -129,5 +130,5 @@ def test_full_size_has_the_released_tensors(golden):
 def test_a_refused_batch_is_named_by_its_samples():
     """Empty places of a row name none."""
     ids = np.array([[7, 0], [4000000000, 9]], np.uint32)
-    batch = types.SimpleNamespace(task_ids=np.array([[0, -1], [2, 1]]), sample_ids=ids)
+    batch = types.SimpleNamespace(group_ids=np.array([[0, -1], [2, 1]]), sample_ids=ids)
     assert OmniProgram.describe(None, batch) == "sample ids [7, 4000000000, 9]"

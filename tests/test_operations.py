@@ -17,6 +17,7 @@ import pytest
 from toy_training import OPTIMIZER, STAGES, Regression, run
 
 from omnidiff_jax.cli import guard
+from omnidiff_jax.data.mixture import Stage
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.models.backbone import BackboneConfig
 from omnidiff_jax.models.flops import matrix_parameters, train_flops
@@ -32,7 +33,6 @@ from omnidiff_jax.training.operations.journal import OperationsConfig
 from omnidiff_jax.training.operations.metrics import read_metrics
 from omnidiff_jax.training.operations.profiling import parse_steps
 from omnidiff_jax.training.operations.watchdog import Watchdog
-from omnidiff_jax.training.program import StagePlan
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +217,7 @@ def test_guard_knows_a_jump_from_noise():
 
 
 def test_a_jump_is_skipped_or_rewound(tmp_path, mesh):
-    stages = (StagePlan("only", 40, 1e-3),)
+    stages = {"only": Stage(40, 1e-3)}
     program = Regression(wild=(29,))
     jumping = OperationsConfig(GuardConfig(spike="skip"))
     state = run(tmp_path / "skip", mesh, program, stages, operations=jumping)

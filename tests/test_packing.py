@@ -8,11 +8,13 @@ from data_world import TASKS, VOCABULARY, example
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omnidiff_jax.data.packing import Packer, PackingConfig, pack_released
-from omnidiff_jax.data.rows import Sample, assemble, tail_pads
+from omnidiff_jax.data.assemble import Sample, assemble, tail_pads
+from omnidiff_jax.data.packing import Packer, PackingConfig
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.parity.packing import pack_released
+from omnidiff_jax.speech_frames import SpeechLayout
 
-CONFIG = PackingConfig(length=48, frames=24, samples=5, open_rows=3, frame_width=3)
+CONFIG = PackingConfig(length=48, frames=24, samples=5, open_rows=3, speech=SpeechLayout(width=3))
 samples = st.lists(
     st.tuples(st.integers(1, 14), st.lists(st.integers(0, 4), max_size=2), st.integers(0, 3)), max_size=40
 )
@@ -21,9 +23,10 @@ samples = st.lists(
 def build(specs):
     """Samples from (text length, utterance lengths, pads)."""
     for number, (text, heard, pads) in enumerate(specs):
-        encoded = example(number + 1, "hear" if heard else "read", text, tuple(heard))
+        task = "hear" if heard else "read"
+        encoded = example(number + 1, task, text, tuple(heard))
         size = sum(heard) + 4 * len(heard)
-        yield Sample(encoded, number % 3, pads, len(encoded.tokens) + pads, size)
+        yield Sample(encoded, number % 3, pads, len(encoded.tokens) + pads, size, TASKS.index(task))
 
 
 def pack(specs, config=CONFIG):
@@ -34,7 +37,7 @@ def pack(specs, config=CONFIG):
 
 @given(specs=samples, strategy=st.sampled_from(["best_fit", "released"]))
 def test_rows_hold_every_sample_once_and_within_bounds(specs, strategy):
-    config = PackingConfig(48, 24, 5, 3, strategy, frame_width=3)
+    config = PackingConfig(48, 24, 5, 3, strategy, speech=SpeechLayout(width=3))
     rows, packer = pack(specs, config)
     everything = rows + [row.items for row in packer.open]
     numbers = sorted(sample.example.sample_id for row in everything for sample in row)
@@ -50,7 +53,7 @@ def test_rows_hold_every_sample_once_and_within_bounds(specs, strategy):
 def test_batches_say_what_the_samples_say(specs):
     rows, packer = pack(specs)
     rows += [row.items for row in packer.open]
-    batch = assemble(rows, CONFIG, VOCABULARY, {name: i for i, name in enumerate(TASKS)})
+    batch = assemble(rows, CONFIG, VOCABULARY)
     inputs, speech = batch.inputs, batch.inputs.speech
     assert inputs.tokens.shape == (len(rows), 48) and speech.features.shape == (len(rows), 24, 3)
     for b, row in enumerate(rows):
@@ -66,7 +69,7 @@ def test_batches_say_what_the_samples_say(specs):
             assert (inputs.tokens[b, pads] == VOCABULARY.pad).all() and batch.targets[b, pads].all()
             np.testing.assert_array_equal(batch.tail_pads[b, span], np.arange(sample.tokens) >= clean.stop - at)
             assert batch.sample_ids[b, s] == sample.example.sample_id and batch.epochs[b, s] == sample.epoch
-            assert TASKS[batch.task_ids[b, s]] == sample.example.task
+            assert TASKS[batch.group_ids[b, s]] == sample.example.task
             slots = at + np.flatnonzero(sample.example.tokens == VOCABULARY.context_audio)
             np.testing.assert_array_equal(speech.slots[b, frame : frame + sample.frames], slots)
             taken = 0
@@ -81,7 +84,7 @@ def test_batches_say_what_the_samples_say(specs):
                 taken, frame = taken + count, heard.stop
             at += sample.tokens
         assert not inputs.segment_ids[b, at:].any() and not batch.targets[b, at:].any()
-        assert (inputs.tokens[b, at:] == VOCABULARY.pad).all() and (batch.task_ids[b, len(row) :] == -1).all()
+        assert (inputs.tokens[b, at:] == VOCABULARY.pad).all() and (batch.group_ids[b, len(row) :] == -1).all()
         assert not speech.segment_ids[b, frame:].any() and (speech.slots[b, frame:] == -1).all()
         assert (speech.queries[b, frame:] == -1).all()
 
@@ -113,7 +116,7 @@ def test_released_rows_are_the_recorded_ones(golden):
 def test_released_batches_continue_the_last_sample_through_the_padding():
     config = PackingConfig(32, 0, 5, strategy="released")
     row = list(build([(5, [], 1), (7, [], 2)]))
-    batch = assemble([row], config, VOCABULARY, {"read": 0})
+    batch = assemble([row], config, VOCABULARY)
     (reference,) = pack_released(
         [(np.zeros(6), np.zeros(6)), (np.zeros(9), np.zeros(9)), (np.zeros(30), np.zeros(30))], 32, 0
     )
@@ -147,5 +150,5 @@ def test_tail_pads_depend_on_seed_epoch_and_sample_only():
 def test_wrong_settings_are_refused():
     with pytest.raises(UserError, match="best_fit"):
         PackingConfig(strategy="best")
-    with pytest.raises(UserError, match="positive"):
+    with pytest.raises(UserError, match="length = 0 must be at least 1"):
         PackingConfig(length=0)

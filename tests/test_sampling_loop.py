@@ -10,16 +10,20 @@ from hypothesis import strategies as st
 from reference_sampler import Example, reference_sample
 from sampling_toys import VOCABULARY, make_toy, toy_denoiser, toy_logits
 
+from omnidiff_jax.config import build
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.sampling import (
     AllowedSets,
     Blocks,
+    Candidates,
     Confidence,
+    CosineSchedule,
     Filters,
     Guidance,
     Position,
     Prefill,
     Prompt,
+    ReleasedCandidates,
     Repetition,
     SamplerConfig,
     Schedule,
@@ -38,12 +42,18 @@ MASK = VOCABULARY.mask
 ALLOWED = AllowedSets(VOCABULARY, image=[VOCABULARY.image], text=[VOCABULARY.text, VOCABULARY.im_end])
 ROWS = 3
 
+
+def built(group, **drawn):
+    """Strategies of a group, from its keys in a config."""
+    return st.builds(lambda **settings: build(group, settings), **drawn)
+
+
 configs = st.builds(
     SamplerConfig,
     steps=st.sampled_from([None, 1, 4, 9]),
     steps_per_token=st.sampled_from([1.0, 0.5]),
-    schedule=st.builds(Schedule, kind=st.sampled_from(["linear", "cosine"])),
-    confidence=st.builds(
+    schedule=built(Schedule, kind=st.sampled_from(["linear", "cosine"])),
+    confidence=built(
         Confidence,
         kind=st.sampled_from(["entropy", "maskgit_plus", "topk_margin", "origin"]),
         temperature=st.sampled_from([0.0, 0.3]),
@@ -55,13 +65,11 @@ configs = st.builds(
         top_p=st.sampled_from([1.0, 0.9, 0.5]),
         top_k=st.sampled_from([0, 3, 50]),
     ),
-    repetition=st.builds(
-        Repetition, penalty=st.sampled_from([1.0, 1.5]), scope=st.sampled_from(["generated", "released"])
-    ),
-    position=st.builds(Position, form=st.sampled_from(["off", "paper", "released"]), free=st.sampled_from([0, 4])),
-    guidance=st.builds(Guidance, scale=st.sampled_from([0.0, 1.5]), form=st.sampled_from(["aligned", "released"])),
-    blocks=st.builds(Blocks, size=st.sampled_from([0, 5]), form=st.sampled_from(["even", "released"])),
-    candidates=st.sampled_from(["real", "released"]),
+    repetition=built(Repetition, penalty=st.sampled_from([1.0, 1.5]), scope=st.sampled_from(["generated", "released"])),
+    position=built(Position, form=st.sampled_from(["off", "paper", "released"]), free=st.sampled_from([0, 4])),
+    guidance=built(Guidance, scale=st.sampled_from([0.0, 1.5]), form=st.sampled_from(["aligned", "released"])),
+    blocks=built(Blocks, size=st.sampled_from([0, 5]), form=st.sampled_from(["even", "released"])),
+    candidates=st.sampled_from([Candidates(), ReleasedCandidates()]),
     rows_per_chunk=st.sampled_from([7, 256]),
     stopping=st.builds(Stopping, end_id=st.sampled_from([None, 2, 4])),
 )
@@ -134,7 +142,7 @@ def test_equals_plain_twin(config, seed, alignment):
 def test_invariants(config, seed):
     config = dataclasses.replace(
         config,
-        candidates="real",
+        candidates=Candidates(),
         blocks=Blocks(config.blocks.size),
         guidance=Guidance(config.guidance.scale),
         stopping=Stopping(),
@@ -181,7 +189,7 @@ def test_stopping_settings_and_shared_code():
     last = int(result.steps[0])
     assert last < 12 and (tokens[3:] == VOCABULARY.im_end).all() and not (tokens == MASK).any()
     size = _run._cache_size()
-    other = dataclasses.replace(config, steps=5, schedule=Schedule("cosine"), blocks=Blocks(4))
+    other = dataclasses.replace(config, steps=5, schedule=CosineSchedule(), blocks=Blocks(4))
     sample(toy_denoiser(toy), canvas, other, seed=9)
     sample(toy_denoiser(toy), canvas, dataclasses.replace(config, steps=7))
     assert _run._cache_size() <= size + 2  # the two numbers of plan columns, rounded to powers of two

@@ -31,6 +31,8 @@ CONFIG = OmniConfig(
     AdapterConfig(inputs=8, outputs=16, init_stddev=0.5, dtype="float32"),
 )  # fmt: skip
 
+SPEECH = CONFIG.speech_encoder.layout
+
 
 def test_hidden_is_the_models_and_batches_do_not_matter():
     model, params = OmniModel(CONFIG), meta.unbox(jax.jit(lambda key: init_params(CONFIG, key))(jax.random.key(0)))
@@ -38,7 +40,7 @@ def test_hidden_is_the_models_and_batches_do_not_matter():
     rng = np.random.default_rng(0)
     heard = Prompt(np.full(6, VOCABULARY.context_audio, np.int32), rng.normal(size=(2, 6)), (2,))
     read = Prompt(np.array([1, 2], np.int32))
-    canvas = build_canvas([heard, read], [blank(5, VOCABULARY.mask)] * 2, VOCABULARY, multiple=16)
+    canvas = build_canvas([heard, read], [blank(5, VOCABULARY.mask)] * 2, VOCABULARY, speech=SPEECH, multiple=16)
 
     tokens = np.array(canvas.inputs.tokens)
     tokens[0, 7], tokens[1, 3] = 4, 5
@@ -50,9 +52,9 @@ def test_hidden_is_the_models_and_batches_do_not_matter():
     np.testing.assert_allclose(np.asarray(ours)[real], np.asarray(theirs)[real], rtol=1e-5, atol=1e-5)
 
     config = SamplerConfig(steps=3, guidance=Guidance(1.0))
-    other = unconditional_canvas(canvas, [Prompt(np.array([1], np.int32))] * 2, VOCABULARY, multiple=16)
+    other = unconditional_canvas(canvas, [Prompt(np.array([1], np.int32))] * 2, VOCABULARY, speech=SPEECH, multiple=16)
     together = sample(denoiser, canvas, config, unconditional=other)
-    alone = build_canvas([heard], [blank(5, VOCABULARY.mask)], VOCABULARY, multiple=16)
-    other = unconditional_canvas(alone, [Prompt(np.array([1], np.int32))], VOCABULARY, multiple=16)
+    alone = build_canvas([heard], [blank(5, VOCABULARY.mask)], VOCABULARY, speech=SPEECH, multiple=16)
+    other = unconditional_canvas(alone, [Prompt(np.array([1], np.int32))], VOCABULARY, speech=SPEECH, multiple=16)
     np.testing.assert_array_equal(sample(denoiser, alone, config, unconditional=other).tokens[0], together.tokens[0])
     assert module_denoiser(OmniModel(CONFIG), params).hidden is denoiser.hidden  # equal modules share compiled code

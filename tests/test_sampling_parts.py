@@ -17,9 +17,12 @@ from omnidiff_jax.sampling import (
     AllowedSets,
     Answer,
     Blocks,
+    CosineSchedule,
     LengthRule,
+    PaperPosition,
     Prefill,
     Prompt,
+    ReleasedPosition,
     SamplerConfig,
     Schedule,
     answer_tokens,
@@ -30,18 +33,19 @@ from omnidiff_jax.sampling import (
     random_text_prompt,
     unconditional_canvas,
 )
-from omnidiff_jax.sampling.candidates import nucleus
-from omnidiff_jax.sampling.config import Position
+from omnidiff_jax.sampling.filters import nucleus
 from omnidiff_jax.sampling.guidance import stack_canvases
-from omnidiff_jax.sampling.penalties import position_factor
-from omnidiff_jax.sampling.schedule import make_plan, reveal_ratios, timesteps
+from omnidiff_jax.sampling.plan import make_plan
+from omnidiff_jax.speech_frames import SpeechLayout
 
 MASK = VOCABULARY.mask
 
 
-@given(st.integers(1, 64), st.integers(1, 64), st.sampled_from(["linear", "cosine"]), st.sampled_from([0, 3, 16]))
-def test_plan_reveals_every_mask(masks, steps, kind, size):
-    config = SamplerConfig(steps=steps, schedule=Schedule(kind), blocks=Blocks(size))
+@given(
+    st.integers(1, 64), st.integers(1, 64), st.sampled_from([Schedule(), CosineSchedule()]), st.sampled_from([0, 3, 16])
+)
+def test_plan_reveals_every_mask(masks, steps, schedule, size):
+    config = SamplerConfig(steps=steps, schedule=schedule, blocks=Blocks(size))
     generate = np.zeros((2, 80), bool)
     generate[0, 5 : 5 + masks] = True
     plan = make_plan(config, generate, np.array([5, 0]), np.array([masks, 0]))
@@ -58,13 +62,13 @@ def test_plan_reveals_every_mask(masks, steps, kind, size):
 
 
 def test_schedules_fall_from_one_to_eps():
-    for kind in ("linear", "cosine"):
-        t = timesteps(Schedule(kind), 20)
+    for schedule in (Schedule(), CosineSchedule()):
+        t = schedule.timesteps(20)
         assert t[0] == 1 and np.isclose(t[-1], 1e-3) and (np.diff(t) < 0).all()
-        assert reveal_ratios(Schedule(kind), 20)[-1] == 1
-    # NOTES: 40 tokens in 20 linear steps
+        assert schedule.ratios(20)[-1] == 1
+    # 40 tokens in 20 linear steps
     left, counts = 40, []
-    for ratio in reveal_ratios(Schedule(), 20):
+    for ratio in Schedule().ratios(20):
         counts.append(max(int(np.float32(left) * ratio), 1))
         left -= counts[-1]
     assert counts == [1] + [2] * 18 + [3]
@@ -87,12 +91,12 @@ def test_nucleus_equals_sorting(seed, top_p, scale):
 def test_position_factor_forms():
     offsets = jnp.arange(12)[None, :] - 2
     masked = jnp.ones((1, 12), bool)
-    paper = Position("paper", free=4, gamma=0.5, early=0.5)
-    early = position_factor(paper, offsets, jnp.array([10]), masked, jnp.array([0.4]))[0]
+    paper = PaperPosition(free=4, gamma=0.5, early=0.5)
+    early = paper.factor(offsets, jnp.array([10]), masked, jnp.array([0.4]))[0]
     np.testing.assert_allclose(early[:6], 1)
     assert (np.diff(early[5:]) < 0).all() and np.isclose(early[-1], 0.5)
-    np.testing.assert_allclose(position_factor(paper, offsets, jnp.array([10]), masked, jnp.array([0.5]))[0], 1)
-    ramp = position_factor(Position("released", free=4), offsets, jnp.array([10]), masked, jnp.array([0.9]))[0]
+    np.testing.assert_allclose(paper.factor(offsets, jnp.array([10]), masked, jnp.array([0.5]))[0], 1)
+    ramp = ReleasedPosition(free=4).factor(offsets, jnp.array([10]), masked, jnp.array([0.9]))[0]
     np.testing.assert_allclose(ramp, [1] * 5 + [1 + i / 8 for i in range(1, 8)])
 
 
@@ -141,8 +145,9 @@ def test_canvas_places_speech():
     context = VOCABULARY.context_audio
     tokens = np.array([1] + [context] * 5 + [2] + [context] * 6, np.int32)
     frames = np.arange(3 * 4, dtype=np.float32).reshape(3, 4)
+    four = SpeechLayout(width=4)
     heard = Prompt(tokens, frames, frame_counts=(1, 2))
-    canvas = build_canvas([heard, Prompt(tokens[:1])], [blank(2, MASK)] * 2, VOCABULARY, multiple=16)
+    canvas = build_canvas([heard, Prompt(tokens[:1])], [blank(2, MASK)] * 2, VOCABULARY, speech=four, multiple=16)
     speech = canvas.inputs.speech
     np.testing.assert_array_equal(speech.slots[0, :11], [1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 12])
     np.testing.assert_array_equal(speech.queries[0, :11], [0, 1, 2, 15, -1, 0, 1, 2, 15, -1, -1])
@@ -151,7 +156,9 @@ def test_canvas_places_speech():
     both = stack_canvases(canvas, unconditional_canvas(canvas, [Prompt(tokens[:1])] * 2, VOCABULARY))
     assert both.inputs.speech.segment_ids.shape == (4, 16) and both.inputs.tokens.shape == (4, 32)
     with pytest.raises(UserError, match="context-of-audio"):
-        build_canvas([Prompt(tokens, frames, (3,))], [blank(2, MASK)], VOCABULARY)
+        build_canvas([Prompt(tokens, frames, (3,))], [blank(2, MASK)], VOCABULARY, speech=four)
+    with pytest.raises(UserError, match="4 wide, the speech encoder takes 560"):
+        build_canvas([heard], [blank(2, MASK)], VOCABULARY)
 
 
 def test_canvas_refuses():

@@ -13,6 +13,7 @@ from omnidiff_jax.conversion import rules as conversion
 from omnidiff_jax.conversion import sensevoice
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.models import sanm
+from omnidiff_jax.speech_frames import packed_frames, padded_frames
 
 TINY = sanm.SpeechEncoderConfig(
     features=56, width=64, heads=4, ffn=96, blocks=3, tp_blocks=1, vocab_size=30, max_positions=64
@@ -28,7 +29,7 @@ def fixture(golden):
 def params(fixture):
     tensors = {k.removeprefix("params/"): fixture[k] for k in fixture.files if k.startswith("params/")}
     rules = sensevoice.rules(TINY)
-    frames = sanm.padded_frames(np.zeros((1, 3, 56), np.float32), np.array([3]), TINY.queries)
+    frames = padded_frames(np.zeros((1, 3, 56), np.float32), np.array([3]), TINY.queries)
     like = jax.eval_shape(sanm.SpeechEncoder(TINY).init, jax.random.key(0), frames)["params"]
     params = conversion.to_flax(rules, tensors, like=like)
     for name, tensor in conversion.to_torch(rules, params).items():
@@ -49,7 +50,7 @@ def encode(config, params, features, lengths, queries):
     @jax.jit
     def run(params, features, lengths):
         model = sanm.SpeechEncoder(config)
-        hidden = model.apply(params, sanm.padded_frames(features, lengths, queries))
+        hidden = model.apply(params, padded_frames(features, lengths, queries))
         return hidden, jax.nn.log_softmax(model.apply(params, hidden, method=model.ctc_logits))
 
     return run(params, features, lengths)
@@ -90,7 +91,7 @@ def test_packed_utterances_do_not_feel_each_other(params):
     random = np.random.default_rng(0)
     first, second = (random.standard_normal((n, 56)).astype(np.float32) for n in (9, 6))
     rows = [[(first, 5), (second, 40)], [(second, 0)], [(first, 0)]]
-    frames = jax.tree.map(jnp.asarray, sanm.packed_frames(rows, 26, 56, TINY.queries))
+    frames = jax.tree.map(jnp.asarray, packed_frames(rows, 26, TINY.layout))
     np.testing.assert_array_equal(frames.slots[0], [*range(5, 18), *range(40, 50), -1, -1, -1])
     np.testing.assert_array_equal(frames.positions[0], [*range(1, 14), *range(1, 11), 0, 0, 0])
 
@@ -111,7 +112,7 @@ def test_packed_utterances_do_not_feel_each_other(params):
     _, changed = run(frames.features.at[0, 4:13].add(100.0).at[:, 23:].set(1e4))
     np.testing.assert_array_equal(hidden[0, 13:23], changed[0, 13:23])
     with pytest.raises(UserError, match="buffer holds 22"):
-        sanm.packed_frames(rows, 22, 56, TINY.queries)
+        packed_frames(rows, 22, TINY.layout)
 
 
 def test_too_long_an_utterance_is_not_encoded_in_silence(params):
@@ -123,7 +124,7 @@ def test_too_long_an_utterance_is_not_encoded_in_silence(params):
 def test_full_size_has_the_released_tensors(golden):
     manifest = json.loads((golden / "manifests" / "sensevoice_small.json").read_text())
     config = sanm.SpeechEncoderConfig()
-    frames = sanm.padded_frames(np.zeros((1, 3, 560), np.float32), np.array([3]), config.queries)
+    frames = padded_frames(np.zeros((1, 3, 560), np.float32), np.array([3]), config.queries)
     abstract = jax.eval_shape(sanm.SpeechEncoder(config).init, jax.random.key(0), frames)["params"]
     shapes = conversion.torch_shapes(sensevoice.rules(config), abstract)
     assert shapes == {name: tuple(shape) for name, shape in manifest["tensors"].items()}

@@ -12,11 +12,11 @@ from data_pipelines.scenes.tasks import make_record, speaker
 from data_pipelines.sdvi import rules
 from data_pipelines.sdvi.build import VOICES, Counts, build, build_speech_to_image, build_spoken_vqa
 from data_pipelines.sdvi.rules import speakable
-from omnidiff_jax.data.sources import JsonlRecords, RejectedRecord
+from omnidiff_jax.data.sources import JsonlRecords
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.media.audio import read_audio
 from omnidiff_jax.media.image import write_png
-from omnidiff_jax.records import Message, Record, Waveform
+from omnidiff_jax.records import Message, Record, RejectedRecord, Waveform
 
 DIRECT = "Answer with the option's letter from the given choices directly."
 HINT = "Hint: Please answer the question and provide the correct option letter, e.g., A, B, C, D, at the end."

@@ -27,7 +27,7 @@ from omnidiff_jax.models.adapter import AdapterConfig
 from omnidiff_jax.models.backbone import BackboneConfig
 from omnidiff_jax.models.magvit import Magvit, MagvitConfig
 from omnidiff_jax.models.omni import OmniConfig, OmniModel, init_params
-from omnidiff_jax.models.sanm import SpeechEncoderConfig, packed_frames
+from omnidiff_jax.models.sanm import SpeechEncoderConfig
 from omnidiff_jax.models.whisper_vq import WhisperVQConfig, WhisperVQEncoder
 from omnidiff_jax.sharding import axes, mesh
 from omnidiff_jax.sharding.mesh import MeshConfig, make_mesh, mesh_shape
@@ -39,6 +39,7 @@ from omnidiff_jax.sharding.rules import (
     param_shardings,
     param_specs,
 )
+from omnidiff_jax.speech_frames import packed_frames
 from omnidiff_jax.tokenizers.speech import SpeechDecoderConfig, init_flow, init_hift
 from omnidiff_jax.training.optimizer import OptimizerConfig, split_params
 from omnidiff_jax.training.step import init_state, make_train_step
@@ -270,12 +271,12 @@ def tiny_batch():
     heard = [[(rng.normal(size=(3, 16)).astype(np.float32), 1)] for _ in range(4)]
     ids = np.arange(8, dtype=np.uint32).reshape(4, 2)
     return Batch(
-        inputs=ModelInputs(tokens, segments, positions, packed_frames(heard, 8, 16, (0, 1))),
+        inputs=ModelInputs(tokens, segments, positions, packed_frames(heard, 8, TINY.speech_encoder.layout)),
         targets=positions > 5,
         tail_pads=positions > 7,
         sample_ids=ids,
         epochs=np.zeros((4, 2), np.int32),
-        task_ids=(ids % 3).astype(np.int32),
+        group_ids=(ids % 3).astype(np.int32),
     )
 
 

@@ -98,7 +98,7 @@ def test_a_request_cannot_hold_a_media_tag(tag):
 
 
 def test_image_answers_are_templates():
-    answer = FORMS.build(task("t2i"), task("t2i").decoding, 0)
+    answer = FORMS.build("image", task("t2i").decoding, 0)
     v = VOCABULARY
     closing = [v.end_image, v.im_end, *LAYOUT.encode_text("\n")]
     assert answer.tokens.tolist() == [v.begin_image, *[MASK] * 6, *closing]
@@ -107,7 +107,7 @@ def test_image_answers_are_templates():
 
 def test_a_hole_keeps_the_other_codes():
     codes, hole = np.arange(6), np.array([0, 1, 0, 0, 1, 0], bool)
-    answer = FORMS.build(task("inpainting"), task("inpainting").decoding, 0, codes, hole)
+    answer = FORMS.build("hole", task("inpainting").decoding, 0, codes, hole)
     inner = answer.tokens[1:7]
     assert (inner == np.where(hole, MASK, VOCABULARY.image.encode(codes))).all()
     assert (answer.groups[1:7] == np.where(hole, FORMS.sets["image"], 0)).all()
@@ -115,16 +115,16 @@ def test_a_hole_keeps_the_other_codes():
 
 def test_lengths_follow_the_request():
     text, asr, tts = (task(name) for name in ("text_qa", "asr", "tts"))
-    assert len(FORMS.build(text, dataclasses.replace(text.decoding, length=7), 99)) == 7
-    assert len(FORMS.build(asr, asr.decoding, 100)) == 20
-    assert len(FORMS.build(tts, tts.decoding, 10)) == 35
-    spoken = FORMS.build(tts, tts.decoding, 10)
+    assert len(FORMS.build(text.answer, dataclasses.replace(text.decoding, length=7), 99)) == 7
+    assert len(FORMS.build(asr.answer, asr.decoding, 100)) == 20
+    assert len(FORMS.build(tts.answer, tts.decoding, 10)) == 35
+    spoken = FORMS.build(tts.answer, tts.decoding, 10)
     assert spoken.tokens[0] == VOCABULARY.begin_audio and (spoken.tokens[1:] == MASK).all()
 
 
 def test_spoken_answers_are_prefilled():
     chosen = task("spoken_qa")
-    answer = FORMS.build(chosen, dataclasses.replace(chosen.decoding, length=40, prefill=0.25), 0)
+    answer = FORMS.build(chosen.answer, dataclasses.replace(chosen.decoding, length=40, prefill=0.25), 0)
     assert np.flatnonzero(answer.tokens != MASK).tolist() == [10]
     assert answer.tokens[10] == VOCABULARY.begin_audio
     before, after = FORMS.sets["text_before_speech"], FORMS.sets["speech"]
@@ -132,7 +132,7 @@ def test_spoken_answers_are_prefilled():
     # Sampling stops at the turn's end: before the speech it would leave the answer mute.
     assert not FORMS.sets.table[before][VOCABULARY.im_end] and FORMS.sets.table[after][VOCABULARY.im_end]
     assert FORMS.sets.table[before][VOCABULARY.pad]
-    free = FORMS.build(chosen, dataclasses.replace(chosen.decoding, length=40, prefill=None), 0)
+    free = FORMS.build(chosen.answer, dataclasses.replace(chosen.decoding, length=40, prefill=None), 0)
     assert (free.tokens == MASK).all() and (free.groups == FORMS.sets["text_and_speech"]).all()
 
 
@@ -182,7 +182,7 @@ def test_a_training_answer_reads_back(name, text, codes):
 def test_whatever_fills_a_canvas_can_be_read(name, length, seed):
     chosen, rng = task(name), np.random.default_rng(seed)
     decoding = dataclasses.replace(chosen.decoding, length=length, adaptive=None)
-    answer = FORMS.build(chosen, decoding, 0, np.arange(6), rng.random(6) < 0.5)
+    answer = FORMS.build(chosen.answer, decoding, 0, np.arange(6), rng.random(6) < 0.5)
     allowed = FORMS.sets.table[answer.groups]
     draws = np.array([rng.choice(np.flatnonzero(row)) for row in allowed])
     parsed = FORMS.parse(np.where(answer.tokens == MASK, draws, answer.tokens))

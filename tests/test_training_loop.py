@@ -1,5 +1,6 @@
 """The training loop on a toy program: resume, stages, accumulation, refusal, full disk."""
 
+import dataclasses
 import json
 import os
 import resource
@@ -14,11 +15,14 @@ import optax
 import pytest
 from toy_training import OPTIMIZER, STAGES, Regression, run
 
+from omnidiff_jax.config import difference
+from omnidiff_jax.data.mixture import Stage, scale_stages, stage_at
 from omnidiff_jax.errors import UserError
-from omnidiff_jax.training.checkpoint import CheckpointConfig, Checkpointer, check_same_config
+from omnidiff_jax.sharding.mesh import MeshConfig
+from omnidiff_jax.training.checkpoint import CheckpointConfig, Checkpointer
+from omnidiff_jax.training.config import TrainingConfig
 from omnidiff_jax.training.operations.metrics import read_metrics
 from omnidiff_jax.training.optimizer import OptimizerConfig, make_optimizer, split_params, stage_schedule
-from omnidiff_jax.training.program import scale_stages, stage_at
 from omnidiff_jax.training.step import eval_params, init_state, make_train_step
 
 
@@ -59,13 +63,22 @@ def test_refused_step_keeps_parameters_and_names_samples(tmp_path, mesh):
 
 
 def test_checkpoint_of_another_config_is_refused(tmp_path, mesh):
-    old = {"model": {"width": 64, "heads": [1, 2]}, "checkpoint_every": 4}
-    run(tmp_path, mesh, run_config=old, same_config=("model",), stop_after=4)
-    run(tmp_path, mesh, run_config=old | {"checkpoint_every": 5}, same_config=("model",), stop_after=5)
-    with pytest.raises(UserError, match=r"config\.model\.width = 64, this config has 96"):
-        run(tmp_path, mesh, run_config={"model": {"width": 96, "heads": [1, 2]}}, same_config=("model",))
-    with pytest.raises(UserError, match=r"model\.heads\[1\]"):
-        check_same_config(old, {"model": {"width": 64, "heads": [1, 3]}}, ("model",), "run")
+    run(tmp_path, mesh, stop_after=4)
+    run(tmp_path, mesh, stop_after=5, checkpoint_every=5, mesh=MeshConfig(data=-1, fsdp=1))
+    with pytest.raises(UserError, match=r"config\.optimizer\.b2 = 0.95, this config has 0.9; give it the value"):
+        run(tmp_path, mesh, optimizer=dataclasses.replace(OPTIMIZER, b2=0.9))
+    with pytest.raises(UserError, match=r"config\.stages\.two\.learning_rate = 0.001, this config has 0.1"):
+        run(tmp_path, mesh, stages=STAGES | {"two": Stage(4, 0.1)})
+    assert difference({"heads": [1, (2, 3)]}, {"heads": (1, [2, 4])}, "model") == ("model.heads[1][1]", 3, 4)
+    assert difference(OPTIMIZER, dataclasses.replace(OPTIMIZER, moments_on="host")) is None
+
+
+def test_what_may_differ_on_resume_stands_with_the_fields():
+    free = {f.name for f in dataclasses.fields(TrainingConfig) if f.metadata.get("resume") == "free"}
+    assert free == {
+        "accumulate", "checkpoint_every", "keep_checkpoints", "keep_period", "operations", "mesh", "sharding", "slice",
+        "compilation_cache",
+    }  # fmt: skip
 
 
 def test_restore_into_other_shapes_names_the_folder(tmp_path, mesh):
@@ -124,11 +137,14 @@ def test_schedule_warms_up_and_decays_in_every_stage():
 
 
 def test_stages_scale_in_proportion():
-    assert [s.steps for s in scale_stages(STAGES, 5)] == [3, 2]
-    assert [s.steps for s in scale_stages(STAGES, 1)] == [1]
-    assert all(sum(s.steps for s in scale_stages(STAGES, n)) == n for n in range(1, 10))
-    assert scale_stages(STAGES, None) is STAGES and scale_stages(STAGES, 99) is STAGES
-    assert [stage_at(STAGES, i).name for i in (0, 5, 6, 9, 50)] == ["one", "one", "two", "two", "two"]
+    stages = tuple(STAGES.values())
+    assert [s.steps for s in scale_stages(stages, 5)] == [3, 2]
+    assert [s.steps for s in scale_stages(stages, 1)] == [1]
+    assert all(sum(s.steps for s in scale_stages(stages, n)) == n for n in range(1, 10))
+    assert scale_stages(stages, 0) == stages == scale_stages(stages, 99)
+    assert [stage_at(stages, i) for i in (0, 5, 6, 9, 50)] == [0, 0, 1, 1, 1]
+    capped = TrainingConfig(batch_size=1, stages=STAGES, total_steps=5)
+    assert [(stage.name, stage.steps) for stage in capped.plan] == [("one", 3), ("two", 2)]
 
 
 def test_split_params_by_rule():

@@ -1,18 +1,21 @@
 """A training program of three numbers, and a run of it."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from omnidiff_jax.training.checkpoint import CheckpointConfig
-from omnidiff_jax.training.layout import LoopConfig
+from omnidiff_jax.data.mixture import Stage
+from omnidiff_jax.training.config import TrainingConfig
 from omnidiff_jax.training.loop import train
 from omnidiff_jax.training.operations.guard import GuardConfig
 from omnidiff_jax.training.operations.journal import OperationsConfig
 from omnidiff_jax.training.optimizer import OptimizerConfig
-from omnidiff_jax.training.program import StagePlan, TrainProgram
+from omnidiff_jax.training.program import TrainProgram
+from omnidiff_jax.training.run import Run
 
-STAGES = (StagePlan("one", 6, 1e-2), StagePlan("two", 4, 1e-3))
+STAGES = {"one": Stage(6, 1e-2), "two": Stage(4, 1e-3)}
 OPTIMIZER = OptimizerConfig(frozen=("held/*",), ema_decay=0.5)
 
 
@@ -47,7 +50,16 @@ class Regression(TrainProgram):
         return f"sample {int(np.asarray(batch['index'])[0])}"
 
 
-def run(workdir, mesh, program=None, stages=STAGES, **kwargs):
-    operations = kwargs.pop("operations", OperationsConfig(GuardConfig(max_in_row=2)))
-    config = LoopConfig(seed=3, checkpoint=CheckpointConfig(every=4), operations=operations)
-    return train(program or Regression(), config, OPTIMIZER, stages, workdir, mesh, **kwargs)
+def run(workdir, devices, program=None, stages=STAGES, **kwargs):
+    """Trains in `workdir`; `kwargs` are options of `train`, or fields of the config that differ."""
+    options = {name: kwargs.pop(name) for name in ("stop_after", "profile", "began") if name in kwargs}
+    config = TrainingConfig(
+        program="toy",
+        seed=3,
+        batch_size=8,
+        stages=stages,
+        optimizer=OPTIMIZER,
+        checkpoint_every=4,
+        operations=OperationsConfig(GuardConfig(max_in_row=2)),
+    )
+    return train(Run(dataclasses.replace(config, **kwargs), program or Regression(), devices), workdir, **options)

@@ -1,14 +1,16 @@
 """Held-out exams of every task on Scenes, ready for the scorecard."""
 
+import dataclasses
+
 import numpy as np
 
 from data_pipelines.scenes.judges import MEASURES
 from data_pipelines.scenes.render import place_box
 from data_pipelines.scenes.tasks import make_record
-from omnidiff_jax.evaluation.generate import Request, Response
-from omnidiff_jax.evaluation.scorecard import Case, Exam
+from omnidiff_jax.answering.queries import Request, Response
+from omnidiff_jax.evaluation.exam import Case, Exam, ExamSet
 from omnidiff_jax.records import AUDIO_TAG, IMAGE_TAG, Record
-from omnidiff_jax.tasks.registry import task
+from omnidiff_jax.tasks.registry import TASKS, task
 
 
 def case(record: Record) -> Case:
@@ -45,3 +47,18 @@ def exam(name: str, cases: int, split: str = "test", start: int = 0) -> Exam:
     """
     records = (make_record(name, start + index, split) for index in range(cases))
     return Exam(task(name), tuple(case(record) for record in records), MEASURES[name])
+
+
+# Tasks that are also asked about colour-shape pairs never trained on.
+COMPOSITIONAL = ("captioning", "t2i", "inpainting")
+
+
+def scenes_exam(name: str, cases: int, data: str | None = None) -> Exam:
+    """The exam of one task, with its compositional half where it has one; Scenes brings its own data."""
+    held_out = exam(name, cases)
+    if name not in COMPOSITIONAL:
+        return held_out
+    return dataclasses.replace(held_out, further={"compositional": exam(name, cases, "compositional")})
+
+
+SCENES = ExamSet("held-out Scenes, every task", tuple(TASKS), scenes_exam, readers=("scenes",))

@@ -3,29 +3,16 @@
 A score takes responses and the cases they answer, and gives two arrays [n]: hits and ones, or word errors and words.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-
-import numpy as np
+from collections.abc import Mapping, Sequence
 
 from data_pipelines.scenes.language import parse_caption
 from data_pipelines.scenes.listener import listen
 from data_pipelines.scenes.scene import Scene
 from data_pipelines.scenes.scene_parser import parse_scene
-from omnidiff_jax.evaluation.generate import Response
-from omnidiff_jax.evaluation.scorecard import Case, Measure
-from omnidiff_jax.evaluation.wer import normalize, word_errors
-
-Counts = tuple[np.ndarray, np.ndarray]
-
-
-def _share(right: Callable[[Response, Case], bool], responses: Sequence[Response], cases: Sequence[Case]) -> Counts:
-    hits = [right(response, case) for response, case in zip(responses, cases, strict=True)]
-    return np.array(hits, float), np.ones(len(hits))
-
-
-def exact(responses: Sequence[Response], cases: Sequence[Case]) -> Counts:
-    """Answers whose words are the right ones."""
-    return _share(lambda r, case: normalize(r.text) == normalize(case.meta["answer"]), responses, cases)
+from omnidiff_jax.answering.queries import Response
+from omnidiff_jax.evaluation.exam import Case, Measure
+from omnidiff_jax.evaluation.measures import EXACT, TRANSCRIBED, Counts, share
+from omnidiff_jax.words import word_errors
 
 
 def _true_scene(case: Case) -> Scene:
@@ -53,22 +40,22 @@ def _same_scene(found: Scene, case: Case) -> bool:
 
 def objects_described(responses: Sequence[Response], cases: Sequence[Case]) -> Counts:
     """Captions that name exactly the scene's objects."""
-    return _share(lambda r, case: _same_objects(_described(r), case), responses, cases)
+    return share(lambda r, case: _same_objects(_described(r), case), responses, cases)
 
 
 def scene_described(responses: Sequence[Response], cases: Sequence[Case]) -> Counts:
     """Captions with the objects and the background right."""
-    return _share(lambda r, case: _same_scene(_described(r), case), responses, cases)
+    return share(lambda r, case: _same_scene(_described(r), case), responses, cases)
 
 
 def objects_drawn(responses: Sequence[Response], cases: Sequence[Case]) -> Counts:
     """Pictures that show exactly the scene's objects."""
-    return _share(lambda r, case: _same_objects(_drawn(r), case), responses, cases)
+    return share(lambda r, case: _same_objects(_drawn(r), case), responses, cases)
 
 
 def scene_drawn(responses: Sequence[Response], cases: Sequence[Case]) -> Counts:
     """Pictures with the objects and the background right."""
-    return _share(lambda r, case: _same_scene(_drawn(r), case), responses, cases)
+    return share(lambda r, case: _same_scene(_drawn(r), case), responses, cases)
 
 
 def _hidden_right(response: Response, case: Case) -> bool:
@@ -85,17 +72,12 @@ def _known_untouched(response: Response, case: Case) -> bool:
 
 def inpainted(responses: Sequence[Response], cases: Sequence[Case]) -> Counts:
     """Pictures with the hidden object right, whatever else became of them."""
-    return _share(_hidden_right, responses, cases)
+    return share(_hidden_right, responses, cases)
 
 
 def known_pixels(responses: Sequence[Response], cases: Sequence[Case]) -> Counts:
     """Pictures with every known pixel as given."""
-    return _share(_known_untouched, responses, cases)
-
-
-def transcribed(responses: Sequence[Response], cases: Sequence[Case]) -> Counts:
-    """Word errors of the text."""
-    return word_errors([case.meta["answer"] for case in cases], [response.text for response in responses])
+    return share(_known_untouched, responses, cases)
 
 
 def spoken(responses: Sequence[Response], cases: Sequence[Case]) -> Counts:
@@ -104,24 +86,23 @@ def spoken(responses: Sequence[Response], cases: Sequence[Case]) -> Counts:
     return word_errors([case.meta["spoken"] for case in cases], heard)
 
 
-_EXACT = Measure("exact match", "normalised text", True, exact)
 _DRAWN = (
     Measure("all objects right", "scene parser", True, objects_drawn),
     Measure("objects and background right", "scene parser", True, scene_drawn),
 )
 _SPOKEN = Measure("word error rate", "pocketsphinx", False, spoken)
-_SPOKEN_ANSWER = (_EXACT, Measure("word error rate of the speech", "pocketsphinx", False, spoken))
+_SPOKEN_ANSWER = (EXACT, Measure("word error rate of the speech", "pocketsphinx", False, spoken))
 
 # The first measure of a task is its value in the scorecard.
 MEASURES: Mapping[str, tuple[Measure, ...]] = {
-    "text_qa": (_EXACT,),
+    "text_qa": (EXACT,),
     "captioning": (
         Measure("all objects right", "caption grammar", True, objects_described),
         Measure("objects and background right", "caption grammar", True, scene_described),
     ),
-    "vqa": (_EXACT,),
+    "vqa": (EXACT,),
     "t2i": _DRAWN,
-    "asr": (Measure("word error rate", "edit distance", False, transcribed),),
+    "asr": (TRANSCRIBED,),
     "tts": (_SPOKEN,),
     "spoken_qa": _SPOKEN_ANSWER,
     "s2i": _DRAWN,

@@ -27,8 +27,7 @@ from data_pipelines.scenes.speech import ANSWER_VOICE, heard_voice, say
 from data_pipelines.sdvi.build import VOICES, speech_to_image, spoken_vqa
 from data_pipelines.sdvi.rules import SpeakablePair, speakable
 from omnidiff_jax.config import choose
-from omnidiff_jax.data.sources import RejectedRecord
-from omnidiff_jax.records import Record, Waveform, stable_id
+from omnidiff_jax.records import Record, RejectedRecord, Waveform, stable_id
 from omnidiff_jax.tasks.registry import task
 
 # Of what records hold; data built by one version is not mixed with another's.

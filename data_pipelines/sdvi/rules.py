@@ -7,7 +7,7 @@ open one, and the words of its choice replace the letter. The rules read text an
 import dataclasses
 import re
 
-from omnidiff_jax.data.sources import RejectedRecord
+from omnidiff_jax.records import RejectedRecord
 
 MAX_ANSWER_WORDS = 100
 

@@ -5,9 +5,10 @@ import dataclasses
 import numpy as np
 
 from omnidiff_jax.batch import Batch
+from omnidiff_jax.data.assemble import Sample, assemble
 from omnidiff_jax.data.packing import Packer, PackingConfig
-from omnidiff_jax.data.rows import Sample, assemble
 from omnidiff_jax.records import EncodedExample
+from omnidiff_jax.speech_frames import RELEASED_SPEECH, SpeechLayout
 from omnidiff_jax.vocabulary import Vocabulary
 
 
@@ -42,33 +43,31 @@ LONG_TAILED = (
     Kind("spoken_qa", 0.05, 0, 350.0, 0.7, heard=70.0),
 )
 
-_QUERIES = 4  # rows of the speech encoder's query table that open an utterance
-
 
 def long_tailed(
-    count: int, vocabulary: Vocabulary, longest: int, frame_width: int = 0, seed: int = 0
+    count: int, vocabulary: Vocabulary, longest: int, speech: SpeechLayout | None = None, seed: int = 0
 ) -> list[EncodedExample]:
     """Samples of every kind of `LONG_TAILED`: random text ids, the second half of each sample to be predicted.
 
     Args:
         longest: tokens at which lengths are cut.
-        frame_width: of the frames that are heard; 0 = nothing is heard, text stands in their place.
+        speech: of the frames that are heard; None = nothing is heard, text stands in the released layout's place.
     """
-    draw = np.random.default_rng(seed)
+    draw, layout = np.random.default_rng(seed), speech or RELEASED_SPEECH
     kinds = draw.choice(len(LONG_TAILED), count, p=[kind.share for kind in LONG_TAILED])
     examples = []
     for number, choice in enumerate(kinds):
         kind = LONG_TAILED[choice]
         heard = round(kind.heard * float(np.exp(kind.sigma * draw.normal())))
-        heard = min(heard, longest // 2 - _QUERIES)
-        slots = heard + _QUERIES if heard else 0
+        heard = min(heard, longest // 2 - layout.slots(0))
+        slots = layout.slots(heard) if heard else 0
         rest = max(4, round(kind.median * float(np.exp(kind.sigma * draw.normal()))))
         length = min(slots + kind.fixed + rest, longest)
         tokens = draw.integers(0, len(vocabulary.text) // 2, length).astype(np.int32)
         frames, counts = np.zeros((0, 0), np.float32), np.zeros(0, np.int32)
-        if frame_width and heard:
+        if speech is not None and heard:
             tokens[:slots] = vocabulary.context_audio
-            frames = draw.standard_normal((heard, frame_width), np.float32)
+            frames = draw.standard_normal((heard, layout.width), np.float32)
             counts = np.array([heard], np.int32)
         targets = np.arange(length) >= slots + (length - slots) // 2
         examples.append(EncodedExample(number, kind.name, tokens, targets, frames, counts))
@@ -80,9 +79,10 @@ def packed_batch(rows: int, config: PackingConfig, vocabulary: Vocabulary, seed:
     packer: Packer[Sample] = Packer(config)
     full: list[list[Sample]] = []
     number = 0
+    groups = {kind.name: index for index, kind in enumerate(LONG_TAILED)}
     while len(full) < rows:
         for example in long_tailed(256, vocabulary, config.length, seed=seed + number):
-            full += packer.add(Sample(example, 0, 0, len(example.tokens), 0), len(example.tokens), 0)
+            size = len(example.tokens)
+            full += packer.add(Sample(example, 0, 0, size, 0, groups[example.task]), size, 0)
         number += 1
-    tasks = {kind.name: index for index, kind in enumerate(LONG_TAILED)}
-    return assemble(full[:rows], config, vocabulary, tasks)
+    return assemble(full[:rows], config, vocabulary)

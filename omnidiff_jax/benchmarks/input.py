@@ -4,9 +4,10 @@ import dataclasses
 import time
 from pathlib import Path
 
-from omnidiff_jax.benchmarks.batches import LONG_TAILED, long_tailed
+from omnidiff_jax.benchmarks.batches import long_tailed
 from omnidiff_jax.data.loader import HostBatches, usage
 from omnidiff_jax.data.mixture import Stage
+from omnidiff_jax.data.sources import Source
 from omnidiff_jax.data.storage import EncodedSet, write_set
 from omnidiff_jax.data.streams import Corpus, DataConfig
 from omnidiff_jax.vocabulary import Vocabulary
@@ -48,11 +49,11 @@ def bench_input(
         consumption: to compare with.
     """
     longest = config.packing.length - config.max_tail_pads
-    width = config.packing.frame_width if config.packing.frames else 0
-    write_set(folder / "long_tailed", long_tailed(examples, vocabulary, longest, width), vocabulary.fingerprint)
+    speech = config.packing.speech if config.packing.frames else None
+    write_set(folder / "long_tailed", long_tailed(examples, vocabulary, longest, speech), vocabulary.fingerprint)
     source = EncodedSet(folder / "long_tailed", vocabulary.fingerprint)
-    corpus = Corpus({"mix": source}, (Stage("bench", 1, {"mix": 1.0}),), vocabulary)
-    host = HostBatches(corpus, config, [kind.name for kind in LONG_TAILED])
+    corpus = Corpus({"mix": Source(source)}, (Stage(1, weights={"mix": 1.0}, name="bench"),), vocabulary)
+    host = HostBatches(corpus, config)
     next(host)  # opens the rows of every stream
     used = room = samples = 0
     began = time.process_time()
@@ -60,7 +61,7 @@ def bench_input(
         batch = next(host)
         host.get_state()  # as the loader does after each batch
         tokens, positions, *_ = usage(batch)
-        used, room, samples = used + int(tokens), room + int(positions), samples + int((batch.task_ids >= 0).sum())
+        used, room, samples = used + int(tokens), room + int(positions), samples + int((batch.group_ids >= 0).sum())
     seconds = time.process_time() - began
     rate = used / seconds
     return InputSpeed(rate, used / room, samples / seconds, consumption, 8 * rate / consumption, batches, samples, used)

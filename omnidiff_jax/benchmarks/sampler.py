@@ -32,7 +32,7 @@ from omnidiff_jax.sampling.loop import trace_sampler
 from omnidiff_jax.training.operations.goodput import Compilations
 from omnidiff_jax.vocabulary import Vocabulary
 
-PROMPT, ANSWER = 42, 258  # 300 positions, PERF's text-to-image
+PROMPT, ANSWER = 42, 258  # 300 positions: a picture of 256 codes from a caption
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,18 +8,16 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from omnidiff_jax import rng
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.models.flops import COUNT, peak_flops
-from omnidiff_jax.training.layout import LoopConfig, abstract_state, jitted_step
+from omnidiff_jax.sharding.mesh import batch_sharding
+from omnidiff_jax.training.layout import abstract_state, jitted_step
 from omnidiff_jax.training.operations.goodput import Compilations
-from omnidiff_jax.training.optimizer import OptimizerConfig, make_optimizer
-from omnidiff_jax.training.program import StagePlan, TrainProgram
+from omnidiff_jax.training.optimizer import make_optimizer
+from omnidiff_jax.training.run import Run
 from omnidiff_jax.training.step import init_state
-
-_STAGES = (StagePlan("bench", 1000, 1e-5),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,18 +62,16 @@ class Trainer:
         state: the train state, once started.
     """
 
-    def __init__(self, program: TrainProgram, optimizer: OptimizerConfig, mesh: Mesh, batch: Any, accumulate: int = 1):
+    def __init__(self, run: Run, batch: Any):
         """Args:
-        batch: numpy; its rows are split over the mesh's data and fsdp axes.
-        accumulate: microbatches a step.
+        run: whose step it is.
+        batch: numpy; its rows are split over the mesh's batch axes.
         """
-        loop = LoopConfig(accumulate=accumulate)
-        self.program, self._optimizer, self._mesh = program, optimizer, mesh
-        sharding = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
-        self.batch = jax.device_put(batch, sharding)
-        with jax.set_mesh(mesh):
-            self.target = abstract_state(program, loop, optimizer, _STAGES, mesh)
-        self._step = jitted_step(program, loop, optimizer, _STAGES, self.target)
+        self.program, self._optimizer, self._mesh = run.program, run.config.optimizer_used, run.mesh
+        self.batch = jax.device_put(batch, batch_sharding(run.mesh))
+        with jax.set_mesh(run.mesh):
+            self.target = abstract_state(run)
+        self._step = jitted_step(run, self.target)
         self.state: Any = None
 
     def compile(self) -> tuple[float, int]:

@@ -4,9 +4,9 @@ import collections
 import os
 from typing import Any
 
-from omnidiff_jax.data.encode import load_media
-from omnidiff_jax.data.sources import JsonlRecords, RejectedRecord
-from omnidiff_jax.records import AUDIO_TAG, Record, Waveform
+from omnidiff_jax.codecs.encode import load_media
+from omnidiff_jax.data.sources import JsonlRecords
+from omnidiff_jax.records import AUDIO_TAG, Record, RejectedRecord, Waveform
 from omnidiff_jax.tasks.chat import media_roles
 
 

@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
 from omnidiff_jax.batch import Batch
-from omnidiff_jax.data.rows import assemble
+from omnidiff_jax.data.assemble import assemble
 from omnidiff_jax.data.streams import Corpus, DataConfig, StreamDataset
 from omnidiff_jax.errors import UserError
 
@@ -22,10 +22,9 @@ from omnidiff_jax.errors import UserError
 class HostBatches:
     """The rows of some of the streams as numpy batches; everything but the mesh and the thread."""
 
-    def __init__(self, corpus: Corpus, config: DataConfig, tasks: Sequence[str], owned: Sequence[int] | None = None):
-        """Args: what the run shares, its config, task names in id order, the streams owned here (default: all)."""
+    def __init__(self, corpus: Corpus, config: DataConfig, owned: Sequence[int] | None = None):
+        """Args: what the run shares, its config, the streams owned here (default: all)."""
         self._corpus, self._config = corpus, config
-        self._tasks = {name: number for number, name in enumerate(tasks)}
         numbers = range(config.streams) if owned is None else sorted(owned)
         self._streams = {number: iter(StreamDataset(corpus, config, number)) for number in numbers}
 
@@ -35,20 +34,23 @@ class HostBatches:
     def __next__(self) -> Batch:
         """The next batch: `rows_per_stream` rows of every owned stream, streams in order."""
         rows = [next(stream) for stream in self._streams.values() for _ in range(self._config.rows_per_stream)]
-        return assemble(rows, self._config.packing, self._corpus.vocabulary, self._tasks)
+        return assemble(rows, self._config.packing, self._corpus.vocabulary)
 
     def get_state(self) -> dict[str, Any]:
-        """JSON: the state of each owned stream under its number."""
-        return {str(number): stream.get_state() for number, stream in self._streams.items()}
+        """JSON: the state of each owned stream under its number, and what every source is under "sources"."""
+        streams = {str(number): stream.get_state() for number, stream in self._streams.items()}
+        return streams | {"sources": self._corpus.identities()}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Continues from a state that holds at least the owned streams, whoever owned them before."""
+        """Continues from a state that holds at least the owned streams, whoever owned them before.
+
+        Raises:
+            UserError: the state is of other sources, or of another number of streams.
+        """
+        self._corpus.check_identities(state.get("sources", {}))
         for number, stream in self._streams.items():
             if str(number) not in state:
-                raise UserError(
-                    f"the saved data state has {len(state)} streams, this run has {self._config.streams}; "
-                    "a run keeps the number of streams it began with"
-                )
+                raise _other_streams(state, self._config)
             stream.set_state(state[str(number)])
 
     @property
@@ -89,20 +91,19 @@ class Loader:
     or call `close`.
     """
 
-    def __init__(self, corpus: Corpus, config: DataConfig, tasks: Sequence[str], sharding: NamedSharding | None = None):
+    def __init__(self, corpus: Corpus, config: DataConfig, sharding: NamedSharding | None = None):
         """Opens this host's streams.
 
         Args:
             corpus: sources, stages, vocabulary.
             config: order and shape.
-            tasks: task names; `Batch.task_ids` index it.
             sharding: splits the rows (axis 0) of global batches over the mesh; None gives numpy batches.
 
         Raises:
             UserError: the streams cannot be divided over the hosts of `sharding`.
         """
         self._config, self._sharding = config, sharding
-        self._host = HostBatches(corpus, config, tasks, owned_streams(sharding, config))
+        self._host = HostBatches(corpus, config, owned_streams(sharding, config))
         self._state, self._rejected = self._host.get_state(), self._host.rejected
         self._used = np.zeros(4, np.int64)
         self._batches = 0
@@ -140,11 +141,8 @@ class Loader:
         Raises:
             UserError: the state has another number of streams or other sources.
         """
-        if len(state) != self._config.streams:
-            raise UserError(
-                f"the saved data state has {len(state)} streams, this run has {self._config.streams}; "
-                "a run keeps the number of streams it began with"
-            )
+        if len(state.keys() - {"sources"}) != self._config.streams:
+            raise _other_streams(state, self._config)
         self.close()
         self._host.set_state(state)
         self._ahead = False
@@ -203,6 +201,13 @@ class Loader:
         return jax.tree.map(
             lambda local: jax.make_array_from_process_local_data(self._sharding, local, (rows, *local.shape[1:])), batch
         )
+
+
+def _other_streams(state: dict[str, Any], config: DataConfig) -> UserError:
+    return UserError(
+        f"the saved data state has {len(state.keys() - {'sources'})} streams, this run has {config.streams}; a run "
+        "keeps the number of streams it began with"
+    )
 
 
 def owned_streams(sharding: NamedSharding | None, config: DataConfig) -> list[int]:

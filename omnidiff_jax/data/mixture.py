@@ -4,7 +4,9 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 
-from omnidiff_jax.config import suggest
+import numpy as np
+
+from omnidiff_jax.config import Count, NonNegative, Share, check_fields, suggest
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.records import stable_id
 
@@ -13,29 +15,71 @@ _GOLDEN = 0.6180339887498949
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One stage of the curriculum.
+    """One stage of a run: its share of the steps, its learning rate, and what it is trained on.
 
     Attributes:
-        name: how metrics and checkpoints call it.
         steps: optimizer steps.
-        weights: source name -> share of the samples; need not sum to 1.
+        learning_rate: peak of its warm-up and cosine.
+        weights: source name -> share of the samples; need not sum to 1. A program with data of its own has none.
+        final_fraction: learning rate at its end as a share of the peak; None = the optimizer's.
+        name: how metrics, logs and checkpoints call it.
     """
 
-    name: str
-    steps: int
-    weights: Mapping[str, float]
+    steps: Count
+    learning_rate: NonNegative = 0.0
+    weights: Mapping[str, NonNegative] = dataclasses.field(default_factory=dict)
+    final_fraction: Share | None = None
+    name: str = ""
 
     def __post_init__(self):
-        if self.steps < 1:
-            raise UserError(f"stage {self.name!r} has {self.steps} steps; give it at least one")
-        if not self.weights or min(self.weights.values()) < 0 or not any(self.weights.values()):
-            raise UserError(f"stage {self.name!r} needs a positive weight for at least one source, and no negative one")
+        check_fields(self, f"stage {self.name}" if self.name else "stage")
 
-    def check(self, sources: Sequence[str]) -> None:
-        """Raises UserError if a weighted source is not among `sources`."""
-        for name in self.weights:
-            if name not in sources:
-                raise UserError(f"stage {self.name!r} weighs the unknown source {name!r}; {suggest(name, sources)}")
+    def shares(self, tasks: Mapping[str, str], sizes: Mapping[str, int]) -> dict[str, float]:
+        """The weight of every source.
+
+        A task's name weighs all its sources together, in proportion to their sizes; a source's name goes before a
+        task's.
+
+        Args:
+            tasks: source -> task.
+            sizes: source -> number of samples.
+
+        Raises:
+            UserError: a name that is neither, a source weighed by both, an empty one, or no weight at all.
+        """
+        shares = dict.fromkeys(tasks, 0.0)
+        for name, weight in self.weights.items():
+            members = [name] if name in tasks else [source for source, task in tasks.items() if task == name]
+            if not members:
+                known = [*tasks, *(task for task in tasks.values() if task)]
+                raise UserError(f"stage {self.name!r} weighs the unknown source {name!r}; {suggest(name, known)}")
+            total = sum(sizes[source] for source in members)
+            for source in members:
+                if weight and shares[source]:
+                    raise UserError(
+                        f"stage {self.name!r} weighs source {source!r} by its own name and by that of its task "
+                        f"{tasks[source]!r}; leave one out"
+                    )
+                if weight and not sizes[source]:
+                    raise UserError(
+                        f"source {source!r} of stage {self.name!r} is empty; build it or set its weight to 0"
+                    )
+                if weight:
+                    shares[source] = weight if len(members) == 1 else weight * sizes[source] / total
+        if not any(shares.values()):
+            raise UserError(f"stage {self.name!r} needs a positive weight for at least one source")
+        return shares
+
+
+def scale_stages(stages: Sequence[Stage], total_steps: int) -> tuple[Stage, ...]:
+    """Stages whose steps are scaled in proportion to add up to `total_steps` (0 = as they are, which is also the most);
+    one left without a step drops out."""
+    planned = sum(stage.steps for stage in stages)
+    if not 0 < total_steps < planned:
+        return tuple(stages)
+    bounds = np.round(np.cumsum([stage.steps for stage in stages]) * total_steps / planned).astype(int)
+    lengths = np.diff(bounds, prepend=0)
+    return tuple(dataclasses.replace(s, steps=int(n)) for s, n in zip(stages, lengths, strict=True) if n)
 
 
 def stage_at(stages: Sequence[Stage], step: int) -> int:

@@ -9,9 +9,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
-import numpy as np
-
+from omnidiff_jax.config import Count, Natural, check_fields
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.speech_frames import SpeechLayout
 
 T = TypeVar("T")
 STRATEGIES = ("best_fit", "released")
@@ -27,23 +27,20 @@ class PackingConfig:
         samples: most samples S in a row.
         open_rows: rows kept open by `best_fit`; more of them waste fewer tokens and delay samples longer.
         strategy: "best_fit" or "released".
-        query_rows: rows of the speech encoder's query table that open every utterance.
-        frame_width: width of a speech frame.
+        speech: how wide a speech frame is and what opens every utterance.
     """
 
-    length: int = 3072
-    frames: int = 1536
-    samples: int = 96
-    open_rows: int = 24
+    length: Count = 3072
+    frames: Natural = 1536
+    samples: Count = 96
+    open_rows: Count = 24
     strategy: str = "best_fit"
-    query_rows: tuple[int, ...] = (0, 1, 2, 15)
-    frame_width: int = 560
+    speech: SpeechLayout = SpeechLayout()
 
     def __post_init__(self):
         if self.strategy not in STRATEGIES:
             raise UserError(f"packing strategy = {self.strategy!r} must be one of {STRATEGIES}")
-        if min(self.length, self.samples, self.open_rows) < 1 or self.frames < 0:
-            raise UserError("packing length, samples and open_rows must be positive, frames not negative")
+        check_fields(self, "config.data")
 
     @property
     def rows_held(self) -> int:
@@ -111,53 +108,3 @@ class Packer(Generic[T]):
     def _close(self, row: OpenRow[T]) -> list[T]:
         self.open.remove(row)
         return row.items
-
-
-@dataclasses.dataclass(frozen=True)
-class ReleasedRow:
-    """A row in the released code's form, for parity.
-
-    Attributes:
-        input_ids: int32 [L], padded with the pad id.
-        labels: int32 [L], padded with -100.
-        position_ids: int32 [L], restarting per sample, continuing through the padding.
-        attention_mask: int32 [L], 1 where a sample is.
-        cu_seq_lens: int32 [samples + 1], starts of the samples, then L.
-    """
-
-    input_ids: np.ndarray
-    labels: np.ndarray
-    position_ids: np.ndarray
-    attention_mask: np.ndarray
-    cu_seq_lens: np.ndarray
-
-
-def pack_released(samples: Sequence[tuple[np.ndarray, np.ndarray]], length: int, pad: int) -> list[ReleasedRow]:
-    """The released code's packing of (ids, labels) samples, int [n] each, into complete rows.
-
-    Samples longer than a row are dropped, and the unfinished last row is never emitted.
-    """
-    packer: Packer[int] = Packer(PackingConfig(length=length, frames=0, samples=length + 1, strategy="released"))
-    rows: list[list[int]] = []
-    for number, (ids, _) in enumerate(samples):
-        if packer.fits(len(ids), 0):
-            rows += packer.add(number, len(ids), 0)
-    return [_released_row([samples[i] for i in row], length, pad) for row in rows]
-
-
-def _released_row(samples: Sequence[tuple[np.ndarray, np.ndarray]], length: int, pad: int) -> ReleasedRow:
-    lengths = np.array([len(ids) for ids, _ in samples])
-    used = int(lengths.sum())
-    input_ids = np.full(length, pad, np.int32)
-    labels = np.full(length, -100, np.int32)
-    input_ids[:used] = np.concatenate([ids for ids, _ in samples])
-    labels[:used] = np.concatenate([label for _, label in samples])
-    starts = np.cumsum(lengths) - lengths
-    lengths[-1] += length - used
-    return ReleasedRow(
-        input_ids,
-        labels,
-        (np.arange(length) - np.repeat(starts, lengths)).astype(np.int32),
-        (np.arange(length) < used).astype(np.int32),
-        np.append(starts, length).astype(np.int32),
-    )

@@ -1,23 +1,28 @@
 """Random-access sources: what a stream draws from. `len(source)` and `source[index]`, as grain and TFDS have them.
 
 A plain list is a source; so are `storage.EncodedSet` and, over raw records, `JsonlRecords`, `TfdsRecords` and
-`encode.EncodedRecords`.
+`EncodedRecords`.
 """
 
+import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
+from omnidiff_jax.codecs.encode import encode_one
+from omnidiff_jax.codecs.media import Codecs
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.media.paths import safe_join
-from omnidiff_jax.records import AUDIO_TAG, IMAGE_TAG, Message, Record, stable_id
+from omnidiff_jax.records import AUDIO_TAG, IMAGE_TAG, EncodedExample, Message, Record, RejectedRecord, stable_id
 from omnidiff_jax.tasks.chat import ROLES, media_roles
 from omnidiff_jax.tasks.registry import TASKS
 
+T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
 
@@ -34,17 +39,25 @@ class RandomAccess(Protocol[T_co]):
         """
 
 
-class RejectedRecord(Exception):
-    """A sample that cannot be used.
+@dataclasses.dataclass(frozen=True)
+class Source(Generic[T]):
+    """Samples with what the curriculum and a resume must know of them.
 
     Attributes:
-        reason: a short phrase to count by, the same for every sample with this fault.
+        samples: random access to them.
+        task: that they train; "" = as each says.
+        fingerprint: tells this content from another's; "" where nothing is known of it.
     """
 
-    def __init__(self, reason: str, detail: str = ""):
-        """Args: reason, to count by; detail, what is wrong in this very sample."""
-        super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason = reason
+    samples: RandomAccess[T]
+    task: str = ""
+    fingerprint: str = ""
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> T:
+        return self.samples[index]
 
 
 class JsonlRecords:
@@ -52,6 +65,9 @@ class JsonlRecords:
 
     Media paths are relative to `root` and must stay inside it. A line may name its `task`; otherwise the task
     follows from what its messages hold (`infer_task`). Only the lines' places are kept in memory.
+
+    Attributes:
+        fingerprint: hex digest of the manifest; what media hold is not part of it.
     """
 
     def __init__(
@@ -67,16 +83,18 @@ class JsonlRecords:
         """
         self._path = Path(path)
         self._root = Path(root) if root is not None else self._path.parent
-        starts, at = [], 0
+        starts, at, digest = [], 0, hashlib.blake2b(digest_size=16)
         try:
             with open(self._path, "rb") as file:
                 for line in file:
                     if line.strip():
                         starts.append(at)
                     at += len(line)
+                    digest.update(line)
         except OSError as error:
             raise UserError(f"cannot read {self._path} ({error.strerror}); give a JSONL file") from error
         self._starts = np.array(starts, np.int64)
+        self.fingerprint = digest.hexdigest()
         self._task = task
         # Sets are often all called data.jsonl: the folder and the task tell their samples apart.
         self._first_id = stable_id("jsonl", self._path.absolute().parent.name, self._path.name, task or "")
@@ -185,3 +203,16 @@ class TfdsRecords:
 
     def __getitem__(self, index: int) -> Any:
         return self._parse(self._source[index])
+
+
+class EncodedRecords:
+    """Raw records encoded when they are read, one at a time."""
+
+    def __init__(self, records: RandomAccess[Record], codecs: Codecs):
+        self._records, self._codecs = records, codecs
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> EncodedExample:
+        return encode_one(self._records[index], self._codecs)

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -36,6 +37,7 @@ class Manifest:
         shards: examples in each shard, by file name.
         rejected: records left out, by reason.
         origin: how the set was built, free form.
+        content: hex digest of the examples in order; "" in sets written before there was one.
     """
 
     examples: int
@@ -46,6 +48,7 @@ class Manifest:
     shards: Mapping[str, int]
     rejected: Mapping[str, int]
     origin: Mapping[str, Any]
+    content: str = ""
 
 
 def write_set(
@@ -93,9 +96,12 @@ def _write(
     writers = [ArrayRecordWriter(str(folder / name), _WRITER_OPTIONS) for name in names]
     tasks: collections.Counter[str] = collections.Counter()
     counts, tokens, frames, total = [0] * shards, 0, 0, 0
+    digest = hashlib.blake2b(digest_size=16)
     for total, example in enumerate(examples, start=1):
         shard = (total - 1) % shards
-        writers[shard].write(to_bytes(example))
+        data = to_bytes(example)
+        digest.update(data)
+        writers[shard].write(data)
         counts[shard] += 1
         tasks[example.task] += 1
         tokens += len(example.tokens)
@@ -111,6 +117,7 @@ def _write(
         dict(zip(names, counts, strict=True)),
         dict(rejected),
         dict(origin),
+        digest.hexdigest(),
     )
     content = {"version": VERSION, **dataclasses.asdict(manifest)}
     (folder / MANIFEST).write_text(json.dumps(content, indent=2) + "\n")
@@ -160,6 +167,16 @@ class EncodedSet:
         except (RuntimeError, ValueError) as error:
             raise UserError(f"{self._folder}: example {index} cannot be read ({error}); build the set again") from error
         return from_bytes(data)
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells this set's examples from another's: their digest, or for an older set one of some of them."""
+        if self.manifest.content:
+            return self.manifest.content
+        digest = hashlib.blake2b(json.dumps(dataclasses.asdict(self.manifest), sort_keys=True).encode(), digest_size=16)
+        for index in np.unique(np.linspace(0, len(self) - 1, min(len(self), 64)).astype(int)).tolist():
+            digest.update(to_bytes(self[index]))
+        return digest.hexdigest()
 
     def lengths(self) -> np.ndarray:
         """int32 [examples]: tokens of each example, without tail pads. Reads the whole set."""

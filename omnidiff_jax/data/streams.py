@@ -7,18 +7,21 @@ holds the state of all. So one host, four hosts and a resume on two give the sam
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import grain
 import numpy as np
 
+from omnidiff_jax.config import Count, Natural, Seed, check_fields
+from omnidiff_jax.data.assemble import Sample, tail_pads
 from omnidiff_jax.data.mixture import Interleave, Stage, shuffled, stage_at
 from omnidiff_jax.data.packing import Packer, PackingConfig
-from omnidiff_jax.data.rows import Sample, tail_pads
-from omnidiff_jax.data.sources import RandomAccess, RejectedRecord
+from omnidiff_jax.data.sources import Source
 from omnidiff_jax.errors import UserError
-from omnidiff_jax.records import EncodedExample
+from omnidiff_jax.records import EncodedExample, RejectedRecord
+from omnidiff_jax.tasks.registry import TASKS
 from omnidiff_jax.vocabulary import Vocabulary
 
 # (index of the source, how many samples this stream had drawn from it before)
@@ -38,16 +41,15 @@ class DataConfig:
         prefetch: batches prepared ahead by the loader.
     """
 
-    seed: int = 0
-    batch_size: int = 128
-    streams: int = 32
-    max_tail_pads: int = 16
+    seed: Seed = 0
+    batch_size: Count = 128
+    streams: Count = 32
+    max_tail_pads: Natural = 16
     packing: PackingConfig = PackingConfig()
-    prefetch: int = 2
+    prefetch: Count = 2
 
     def __post_init__(self):
-        if min(self.batch_size, self.streams, self.prefetch) < 1 or self.max_tail_pads < 0:
-            raise UserError("batch_size, streams and prefetch must be positive, max_tail_pads not negative")
+        check_fields(self, "data")
         if self.batch_size % self.streams:
             raise UserError(f"streams = {self.streams} must divide batch_size = {self.batch_size}")
 
@@ -63,24 +65,78 @@ class Corpus:
 
     Attributes:
         sources: name -> encoded samples; the order of the names is part of the run.
-        stages: the curriculum; their weights name sources.
+        stages: the curriculum; their weights name sources, or tasks.
         vocabulary: ids of padding and speech slots.
     """
 
-    sources: Mapping[str, RandomAccess[EncodedExample]]
+    sources: Mapping[str, Source[EncodedExample]]
     stages: Sequence[Stage]
     vocabulary: Vocabulary
 
     def __post_init__(self):
         if not self.stages:
             raise UserError("the curriculum has no stage; give it at least one")
-        for stage in self.stages:
-            stage.check(list(self.sources))
-            for name, weight in stage.weights.items():
-                if weight and not len(self.sources[name]):
-                    raise UserError(
-                        f"source {name!r} of stage {stage.name!r} is empty; build it or set its weight to 0"
-                    )
+        _ = self.shares
+
+    @functools.cached_property
+    def shares(self) -> tuple[tuple[float, ...], ...]:
+        """Of each stage, the weight of each source."""
+        tasks = {name: source.task for name, source in self.sources.items()}
+        sizes = {name: len(source) for name, source in self.sources.items()}
+        return tuple(tuple(stage.shares(tasks, sizes).values()) for stage in self.stages)
+
+    @functools.cached_property
+    def groups(self) -> Mapping[tuple[str, str], int]:
+        """(source, task) -> its number in `Batch.group_ids`."""
+        pairs = group_names({name: source.task for name, source in self.sources.items()})
+        return {pair: number for number, pair in enumerate(pairs)}
+
+    def identities(self) -> dict[str, dict[str, Any]]:
+        """What a resume must find again, by source; JSON."""
+        return {
+            name: {"examples": len(source), "fingerprint": source.fingerprint} for name, source in self.sources.items()
+        }
+
+    def check_identities(self, stored: Mapping[str, Mapping[str, Any]]) -> None:
+        """Refuses to go on with other samples than those of a checkpoint; new sources beside them are welcome.
+
+        Args:
+            stored: what `identities` said then.
+
+        Raises:
+            UserError: naming the first source that is missing or not what it was.
+        """
+        here = self.identities()
+        for name, old in stored.items():
+            new = here.get(name)
+            if new is None:
+                twins = [other for other, found in here.items() if found == old and other not in stored]
+                again = f"; {twins[0]!r} has the same content: call it {name!r} again" if twins else ""
+                raise UserError(
+                    f"the checkpoint was trained on source {name!r} ({old['examples']} samples), which this run does "
+                    f"not have{again or '; put it back, or use another --workdir'}"
+                )
+            known = bool(old["fingerprint"] and new["fingerprint"])
+            if old["examples"] != new["examples"] or (known and old["fingerprint"] != new["fingerprint"]):
+                change = (
+                    f"{old['examples']} samples then, {new['examples']} now"
+                    if old["examples"] != new["examples"]
+                    else f"the same {new['examples']} samples in number, but of other content"
+                )
+                raise UserError(
+                    f"source {name!r} is not what the checkpoint was trained on ({change}); put the data of before "
+                    "back, give new samples a source of their own name, or use another --workdir"
+                )
+
+
+def group_names(tasks: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """The (source, task) pairs that loss is told apart by; one for a source with a task, else one for every task.
+
+    Args:
+        tasks: source -> task, "" where each sample has its own.
+    """
+    trained = [name for name, task in TASKS.items() if task.answer != "hole"]
+    return tuple((name, kind) for name, task in tasks.items() for kind in ([task] if task else trained))
 
 
 class StreamDataset(grain.IterDataset):
@@ -125,10 +181,10 @@ class Stream(grain.DatasetIterator):
         return {
             "rows": self._rows,
             "stage": self._stage,
-            "taken": list(self._interleave.taken),
-            "draws": list(self._draws),
-            "open": [[draw for draw, _ in row.items] for row in self._packer.open],
-            "ready": [[draw for draw, _ in row] for row in self._ready],
+            "taken": dict(zip(self._names, self._interleave.taken, strict=True)),
+            "draws": dict(zip(self._names, self._draws, strict=True)),
+            "open": [[self._named(draw) for draw, _ in row.items] for row in self._packer.open],
+            "ready": [[self._named(draw) for draw, _ in row] for row in self._ready],
             "rejected": dict(self.rejected),
         }
 
@@ -138,22 +194,20 @@ class Stream(grain.DatasetIterator):
         Raises:
             UserError: the state belongs to other sources, or a sample in it can no longer be read.
         """
-        if len(state["draws"]) != len(self._names):
-            raise UserError(
-                f"the saved data state has {len(state['draws'])} sources, this run has {len(self._names)}; "
-                "resume with the same data sets"
-            )
-        self._rows, self._stage = state["rows"], state["stage"]
+        named = _with_names(state, self._names)
+        self._rows, self._stage = named["rows"], named["stage"]
         self._interleave = self._start_stage(self._stage)
-        self._interleave.taken = list(state["taken"])
-        self._draws = list(state["draws"])
-        self.rejected = collections.Counter(state["rejected"])
-        self._packer.resume([[self._sized(draw) for draw in row] for row in state["open"]])
-        self._ready = collections.deque([[self._sized(draw)[0] for draw in row] for row in state["ready"]])
+        self._interleave.taken = [named["taken"].get(name, 0) for name in self._names]
+        self._draws = [named["draws"].get(name, 0) for name in self._names]
+        self.rejected = collections.Counter(named["rejected"])
+        self._packer.resume([[self._sized(draw) for draw in row] for row in named["open"]])
+        self._ready = collections.deque([[self._sized(draw)[0] for draw in row] for row in named["ready"]])
 
     def _start_stage(self, stage: int) -> Interleave:
-        weights = self._corpus.stages[stage].weights
-        return Interleave([weights.get(name, 0.0) for name in self._names], self._number)
+        return Interleave(self._corpus.shares[stage], self._number)
+
+    def _named(self, draw: Draw) -> tuple[str, int]:
+        return self._names[draw[0]], draw[1]
 
     def _pull(self) -> None:
         """Draws samples until one is usable and gives it to the packer."""
@@ -164,21 +218,20 @@ class Stream(grain.DatasetIterator):
             try:
                 sample = self._read(draw)
             except RejectedRecord as error:
-                self.rejected[error.reason] += 1
+                self.rejected[f"{self._names[source]}: {error.reason}"] += 1
                 continue
             self._ready.extend(self._packer.add((draw, sample), sample.tokens, sample.frames))
             return
         reasons = ", ".join(f"{reason} ({count})" for reason, count in self.rejected.most_common(3))
         raise UserError(f"no sample of the data sets can be used: {reasons}")
 
-    def _sized(self, draw: Sequence[int]) -> tuple[tuple[Draw, Sample], int, int]:
-        source, count = draw
+    def _sized(self, draw: tuple[str, int]) -> tuple[tuple[Draw, Sample], int, int]:
+        name, count = draw
+        source = self._names.index(name)
         try:
             sample = self._read((source, count))
         except RejectedRecord as error:
-            raise UserError(
-                f"a sample of {self._names[source]!r} in the saved data state is unusable now ({error})"
-            ) from error
+            raise UserError(f"a sample of {name!r} in the saved data state is unusable now ({error})") from error
         return ((source, count), sample), sample.tokens, sample.frames
 
     def _read(self, draw: Draw) -> Sample:
@@ -189,13 +242,34 @@ class Stream(grain.DatasetIterator):
         index, epoch = shuffled(position, len(source), config.seed, name)
         example = source[index]
         counts = example.frame_counts
-        frames = int(counts.sum()) + len(config.packing.query_rows) * len(counts) if len(counts) else 0
+        frames = int(config.packing.speech.sizes(counts).sum())
         if np.count_nonzero(example.tokens == self._corpus.vocabulary.context_audio) != frames:
             raise RejectedRecord("speech slots do not match the frames", f"sample {example.sample_id}")
         pads = tail_pads(example, epoch, config.seed, config.max_tail_pads, self._corpus.vocabulary.pad)
-        sample = Sample(example, epoch, pads, len(example.tokens) + pads, frames)
+        group = self._corpus.groups.get((name, source.task or example.task))
+        if group is None:
+            raise RejectedRecord("unknown task", f"sample {example.sample_id} is of {example.task!r}")
+        sample = Sample(example, epoch, pads, len(example.tokens) + pads, frames, group)
         if sample.tokens > config.packing.length:
             raise RejectedRecord("longer than a row", f"sample {example.sample_id} has {sample.tokens} tokens")
         if frames > config.packing.frames:
             raise RejectedRecord("more speech than a row's frames", f"sample {example.sample_id} has {frames}")
         return sample
+
+
+def _with_names(state: Mapping[str, Any], names: Sequence[str]) -> Mapping[str, Any]:
+    """A stream's state with its sources by name; states of before sources had names have them by position.
+
+    Raises:
+        UserError: such a state, of another number of sources.
+    """
+    if isinstance(state["draws"], Mapping):
+        return state
+    if len(state["draws"]) != len(names):
+        raise UserError(
+            f"the saved data state has {len(state['draws'])} sources without names, this run has {len(names)}; resume "
+            "with the same data sets"
+        )
+    rows = {key: [[(names[source], count) for source, count in row] for row in state[key]] for key in ("open", "ready")}
+    by_name = {key: dict(zip(names, state[key], strict=True)) for key in ("taken", "draws")}
+    return {**state, **by_name, **rows}

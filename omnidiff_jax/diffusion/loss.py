@@ -8,13 +8,14 @@ recomputing each chunk's logits in the backward pass.
 import dataclasses
 import functools
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from omnidiff_jax.batch import Batch
+from omnidiff_jax.config import Count, Range, free
 from omnidiff_jax.diffusion.alignment import predictors
 from omnidiff_jax.diffusion.masking import Corrupted
 from omnidiff_jax.sharding import axes
@@ -38,16 +39,10 @@ class LossConfig:
 
     alignment: str = "shifted"
     weighting: Literal["none", "inverse_t", "sample"] = "none"
-    capacity: float = 1.0
-    chunk: int = 1024
-    groups: int = 1
-    noise_buckets: int = 4
-
-    def __post_init__(self):
-        if not 0 < self.capacity <= 1:
-            raise ValueError(f"capacity = {self.capacity} must be in (0, 1]")
-        if min(self.chunk, self.groups, self.noise_buckets) < 1:
-            raise ValueError("chunk, groups and noise_buckets must be at least 1")
+    capacity: Annotated[float, Range(above=0, at_most=1)] = 1.0
+    chunk: Count = free(1024)
+    groups: Count = free(1)
+    noise_buckets: Count = 4
 
 
 @struct.dataclass
@@ -63,7 +58,7 @@ class Loss:
         nll: unweighted sum of -log p over masked positions.
         weighted_nll: sum of -log p / (probability of having been masked).
         correct: number of masked positions whose token is the most probable one.
-        task_nll, task_masked, task_correct: [tasks], the same sums per task id.
+        group_nll, group_masked, group_correct: [groups], the same sums per (source, task) pair.
         noise_nll, noise_masked: [noise_buckets], per interval of the noise level.
         dropped: masked positions beyond the capacity, not scored.
     """
@@ -76,16 +71,16 @@ class Loss:
     nll: jax.Array
     weighted_nll: jax.Array
     correct: jax.Array
-    task_nll: jax.Array
-    task_masked: jax.Array
-    task_correct: jax.Array
+    group_nll: jax.Array
+    group_masked: jax.Array
+    group_correct: jax.Array
     noise_nll: jax.Array
     noise_masked: jax.Array
     dropped: jax.Array
 
 
 def masked_cross_entropy(
-    hidden: jax.Array, head: jax.Array, batch: Batch, corrupted: Corrupted, config: LossConfig, num_tasks: int
+    hidden: jax.Array, head: jax.Array, batch: Batch, corrupted: Corrupted, config: LossConfig, num_groups: int
 ) -> Loss:
     """The training objective of one packed batch.
 
@@ -94,7 +89,7 @@ def masked_cross_entropy(
         head: [D, V] float32, the head's kernel; used in the dtype of `hidden`.
         batch: the clean batch.
         corrupted: what the model saw.
-        num_tasks: length of the per-task sums.
+        num_groups: length of the per-task sums.
 
     Returns:
         A `Loss`; differentiable in `hidden` and `head` through `loss` and `total`.
@@ -143,7 +138,7 @@ def masked_cross_entropy(
     chunks = (kept.max() + chunk - 1) // chunk
     total, nll, correct = _head_loss(predicting, head, labels, weights, chunks, chunk)
 
-    tasks = at_rows(jnp.take_along_axis(batch.task_ids, owner, axis=1))
+    tasks = at_rows(jnp.take_along_axis(batch.group_ids, owner, axis=1))
     levels = at_rows(jnp.take_along_axis(corrupted.ratio, owner, axis=1))
     buckets = jnp.clip((levels * config.noise_buckets).astype(jnp.int32), 0, config.noise_buckets - 1)
 
@@ -161,9 +156,9 @@ def masked_cross_entropy(
         nll=nll.sum(),
         weighted_nll=(nll * inverse).sum(),
         correct=correct.sum(),
-        task_nll=sums(nll, tasks, num_tasks),
-        task_masked=sums(ones, tasks, num_tasks),
-        task_correct=sums(correct, tasks, num_tasks),
+        group_nll=sums(nll, tasks, num_groups),
+        group_masked=sums(ones, tasks, num_groups),
+        group_correct=sums(correct, tasks, num_groups),
         noise_nll=sums(nll, buckets, config.noise_buckets),
         noise_masked=sums(ones, buckets, config.noise_buckets),
         dropped=(found - kept).sum().astype(jnp.float32),

@@ -13,6 +13,7 @@ from flax import struct
 
 from omnidiff_jax import rng
 from omnidiff_jax.batch import Batch
+from omnidiff_jax.config import DecayRate, Share
 from omnidiff_jax.vocabulary import Vocabulary
 
 
@@ -27,16 +28,9 @@ class MaskingConfig:
     """
 
     mode: Literal["paper", "released"] = "paper"
-    tail_pad_gamma: float = 0.6
-    min_noise: float = 1e-3
-    eps: float = 1e-3
-
-    def __post_init__(self):
-        for name in ("min_noise", "eps"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)} must be in [0, 1)")
-        if not 0 <= self.tail_pad_gamma <= 1:
-            raise ValueError(f"tail_pad_gamma = {self.tail_pad_gamma} must be in [0, 1]")
+    tail_pad_gamma: Share = 0.6
+    min_noise: DecayRate = 1e-3
+    eps: DecayRate = 1e-3
 
 
 @struct.dataclass
@@ -71,7 +65,7 @@ def corrupt(batch: Batch, seed: int | jax.Array, config: MaskingConfig, vocabula
         named = jax.vmap(lambda key: rng.named(key, name))(token_keys.reshape(-1))
         return rng.token_uniforms(named.reshape(token_keys.shape), inputs.positions)
 
-    present = batch.task_ids >= 0
+    present = batch.group_ids >= 0
     if config.mode == "paper":
         level_keys = jax.vmap(lambda key: rng.named(key, "level"))(keys.reshape(-1)).reshape(keys.shape)
         ratio = (1 - config.min_noise) * rng.sample_uniforms(level_keys) + config.min_noise

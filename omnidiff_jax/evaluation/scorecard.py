@@ -1,124 +1,14 @@
-"""Scores of every task, each beside its judge's own ceiling and floor, and the settings that gave it."""
+"""The scorecard on disk and as a table: exams and tasks, each beside its judge's own ceiling and floor."""
 
-import dataclasses
 import importlib.metadata
 import json
 import os
 import platform
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from omnidiff_jax import config as configs
-from omnidiff_jax.evaluation.generate import Generator, Request, Response
-from omnidiff_jax.tasks.registry import Task
-
 _PACKAGES = ("omnidiff_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """One held-out question.
-
-    Attributes:
-        request: what is asked.
-        truth: a right answer, in its media.
-        meta: what judges read (reference texts, the scene).
-    """
-
-    request: Request
-    truth: Response
-    meta: Mapping[str, Any]
-
-
-# (responses, cases) -> (numerator [n], denominator [n]): hits and ones, or word errors and words.
-Score = Callable[[Sequence[Response], Sequence[Case]], tuple[np.ndarray, np.ndarray]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Measure:
-    """One number about a task's answers.
-
-    Attributes:
-        metric: its name.
-        judge: who decides.
-        higher_is_better: direction.
-        score: see `Score`.
-    """
-
-    metric: str
-    judge: str
-    higher_is_better: bool
-    score: Score
-
-
-@dataclasses.dataclass(frozen=True)
-class Exam:
-    """A task's held-out cases and measures; the first measure is the task's value in the scorecard."""
-
-    task: Task
-    cases: tuple[Case, ...]
-    measures: tuple[Measure, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """An exam that was sat.
-
-    Attributes:
-        entry: its part of `scorecard.json`.
-        responses: the answers, in the order of the cases.
-        verdicts: the first measure of each case, numerator / denominator.
-    """
-
-    entry: dict[str, Any]
-    responses: list[Response]
-    verdicts: np.ndarray
-
-
-def sit(exam: Exam, generator: Generator, strips: int = 0) -> Result:
-    """Generates and judges.
-
-    The ceiling is the judge's value on the true answers; the floor its value on the model's own answers to other
-    cases (rotated by half), so that a judge that cannot fail is seen.
-
-    Args:
-        exam: cases and measures.
-        generator: the model.
-        strips: how many of the first cases also keep their decoding steps.
-    """
-    began = time.perf_counter()
-    requests = [case.request for case in exam.cases]
-    first = generator(exam.task, requests[:strips], strips=True) if strips else []
-    responses = first + generator(exam.task, requests[strips:])
-    generated = time.perf_counter() - began
-    shift = max(len(responses) // 2, 1)
-    shuffled = responses[shift:] + responses[:shift]
-    truths = [case.truth for case in exam.cases]
-    entry: dict[str, Any] = {}
-    verdicts = np.zeros(len(responses))
-    for number, measure in enumerate(exam.measures):
-        top, bottom = measure.score(responses, exam.cases)
-        values = {
-            "metric": measure.metric,
-            "value": _share(top, bottom),
-            "higher_is_better": measure.higher_is_better,
-            "n": len(responses),
-            "ceiling": _share(*measure.score(truths, exam.cases)),
-            "floor": _share(*measure.score(shuffled, exam.cases)),
-            "judge": measure.judge,
-        }
-        if number == 0:
-            verdicts = np.asarray(top) / np.maximum(bottom, 1e-9)
-            entry |= values
-        else:
-            entry.setdefault("also", []).append(values)
-    entry["decoding"] = configs.to_dict(generator.decoding(exam.task))
-    entry["seconds"] = {"generate": generated, "judge": time.perf_counter() - began - generated}
-    return Result(entry, responses, verdicts)
 
 
 def versions() -> dict[str, str]:
@@ -142,15 +32,59 @@ def read_scorecard(workdir: str | os.PathLike[str], step: int) -> dict[str, Any]
 
 
 def write_scorecard(
-    workdir: str | os.PathLike[str], entries: Mapping[str, Mapping[str, Any]], seconds: Mapping[str, float], step: int
+    workdir: str | os.PathLike[str],
+    tasks: Mapping[str, Mapping[str, Any]],
+    exams: Mapping[str, Mapping[str, Any]],
+    seconds: Mapping[str, float],
+    step: int,
 ) -> dict[str, Any]:
-    """Writes `scorecard.json` of checkpoint `step`; it appears whole or not at all. Returns its content."""
-    content = {"step": step, "tasks": dict(entries), "seconds": dict(seconds), "versions": versions()}
+    """Writes `scorecard.json` of checkpoint `step`; it appears whole or not at all.
+
+    Args:
+        tasks: the entries of Scenes, by task.
+        exams: of every exam, by name.
+        seconds: spent on what.
+
+    Returns:
+        its content.
+    """
+    content = {
+        "step": step,
+        "tasks": dict(tasks),
+        "exams": dict(exams),
+        "seconds": dict(seconds),
+        "versions": versions(),
+    }
     path = Path(workdir) / "scorecard.json"
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(content, indent=2) + "\n")
     temporary.replace(path)
     return content
+
+
+def exam_entry(entries: Mapping[str, Mapping[str, Any]], of: int) -> dict[str, Any]:
+    """An exam's part of the scorecard from its tasks' entries; with several of them a metric is "TASK: NAME".
+
+    Args:
+        entries: by task.
+        of: cases that the exam has, sat or not.
+    """
+    metrics, judges = {}, set()
+    for task, entry in entries.items():
+        for part in (entry, *entry.get("also", ())):
+            metrics[f"{task}: {part['metric']}" if len(entries) > 1 else part["metric"]] = part["value"]
+            judges.add(part["judge"])
+    return {
+        "metrics": metrics,
+        "n": sum(entry["n"] for entry in entries.values()),
+        "of": of,
+        "unparsed": sum(entry.get("unparsed", 0) for entry in entries.values()),
+        "skipped": 0,
+        "protocol": "as recorded here",
+        "judge": ", ".join(sorted(judges)),
+        "decoding": {task: entry["decoding"] for task, entry in entries.items()},
+        "tasks": dict(entries),
+    }
 
 
 def table(entries: Mapping[str, Mapping[str, Any]]) -> str:
@@ -165,7 +99,3 @@ def table(entries: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
-
-
-def _share(top: np.ndarray, bottom: np.ndarray) -> float:
-    return float(np.sum(top) / max(float(np.sum(bottom)), 1e-9))

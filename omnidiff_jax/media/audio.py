@@ -12,6 +12,7 @@ import soundfile
 
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.media.paths import check_file, write_bytes
+from omnidiff_jax.media.speech import ChannelMix
 from omnidiff_jax.records import Waveform
 
 FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3")
@@ -51,8 +52,8 @@ def read_audio(
         float32 samples in [-1, 1] (overshoot is clipped), mono.
 
     Raises:
-        UserError: the file is missing, empty, not audio, cut short, without samples, over a limit, or holds NaN,
-            infinite or unscaled samples.
+        UserError: the file is missing, empty, not audio, cut short, without samples, over a limit, holds NaN, infinite
+            or unscaled samples, or channels that cancel each other out in their mean.
     """
     file = Path(path)
     size = check_file(file, _WHAT, limits.max_bytes)
@@ -61,7 +62,8 @@ def read_audio(
         # A descriptor, not a name: libsndfile would trust the name's ending over the content.
         with open(file, "rb") as raw, soundfile.SoundFile(raw.fileno(), closefd=False) as sound:
             _check_header(file, sound, limits)
-            samples = _decode(sound, channels)
+            mix = ChannelMix(sound.channels) if channels == "mean" and sound.channels > 1 else None
+            samples = _decode(sound, mix)
             expected, rate = sound.frames, sound.samplerate
     except OSError as error:
         raise UserError(f"{_WHAT} {file} cannot be read ({error.strerror}); check its permissions") from error
@@ -70,7 +72,13 @@ def read_audio(
         raise UserError(f"{_WHAT} {file} is not readable audio ({reason}); give a whole wav, flac, ogg, mp3") from error
     if len(samples) < expected:
         raise UserError(f"{_WHAT} {file} is cut short: {len(samples)} of {expected} samples; copy or export it again")
-    return Waveform(_check_samples(file, samples), rate)
+    samples = _check_samples(file, samples)
+    try:
+        if mix is not None:
+            mix.check()
+    except UserError as error:
+        raise UserError(f"{_WHAT} {file}: its {error}") from error
+    return Waveform(samples, rate)
 
 
 def write_wav(path: str | os.PathLike[str], waveform: Waveform) -> None:
@@ -109,15 +117,15 @@ def _check_header(file: Path, sound: soundfile.SoundFile, limits: AudioLimits) -
         raise UserError(f"{_WHAT} {file} is {seconds:.1f} s long, over the limit of {limits.max_seconds:g} s; cut it")
 
 
-def _decode(sound: soundfile.SoundFile, channels: str) -> np.ndarray:
-    """float32 [n], mixed down block by block, never more than the header announced."""
+def _decode(sound: soundfile.SoundFile, mix: ChannelMix | None) -> np.ndarray:
+    """float32 [n], mixed down block by block (or the first channel), never more than the header announced."""
     mono = np.empty(sound.frames, np.float32)
     filled = 0
     while filled < len(mono):
         block = sound.read(min(_BLOCK, len(mono) - filled), dtype="float32", always_2d=True)
         if not len(block):
             break
-        mono[filled : filled + len(block)] = block.mean(axis=1) if channels == "mean" else block[:, 0]
+        mono[filled : filled + len(block)] = block[:, 0] if mix is None else mix(block)
         filled += len(block)
     return mono[:filled]
 

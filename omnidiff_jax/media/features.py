@@ -14,9 +14,9 @@ from collections.abc import Iterable
 import librosa
 import numpy as np
 import numpy.typing as npt
-import scipy.signal
 from numpy.lib.stride_tricks import sliding_window_view
 
+from omnidiff_jax.config import Count, NonNegative, Positive, Share
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.media.paths import check_file
 
@@ -61,9 +61,26 @@ def resample(
     up, down = target_rate // divisor, source_rate // divisor
     taps, lead = _sinc_filter(up, down, lowpass_width, rolloff)
     length = -(-len(samples) * up // down)
-    # Zeros behind the signal give the outputs that its tail still reaches.
-    padded = np.pad(np.asarray(samples, np.float32), (0, len(taps) // up + down))
-    return scipy.signal.upfirdn(taps, padded, up, down)[lead : lead + length]
+    return _upsample_filter_decimate(taps, np.asarray(samples, np.float32), up, down, lead, length)
+
+
+def _upsample_filter_decimate(
+    taps: np.ndarray, samples: np.ndarray, up: int, down: int, lead: int, length: int
+) -> np.ndarray:
+    """Outputs `lead` to `lead + length` of `scipy.signal.upfirdn`, bit for bit: importing that takes seconds.
+
+    Output m is the sum over k, from the oldest sample, of taps[m * down % up + k * up] * samples[m * down // up - k].
+    """
+    reach, rows = -(-len(taps) // up), -(-length // up)
+    newest, phase = np.divmod(np.arange(lead, lead + rows * up).reshape(rows, up) * down, up)
+    weights = np.pad(taps, (0, reach * up - len(taps))).reshape(reach, up)[:, phase[:1]]
+    # Zeros stand before and behind the signal, where the filter reaches over its ends.
+    behind = max(int(newest.max(initial=0)) + 1 - len(samples), 0)
+    padded = np.pad(samples, (reach - 1, behind))
+    out = np.zeros((rows, up), np.float32)
+    for k in reversed(range(reach)):
+        out += weights[k] * padded[reach - 1 - k :].take(newest)
+    return out.reshape(-1)[:length]
 
 
 # ---- Kaldi filter banks, stacking, normalisation -----------------------------------------------------------
@@ -82,14 +99,18 @@ class FbankConfig:
         stack, hop: low frame rate: `stack` frames are joined into one, every `hop` frames.
     """
 
-    rate: int = 16000
-    num_mels: int = 80
-    window: int = 400
-    shift: int = 160
-    low_hz: float = 20.0
-    preemphasis: float = 0.97
-    stack: int = 7
-    hop: int = 6
+    rate: Count = 16000
+    num_mels: Count = 80
+    window: Count = 400
+    shift: Count = 160
+    low_hz: NonNegative = 20.0
+    preemphasis: Share = 0.97
+    stack: Count = 7
+    hop: Count = 6
+
+    def __post_init__(self) -> None:
+        if self.low_hz >= self.rate / 2:
+            raise ValueError(f"low_hz = {self.low_hz} must be below half of rate = {self.rate}")
 
     @property
     def width(self) -> int:
@@ -226,10 +247,14 @@ def slaney_filters(rate: int, n_fft: int, num_mels: int, low_hz: float, high_hz:
     return weights.astype(np.float32)
 
 
+def _hann(length: int) -> np.ndarray:
+    """The periodic Hann window, float32 [length]."""
+    return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / length)).astype(np.float32)
+
+
 def _power_frames(padded: np.ndarray, n_fft: int, hop: int) -> np.ndarray:
     """Power spectra [T, n_fft / 2 + 1] of periodic-Hann windows."""
-    window = scipy.signal.get_window("hann", n_fft).astype(np.float32)
-    spectrum = np.fft.rfft(sliding_window_view(padded, n_fft)[::hop] * window[None])
+    spectrum = np.fft.rfft(sliding_window_view(padded, n_fft)[::hop] * _hann(n_fft)[None])
     return np.square(spectrum.real) + np.square(spectrum.imag)
 
 
@@ -262,13 +287,21 @@ class MelConfig:
         floor: smallest energy whose logarithm is taken.
     """
 
-    rate: int = 22050
-    n_fft: int = 1024
-    hop: int = 256
-    num_mels: int = 80
-    low_hz: float = 0.0
-    high_hz: float = 8000.0
-    floor: float = 1e-5
+    rate: Count = 22050
+    n_fft: Count = 1024
+    hop: Count = 256
+    num_mels: Count = 80
+    low_hz: NonNegative = 0.0
+    high_hz: Positive = 8000.0
+    floor: Positive = 1e-5
+
+    def __post_init__(self) -> None:
+        if not self.low_hz < self.high_hz <= self.rate / 2:
+            raise ValueError(
+                f"low_hz = {self.low_hz} < high_hz = {self.high_hz} <= half of rate = {self.rate} must hold"
+            )
+        if self.hop > self.n_fft:
+            raise ValueError(f"hop = {self.hop} must not exceed n_fft = {self.n_fft}")
 
     @property
     def filters(self) -> np.ndarray:

@@ -10,8 +10,6 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from absl import flags
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 from jax.sharding import PartitionSpec
 
 from omnidiff_jax.errors import UserError
@@ -133,6 +131,9 @@ def _splash(
     query: jax.Array, key: jax.Array, value: jax.Array, sq: jax.Array, sk: jax.Array, *, interpret: bool
 ) -> jax.Array:
     """One device's part: [B, L, H, hd], [B, S, K, hd], [B, L], [B, S] -> [B, L, H, hd]."""
+    # Pallas is a tenth of the start of a program, and only this backend needs it.
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+
     length, width = query.shape[1], query.shape[3]
     query = query * jnp.asarray(width**-0.5, query.dtype)
     # Keys padded with segment -1, queries with 0, see and are seen by nothing real.
@@ -150,7 +151,11 @@ def _splash(
     return _where_seen(_visible(sq, sk), out)
 
 
-def _kernel(heads: int, length: int, kv_length: int, interpret: bool) -> splash.SplashAttentionKernel:
+def _kernel(heads: int, length: int, kv_length: int, interpret: bool) -> Any:
+    """A `SplashAttentionKernel` for one device's heads and lengths."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
     q, kv = _block(length), _block(kv_length)
     sizes = splash.BlockSizes(
         block_q=q,

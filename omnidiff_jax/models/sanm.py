@@ -6,7 +6,6 @@ crosses from one to another, so an utterance's vectors do not depend on its neig
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 from typing import Literal
 
 import flax.linen as nn
@@ -17,11 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from omnidiff_jax.batch import SpeechFrames
-from omnidiff_jax.errors import UserError
+from omnidiff_jax.config import Count, Natural
 from omnidiff_jax.models.attention import attention
 from omnidiff_jax.models.linear import Linear
 from omnidiff_jax.sharding import axes
 from omnidiff_jax.sharding.axes import constrain
+from omnidiff_jax.speech_frames import SpeechLayout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,15 +29,14 @@ class SpeechEncoderConfig:
     """Sizes of the encoder; the defaults are SenseVoiceSmall.
 
     Attributes:
-        features: width of an input frame (7 stacked frames of 80 mel bins).
+        features: width of an input frame (`SpeechLayout.width`).
         width: D, width of the blocks and of the output.
         heads: H.
         ffn: F, hidden width of the feed-forward.
         blocks: blocks before the middle norm; the first one turns `features` into `width`.
         tp_blocks: blocks after it.
         kernel: width of the FSMN convolution, in frames.
-        queries: rows of the query table that are put before an utterance: language, event, emotion, text
-            normalisation. (0, 1, 2, 15) = automatic language, without inverse text normalisation.
+        queries: rows of the query table that are put before an utterance (`SpeechLayout.queries`).
         num_queries: rows of the query table.
         vocab_size: classes of the CTC head; 0 is the blank.
         position_table: "float32", or "bfloat16": the table that the released deployment computes, every step
@@ -49,18 +48,18 @@ class SpeechEncoderConfig:
         dtype: compute dtype; norms and softmax are in float32.
     """
 
-    features: int = 560
-    width: int = 512
-    heads: int = 4
-    ffn: int = 2048
-    blocks: int = 50
-    tp_blocks: int = 20
-    kernel: int = 11
-    queries: tuple[int, ...] = (0, 1, 2, 15)
-    num_queries: int = 16
-    vocab_size: int = 25055
+    features: Count = SpeechLayout.width
+    width: Count = 512
+    heads: Count = 4
+    ffn: Count = 2048
+    blocks: Count = 50
+    tp_blocks: Natural = 20
+    kernel: Count = 11
+    queries: tuple[Natural, ...] = SpeechLayout.queries
+    num_queries: Count = 16
+    vocab_size: Count = 25055
     position_table: Literal["float32", "bfloat16"] = "float32"
-    max_positions: int = 4096
+    max_positions: Count = 4096
     padding: Literal["masked", "released"] = "masked"
     attention: str = "xla"
     dtype: str = "float32"
@@ -68,10 +67,13 @@ class SpeechEncoderConfig:
     def __post_init__(self) -> None:
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
-        if self.blocks < 1 or self.tp_blocks < 0:
-            raise ValueError(f"blocks = {self.blocks} and tp_blocks = {self.tp_blocks}; at least 1 and 0 are needed")
-        if self.queries and not 0 <= min(self.queries) <= max(self.queries) < self.num_queries:
+        if self.queries and max(self.queries) >= self.num_queries:
             raise ValueError(f"queries {self.queries} are not rows 0..{self.num_queries - 1} of the query table")
+
+    @property
+    def layout(self) -> SpeechLayout:
+        """What the rest of the house must know of this encoder."""
+        return SpeechLayout(self.queries, self.features)
 
 
 @functools.cache
@@ -238,69 +240,3 @@ class SpeechEncoder(nn.Module):
         kernel = jnp.asarray(self.ctc_kernel, self.config.dtype)
         logits = jnp.einsum("btd,dv->btv", hidden, kernel, preferred_element_type=jnp.float32)
         return logits + jnp.asarray(self.ctc_bias).reshape(1, 1, -1)
-
-
-def padded_frames(
-    features: jax.Array | np.ndarray, lengths: jax.Array | np.ndarray, queries: Sequence[int]
-) -> SpeechFrames:
-    """One utterance a row, each after its queries.
-
-    Args:
-        features: [B, T, 560], padded on the right.
-        lengths: int [B], frames of each utterance.
-        queries: rows of the query table that come first, Q of them.
-
-    Returns:
-        Buffers of Q + T frames; `slots` are -1.
-    """
-    batch, frames = features.shape[:2]
-    count = len(queries)
-    index = jnp.broadcast_to(jnp.arange(count + frames, dtype=jnp.int32)[None], (batch, count + frames))
-    present = index < jnp.asarray(lengths, jnp.int32)[:, None] + count
-    rows = jnp.pad(jnp.asarray(queries, jnp.int32), (0, frames), constant_values=-1)
-    return SpeechFrames(
-        features=jnp.pad(features, ((0, 0), (count, 0), (0, 0))),
-        segment_ids=present.astype(jnp.int32),
-        positions=jnp.where(present, index + 1, 0),
-        queries=jnp.broadcast_to(rows[None], index.shape),
-        slots=jnp.full_like(index, -1),
-    )
-
-
-def packed_frames(
-    rows: Sequence[Sequence[tuple[np.ndarray, int]]], capacity: int, features: int, queries: Sequence[int]
-) -> SpeechFrames:
-    """Packs utterances one after another into fixed buffers (numpy).
-
-    Args:
-        rows: for each row of the batch its utterances, each (features [n, features], first token slot); the
-            utterance fills the Q + n token positions from that slot on.
-        capacity: T, frames a row holds, queries included.
-        features: width of a frame.
-        queries: rows of the query table that come before each utterance, Q of them.
-
-    Raises:
-        UserError: a row's utterances do not fit.
-    """
-    shape, count = (len(rows), capacity), len(queries)
-    out = {
-        "features": np.zeros((*shape, features), np.float32),
-        "segment_ids": np.zeros(shape, np.int32),
-        "positions": np.zeros(shape, np.int32),
-        "queries": np.full(shape, -1, np.int32),
-        "slots": np.full(shape, -1, np.int32),
-    }
-    for b, utterances in enumerate(rows):
-        start = 0
-        for u, (frames, slot) in enumerate(utterances):
-            end = start + count + len(frames)
-            if end > capacity:
-                raise UserError(f"the speech of row {b} needs {end} frames or more, its buffer holds {capacity}")
-            steps = np.arange(end - start, dtype=np.int32)
-            out["features"][b, start + count : end] = frames
-            out["segment_ids"][b, start:end] = u + 1
-            out["positions"][b, start:end] = steps + 1
-            out["queries"][b, start : start + count] = queries
-            out["slots"][b, start:end] = slot + steps
-            start = end
-    return SpeechFrames(**out)  # type: ignore[arg-type]  # numpy on purpose: the loader ships it

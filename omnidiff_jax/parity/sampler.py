@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,10 +27,9 @@ from omnidiff_jax.sampling import (
     sample,
     unconditional_canvas,
 )
-from omnidiff_jax.sampling.candidates import decide
-from omnidiff_jax.sampling.config import Schedule
-from omnidiff_jax.sampling.penalties import position_factor, seen_tokens
-from omnidiff_jax.sampling.schedule import released_blocks, timesteps
+from omnidiff_jax.sampling.plan import total_steps
+from omnidiff_jax.sampling.schedule import Schedule
+from omnidiff_jax.sampling.scoring import decide
 from omnidiff_jax.vocabulary import COMPACT_SPECIALS, Vocabulary
 
 BOA_FRACTION = 0.2
@@ -74,10 +74,11 @@ def sampler(fixture: Fixture, check: Check, others: FixtureSet) -> None:
     check.exact("out/sequence", result.tokens[0, :length])
     check.exact("out/num_transfer", result.committed[0, :steps])
     config = settings(meta)
-    steps_of = [count for *_, count in released_blocks(config, np.asarray(canvas.generate)[0, start:length])]
+    answer = np.asarray(canvas.generate)[0, start:length]
+    steps_of = [count for *_, count in config.blocks.split(answer, functools.partial(total_steps, config))]
     check.exact("out/steps_per_block", steps_of)
     # A block of no steps has one time, its beginning.
-    times = [timesteps(config.schedule, count) if count else np.ones(1) for count in steps_of]
+    times = [config.schedule.timesteps(count) if count else np.ones(1) for count in steps_of]
     check.absolute("out/timesteps", np.concatenate(times), 1e-6)
     confidence, chosen = np.full((2, steps, length - start), np.nan)
     written = np.asarray(result.commit_step)[0, start:length]
@@ -176,12 +177,8 @@ def _decided(logits: np.ndarray, past: Any, mask_id: int, combo: Mapping[str, An
     config = settings({"steps_requested": 1, "top_k_effective": combo.get("top_k"), **combo})
     rows, vocab = logits.shape
     masked = jnp.ones((1, rows), bool)
-    factor = position_factor(config.position, jnp.arange(rows)[None, :], jnp.full((1,), rows), masked, jnp.zeros((1,)))[
-        0
-    ]
-    seen = None
-    if config.repetition.penalty != 1:
-        everywhere = jnp.ones(past.shape, bool)
-        seen = seen_tokens(config.repetition, past, everywhere, everywhere, mask_id, jnp.int32(1), vocab)
-        seen = jnp.broadcast_to(seen, logits.shape)
+    (factor,) = config.position.factor(jnp.arange(rows)[None, :], jnp.full((1,), rows), masked, jnp.zeros((1,)))
+    everywhere = jnp.ones(past.shape, bool)
+    seen = config.repetition.seen(past, everywhere, everywhere, mask_id, jnp.int32(1), vocab)
+    seen = None if seen is None else jnp.broadcast_to(seen, logits.shape)
     return tuple(np.asarray(x) for x in decide(jnp.asarray(logits), seen, factor, None, config))

@@ -9,11 +9,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from omnidiff_jax.data.packing import pack_released
-from omnidiff_jax.data.rows import takes_tail_pads
+from omnidiff_jax.data.assemble import takes_tail_pads
 from omnidiff_jax.diffusion.masking import released_forward_process
 from omnidiff_jax.parity.check import Check, unsupported
 from omnidiff_jax.parity.fixtures import Fixture, FixtureSet
+from omnidiff_jax.parity.packing import pack_released
 from omnidiff_jax.records import AUDIO_TAG, IMAGE_TAG, Message
 from omnidiff_jax.tasks.chat import ChatLayout, media_roles
 from omnidiff_jax.vocabulary import Vocabulary

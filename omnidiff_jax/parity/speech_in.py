@@ -21,6 +21,7 @@ from omnidiff_jax.models.flow.regulator import nearest_indices
 from omnidiff_jax.models.whisper_vq import num_codes
 from omnidiff_jax.parity.check import Check, unsupported
 from omnidiff_jax.parity.fixtures import Fixture, FixtureSet
+from omnidiff_jax.speech_frames import padded_frames
 
 
 def sensevoice_frontend(fixture: Fixture, check: Check, _: FixtureSet) -> None:
@@ -80,7 +81,7 @@ def sensevoice_encoder(fixture: Fixture, check: Check, _: FixtureSet) -> None:
         @jax.jit
         def run(params: dict) -> tuple[jax.Array, jax.Array]:
             model = sanm.SpeechEncoder(plain)
-            frames = sanm.padded_frames(feats, lengths, queries)
+            frames = padded_frames(feats, lengths, queries)
             # The reference adds positions to its padding, too.
             everywhere = jnp.broadcast_to(1 + jnp.arange(frames.positions.shape[1])[None], frames.positions.shape)
             hidden = model.apply({"params": params}, dataclasses.replace(frames, positions=everywhere))

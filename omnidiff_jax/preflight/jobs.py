@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax.core import meta
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from omnidiff_jax.batch import Batch, ModelInputs, SpeechFrames
 from omnidiff_jax.data.packing import PackingConfig
@@ -13,15 +13,14 @@ from omnidiff_jax.errors import UserError
 from omnidiff_jax.models.flops import forward_flops, train_flops
 from omnidiff_jax.models.omni import OmniConfig, OmniModel, init_params
 from omnidiff_jax.preflight.report import Job
+from omnidiff_jax.runs.opening import ModelRun
 from omnidiff_jax.sampling.canvas import Canvas
 from omnidiff_jax.sampling.config import SamplerConfig
 from omnidiff_jax.sampling.denoiser import module_denoiser
 from omnidiff_jax.sampling.loop import trace_sampler
+from omnidiff_jax.sharding.mesh import batch_parts, batch_sharding
 from omnidiff_jax.sharding.rules import logical_rules, param_specs
-from omnidiff_jax.training.layout import LoopConfig, abstract_state, jitted_step
-from omnidiff_jax.training.omni import OmniProgram
-from omnidiff_jax.training.optimizer import OptimizerConfig
-from omnidiff_jax.training.program import StagePlan
+from omnidiff_jax.training.layout import abstract_state, jitted_step
 
 
 def abstract_batch(rows: int, packing: PackingConfig, hears: bool, sharding: NamedSharding) -> Batch:
@@ -32,47 +31,33 @@ def abstract_batch(rows: int, packing: PackingConfig, hears: bool, sharding: Nam
 
     tokens, frames, samples = array(packing.length), array(packing.frames), array(packing.samples)
     flags = array(packing.length, dtype=jnp.bool_)
-    features = array(packing.frames, packing.frame_width, dtype=jnp.float32)
+    features = array(packing.frames, packing.speech.width, dtype=jnp.float32)
     speech: Any = SpeechFrames(features, frames, frames, frames, frames) if hears else None
     inputs: Any = ModelInputs(tokens, tokens, tokens, speech)
     ids: Any = array(packing.samples, dtype=jnp.uint32)
     return Batch(inputs, flags, flags, ids, samples, samples)
 
 
-def train_job(
-    program: OmniProgram,
-    loop: LoopConfig,
-    optimizer: OptimizerConfig,
-    stages: tuple[StagePlan, ...],
-    mesh: Mesh,
-    *,
-    rows: int,
-    packing: PackingConfig,
-) -> Job:
+def train_job(run: ModelRun, packing: PackingConfig) -> Job:
     """The step that `training.loop.train` runs, optimizer and masking included.
 
     Args:
-        rows: global batch.
+        run: of an `OmniProgram`, on devices that need not be there.
         packing: sizes of a row.
 
     Raises:
         UserError: a batch that the mesh or the microbatches do not divide.
     """
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    if rows % (shards * loop.accumulate):
-        raise UserError(
-            f"batch_size = {rows} rows cannot be split over {shards} devices (mesh axes data and fsdp) in "
-            f"{loop.accumulate} microbatches; use a multiple of {shards * loop.accumulate}"
-        )
+    config, program, mesh = run.config, run.program, run.mesh
+    config.check_batch(mesh)
     model = program.model
-    sharding = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
     def trace() -> Any:
-        state = abstract_state(program, loop, optimizer, stages, mesh)
-        batch = abstract_batch(rows, packing, model.speech_encoder is not None, sharding)
-        return jitted_step(program, loop, optimizer, stages, state).trace(state, batch)
+        state = abstract_state(run)
+        batch = abstract_batch(config.batch_size, packing, model.speech_encoder is not None, batch_sharding(mesh))
+        return jitted_step(run, state).trace(state, batch)
 
-    positions = rows * packing.length
+    positions = config.batch_size * packing.length
     chunk = program.loss_config.chunk
     return Job(
         "train",
@@ -80,7 +65,7 @@ def train_job(
         mesh,
         useful_flops=train_flops(model.backbone, positions, packing.length),
         # The loss ends with the last masked row: half of all positions, on average over t.
-        trips=max(0.5 * positions / loop.accumulate / program.loss_config.groups / chunk, 1.0),
+        trips=max(0.5 * positions / config.accumulate / program.loss_config.groups / chunk, 1.0),
         vocabulary=model.backbone.vocab_size,
         width=model.backbone.width,
     )
@@ -101,11 +86,11 @@ def sample_job(
 
     Weights are held in the compute dtype. The numbers of a step are those of one round of the loop.
     """
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    shards = batch_parts(mesh)
     if rows % shards:
         raise UserError(f"batch of {rows} canvases cannot be split over {shards} devices; use a multiple of {shards}")
     guided = 2 if config.guidance.scale > 0 else 1
-    by_row = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    by_row = batch_sharding(mesh)
 
     def array(*shape: int, dtype: Any = jnp.int32) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=by_row)

@@ -1,8 +1,11 @@
 """Masked-diffusion sampling. `sample(denoiser, canvas, SamplerConfig, seed)` fills a canvas of masks.
 
+Each group of `SamplerConfig` is a strategy: a frozen dataclass, the default of its group or a subclass of it.
 A canvas is built from prompts and answers (`build_canvas`), a denoiser from a model (`module_denoiser`).
 """
 
+from omnidiff_jax.sampling.cache import Cache
+from omnidiff_jax.sampling.candidates import Candidates, ReleasedCandidates
 from omnidiff_jax.sampling.canvas import (
     AllowedSets,
     Answer,
@@ -15,23 +18,22 @@ from omnidiff_jax.sampling.canvas import (
     infill,
     known,
 )
-from omnidiff_jax.sampling.config import (
-    ASR_LENGTH,
-    TTS_LENGTH,
-    Blocks,
-    Confidence,
-    Filters,
-    Guidance,
-    LengthRule,
-    Position,
-    Repetition,
-    SamplerConfig,
-    Schedule,
-    Stopping,
-)
+from omnidiff_jax.sampling.confidence import Confidence, MaskgitPlus, RandomOrder, TopkMargin
+from omnidiff_jax.sampling.config import ASR_LENGTH, TTS_LENGTH, LengthRule, SamplerConfig
 from omnidiff_jax.sampling.denoiser import Denoiser, module_denoiser
-from omnidiff_jax.sampling.guidance import random_text_prompt, unconditional_canvas
-from omnidiff_jax.sampling.loop import SampleResult, film, sample
+from omnidiff_jax.sampling.filters import Filters
+from omnidiff_jax.sampling.guidance import Guidance, ReleasedGuidance, random_text_prompt, unconditional_canvas
+from omnidiff_jax.sampling.loop import sample
+from omnidiff_jax.sampling.penalties import (
+    PaperPosition,
+    Position,
+    ReleasedPosition,
+    ReleasedRepetition,
+    Repetition,
+)
+from omnidiff_jax.sampling.results import SampleResult, film, finish_reasons
+from omnidiff_jax.sampling.schedule import Blocks, CosineSchedule, ReleasedBlocks, Schedule
+from omnidiff_jax.sampling.stopping import Stopping
 
 __all__ = [
     "ASR_LENGTH",
@@ -39,24 +41,37 @@ __all__ = [
     "AllowedSets",
     "Answer",
     "Blocks",
+    "Cache",
+    "Candidates",
     "Canvas",
     "Confidence",
+    "CosineSchedule",
     "Denoiser",
     "Filters",
     "Guidance",
     "LengthRule",
+    "MaskgitPlus",
+    "PaperPosition",
     "Position",
     "Prefill",
     "Prompt",
+    "RandomOrder",
+    "ReleasedBlocks",
+    "ReleasedCandidates",
+    "ReleasedGuidance",
+    "ReleasedPosition",
+    "ReleasedRepetition",
     "Repetition",
     "SampleResult",
     "SamplerConfig",
     "Schedule",
     "Stopping",
+    "TopkMargin",
     "answer_tokens",
     "blank",
     "build_canvas",
     "film",
+    "finish_reasons",
     "infill",
     "known",
     "module_denoiser",

@@ -15,7 +15,8 @@ from flax import struct
 from omnidiff_jax.batch import ModelInputs, SpeechFrames
 from omnidiff_jax.config import suggest
 from omnidiff_jax.errors import UserError
-from omnidiff_jax.models.sanm import packed_frames
+from omnidiff_jax.sampling.ranges import OutOfRange
+from omnidiff_jax.speech_frames import RELEASED_SPEECH, SpeechLayout, packed_frames
 from omnidiff_jax.vocabulary import IdRange, Vocabulary
 
 # Token that stands for an all-zero embedding (released guidance pads its shorter prompt with such vectors).
@@ -55,9 +56,9 @@ class Prompt:
 
     Attributes:
         tokens: int32 [n].
-        frames: float [T, 560], frames of the heard utterances, concatenated; None if there are none.
-        frame_counts: frames of each utterance; utterance u fills `frame_counts[u]` + Q consecutive context-of-audio
-            tokens (Q query slots).
+        frames: float [T, W], frames of the heard utterances, concatenated; None if there are none.
+        frame_counts: frames of each utterance; utterance u fills `SpeechLayout.slots(frame_counts[u])` consecutive
+            context-of-audio tokens.
         embeddings: [n, D] used instead of the tokens' embeddings, or None.
     """
 
@@ -114,6 +115,10 @@ class Prefill:
 
     token: int
     fraction: float = 0.25
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.fraction < 1:
+            raise OutOfRange(f"fraction = {self.fraction!r} must be a number from 0 up to, but not, 1")
 
     def index(self, length: int) -> int:
         """Where the token stands in an answer of `length` positions."""
@@ -175,7 +180,7 @@ def build_canvas(
     allowed: AllowedSets | None = None,
     *,
     example_ids: Sequence[int] | None = None,
-    queries: Sequence[int] = (0, 1, 2, 15),
+    speech: SpeechLayout = RELEASED_SPEECH,
     multiple: int = 32,
     rows: int | None = None,
     limit: int | None = None,
@@ -188,7 +193,7 @@ def build_canvas(
         vocabulary: mask, pad and context-of-audio ids are read.
         allowed: the sets that `Answer.groups` number; None leaves every position free.
         example_ids: uint32, one per example; 0, 1, ... if None.
-        queries: rows of the speech encoder's query table put before each utterance (`SpeechEncoderConfig.queries`).
+        speech: what opens each heard utterance, and how wide its frames are (`SpeechEncoderConfig.layout`).
         multiple: L (and the frame buffer) is rounded up to a multiple of this.
         rows: B; the batch is filled up with empty rows. None = as many as examples.
         limit: longest prompt + answer allowed.
@@ -230,7 +235,7 @@ def build_canvas(
             tokens=tokens,
             segment_ids=segments,
             positions=positions * (segments > 0),
-            speech=_speech(prompts, total, vocabulary.context_audio, queries, multiple),
+            speech=_speech(prompts, total, vocabulary.context_audio, speech, multiple),
         ),
         generate=in_answer & (tokens == vocabulary.mask),
         answer_start=start,
@@ -263,7 +268,7 @@ def _embeddings(prompts: Sequence[Prompt], rows: int, length: int) -> Any:
 
 
 def _speech(
-    prompts: Sequence[Prompt], rows: int, context: int, queries: Sequence[int], multiple: int
+    prompts: Sequence[Prompt], rows: int, context: int, layout: SpeechLayout, multiple: int
 ) -> SpeechFrames | None:
     if not any(len(p.frame_counts) for p in prompts):
         return None
@@ -271,16 +276,15 @@ def _speech(
     needed = 0
     for b, prompt in enumerate(prompts):
         slots = np.flatnonzero(prompt.tokens == context)
-        counts = np.asarray(prompt.frame_counts, int)
-        expected = int((counts + len(queries)).sum())
+        sizes = layout.sizes(prompt.frame_counts)
+        expected = int(sizes.sum())
         if len(slots) != expected:
             raise UserError(
                 f"example {b}: {len(slots)} context-of-audio tokens for {expected} vectors of speech; "
-                f"an utterance of n frames takes n + {len(queries)}"
+                f"an utterance of n frames takes n + {layout.slots(0)}"
             )
         needed = max(needed, expected)
-        firsts = np.cumsum(counts + len(queries)) - (counts + len(queries))
-        frames = np.split(np.asarray(prompt.frames), np.cumsum(counts)[:-1]) if len(counts) else []
-        utterances[b] = [(f, int(slots[i])) for f, i in zip(frames, firsts, strict=True)]
-    width = next(p.frames.shape[1] for p in prompts if p.frames is not None and len(p.frame_counts))
-    return packed_frames(utterances, bucket(needed, multiple), width, queries)
+        if len(sizes):
+            frames = np.split(np.asarray(prompt.frames), np.cumsum(prompt.frame_counts)[:-1])
+            utterances[b] = list(zip(frames, slots[np.cumsum(sizes) - sizes].tolist(), strict=True))
+    return packed_frames(utterances, bucket(needed, multiple), layout)

@@ -19,7 +19,7 @@ class Denoiser:
     Attributes:
         params: any pytree.
         prepare: (params, canvas) -> context, a pytree; what does not change from step to step, such as the
-            embeddings of the prompt and of its speech. Called once per sampling.
+            embeddings of the prompt and of its speech. Called once per sampling; it begins the loop's state (`Cache`).
         hidden: (params, tokens int32 [B, L], context) -> [B, L, D].
         logits: (params, rows of hidden [n, D]) -> [n, V].
         alignment: which hidden state predicts a token, a name in `diffusion.alignment.ALIGNMENTS`.

@@ -1,17 +1,58 @@
-"""Unconditional canvases for classifier-free guidance: the same answers behind prompts that say less."""
+"""Classifier-free guidance: how two predictions become one, and unconditional canvases: the same answers behind
+prompts that say less."""
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
 
 from omnidiff_jax.batch import ModelInputs, SpeechFrames
+from omnidiff_jax.config import Choice
 from omnidiff_jax.errors import UserError
-from omnidiff_jax.models.sanm import packed_frames
 from omnidiff_jax.sampling.canvas import ZERO_VECTOR, Answer, Canvas, Prompt, build_canvas
+from omnidiff_jax.sampling.ranges import MOST, within
+from omnidiff_jax.speech_frames import RELEASED_SPEECH, SpeechLayout, packed_frames
 from omnidiff_jax.vocabulary import IdRange, Vocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class Guidance(Choice, key="form", word="aligned"):
+    """uncond + (1 + scale) * (cond - uncond), on logits, before any filter.
+
+    This form, `aligned`, combines the same answer position of both canvases.
+
+    Attributes:
+        scale: w; 0 = off (no unconditional pass).
+    """
+
+    form: ClassVar[str]
+    scale: float = 0.0
+
+    def __post_init__(self) -> None:
+        within(self, "scale", 0, MOST, note="0 is off")
+
+    def partners(self, position: jax.Array, shift: jax.Array) -> jax.Array:
+        """int32 [B, L]: the position of the unconditional canvas that each conditional one is combined with.
+
+        Args:
+            position: int32 [B, L].
+            shift: int32 [B, 1], how much later the unconditional answer starts.
+        """
+        return position + shift
+
+    def combine(self, conditional: jax.Array, unconditional: jax.Array) -> jax.Array:
+        """Logits float32 [n, V] of both canvases -> guided ones."""
+        return unconditional + (1.0 + self.scale) * (conditional - unconditional)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReleasedGuidance(Guidance, word="released"):
+    """Combines the same absolute index, which is another answer position where the prompts differ in length."""
+
+    def partners(self, position: jax.Array, shift: jax.Array) -> jax.Array:
+        return position
 
 
 def random_text_prompt(
@@ -51,7 +92,7 @@ def unconditional_canvas(
     vocabulary: Vocabulary,
     *,
     pad_with_zero_vectors: bool = False,
-    queries: Sequence[int] = (0, 1, 2, 15),
+    speech: SpeechLayout = RELEASED_SPEECH,
     multiple: int = 32,
 ) -> Canvas:
     """`canvas` with its prompts replaced; the answers and everything about them stay.
@@ -62,7 +103,7 @@ def unconditional_canvas(
         vocabulary: as for `build_canvas`.
         pad_with_zero_vectors: released form: a row shorter than its conditional one goes on with all-zero
             embeddings, which are attended to.
-        queries: as for `build_canvas`.
+        speech: as for `build_canvas`.
         multiple: as for `build_canvas`.
     """
     rows = len(canvas.answer_start)
@@ -80,7 +121,7 @@ def unconditional_canvas(
             missing = max(int(starts[b]) - len(prompts[b].tokens), 0)
             answer += Answer(np.full(missing, ZERO_VECTOR, np.int32), np.zeros(missing, np.int32))
         answers.append(answer)
-    other = build_canvas(prompts, answers, vocabulary, queries=queries, multiple=multiple, rows=rows)
+    other = build_canvas(prompts, answers, vocabulary, speech=speech, multiple=multiple, rows=rows)
     return dataclasses.replace(other, answer_length=sizes, example_ids=canvas.example_ids, allowed=canvas.allowed)
 
 
@@ -94,7 +135,7 @@ def _padded(canvas: Canvas, length: int, frames: SpeechFrames | None) -> Canvas:
     inputs, speech = canvas.inputs, canvas.inputs.speech
     if frames is not None:
         capacity, width = frames.features.shape[1:]
-        empty = packed_frames([[]] * len(canvas.answer_start), capacity, width, ())
+        empty = packed_frames([[]] * len(canvas.answer_start), capacity, SpeechLayout((), width))
         held = 0 if speech is None else speech.segment_ids.shape[1]
         parts = (empty,) if speech is None else (speech, jax.tree.map(lambda x: x[:, held:], empty))
         speech = jax.tree.map(lambda *x: np.concatenate(x, axis=1), *parts)

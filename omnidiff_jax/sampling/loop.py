@@ -1,8 +1,8 @@
 """The sampling loop: one jitted `while_loop` over steps for a whole ragged batch.
 
 Each step runs the backbone once (on twice the rows under guidance), then the head and everything after it on the
-masked rows of the running blocks. The carry holds no history: a position is written once, so that
-`SampleResult.commit_step` is the history (`film`).
+masked rows of the running blocks. The carry holds the state of the cache and no history: a position is written once,
+so that `SampleResult.commit_step` is the history (`results.film`).
 """
 
 import dataclasses
@@ -12,37 +12,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
 from omnidiff_jax import rng
 from omnidiff_jax.errors import UserError
-from omnidiff_jax.sampling.candidates import LOWEST
 from omnidiff_jax.sampling.canvas import Canvas, bucket
-from omnidiff_jax.sampling.config import Blocks, Confidence, SamplerConfig, Schedule
+from omnidiff_jax.sampling.config import SamplerConfig
 from omnidiff_jax.sampling.denoiser import Denoiser
+from omnidiff_jax.sampling.filters import LOWEST
 from omnidiff_jax.sampling.guidance import stack_canvases
-from omnidiff_jax.sampling.penalties import position_factor, seen_tokens
-from omnidiff_jax.sampling.rows import RowTables, prediction_sources, score_rows
-from omnidiff_jax.sampling.schedule import Plan, make_plan, total_steps
+from omnidiff_jax.sampling.plan import Plan, make_plan, total_steps
+from omnidiff_jax.sampling.results import SampleResult
+from omnidiff_jax.sampling.schedule import Blocks, Schedule
+from omnidiff_jax.sampling.scoring import RowTables, prediction_sources, score_rows
 
-
-@struct.dataclass
-class SampleResult:
-    """What was generated, and how.
-
-    Attributes:
-        tokens: int32 [B, L], the filled canvas.
-        steps: int32 [B], steps in which the example committed something.
-        commit_step: int32 [B, L], step at which a position was revealed; -1 for given (and never revealed) ones.
-        confidence: float32 [B, L], confidence at that step; 0 where `commit_step` is -1.
-        committed: int32 [B, S], positions chosen at each step.
-    """
-
-    tokens: jax.Array
-    steps: jax.Array
-    commit_step: jax.Array
-    confidence: jax.Array
-    committed: jax.Array
+Carry = tuple[jax.Array, SampleResult, Any]
+"""Number of the step, what was generated so far, state of the cache."""
 
 
 def sample(
@@ -109,16 +93,6 @@ def _static(config: SamplerConfig, masks: int, positions: int, length: int) -> d
     return {"config": settings, "chunk": chunk, "capacity": capacity, "length": length}
 
 
-def film(canvas: Canvas, result: SampleResult) -> np.ndarray:
-    """The canvas after each step, int32 [S, B, L], for film strips; S steps until the last one's commit."""
-    commit_step, tokens = np.asarray(result.commit_step), np.asarray(result.tokens)
-    active = np.flatnonzero((np.asarray(result.committed) > 0).any(axis=0))
-    steps = int(active.max(initial=-1)) + 1
-    before = np.broadcast_to(np.asarray(canvas.inputs.tokens), (steps, *tokens.shape))
-    revealed = (commit_step >= 0) & (commit_step <= np.arange(steps)[:, None, None])
-    return np.where(revealed, tokens, before)
-
-
 @functools.partial(jax.jit, static_argnames=("config", "chunk", "capacity", "length"))
 def _run(
     denoiser: Denoiser,
@@ -134,20 +108,20 @@ def _run(
     """See `sample`. `canvas` has 2B rows under guidance; the result has the first `length` positions of its first B."""
     batch, mask_id, ids = len(plan.steps), canvas.mask_id, canvas.example_ids[: len(plan.steps)]
     generate, answer_length = canvas.generate[:batch], canvas.answer_length[:batch]
-    context = denoiser.prepare(denoiser.params, canvas)
+    state = config.cache.init(denoiser, canvas)
     sources = prediction_sources(canvas, batch, denoiser.alignment, config.guidance)
     columns = jnp.arange(generate.shape[1])[None, :]
     offsets = columns - canvas.answer_start[:batch, None]
     in_answer = (offsets >= 0) & (offsets < answer_length[:, None])
-    vocab_size = _vocab_size(denoiser, canvas, context)
+    vocab_size = _vocab_size(denoiser, canvas, config, state)
 
-    def running(carry: tuple[jax.Array, SampleResult]) -> jax.Array:
-        step, result = carry
+    def running(carry: Carry) -> jax.Array:
+        step, result, _ = carry
         masked = (generate & (result.tokens == mask_id)).any(axis=1)
         return (masked & (step < plan.steps)).any()
 
-    def advance(carry: tuple[jax.Array, SampleResult]) -> tuple[jax.Array, SampleResult]:
-        step, result = carry
+    def advance(carry: Carry) -> Carry:
+        step, result, state = carry
         before = result.tokens
         masked = generate & (before == mask_id)
         ratio, start, stop = (jax.lax.dynamic_index_in_dim(x, step, 1) for x in (plan.ratio, plan.start, plan.stop))
@@ -163,29 +137,31 @@ def _run(
         tables = RowTables(
             groups=canvas.groups[:batch],
             allowed=canvas.allowed,
-            seen=None
-            if config.repetition.penalty == 1
-            else seen_tokens(config.repetition, before, generate, in_answer, mask_id, step, vocab_size),
-            factor=position_factor(config.position, offsets, answer_length, masked, progress),
-            keys=keys("tokens") if config.filters.temperature > 0 else None,
+            seen=config.repetition.seen(before, generate, in_answer, mask_id, step, vocab_size),
+            factor=config.position.factor(offsets, answer_length, masked, progress),
+            keys=keys("tokens") if config.filters.draws else None,
         )
-        hidden = denoiser.hidden(denoiser.params, _with_unconditional(canvas, before), context)
+        hidden, state = config.cache.hidden(denoiser, _with_unconditional(canvas, before), state, step)
         head = functools.partial(denoiser.logits, denoiser.params)
         token, confidence = score_rows(head, hidden, sources, eligible, tables, mask_id, config, chunk, capacity)
-        order = _order(confidence, config.confidence, functools.partial(keys, "order"), columns, progress)
+
+        def uniforms() -> jax.Array:
+            each = jnp.broadcast_to(keys("order")[:, None], confidence.shape)
+            return rng.token_uniforms(each, jnp.broadcast_to(columns, confidence.shape))
+
+        order = config.confidence.order(confidence, uniforms, progress)
         written = _most_confident(order, eligible, quota) & (token != mask_id)
-        tokens = jnp.where(written, token, before)
-        if config.stopping.end_id is not None:
-            tail = _after_end(tokens, generate, mask_id, config.stopping.end_id)
-            tokens = jnp.where(tail, config.stopping.end_id, tokens)
-            written |= tail
-        return step + 1, SampleResult(
+        revealed = jnp.where(written, token, before)
+        tokens = config.stopping.settle(revealed, generate, mask_id, token, confidence)
+        written |= tokens != revealed
+        result = SampleResult(
             tokens=tokens,
             steps=result.steps + (quota[:, 0] > 0),
             commit_step=jnp.where(written, step, result.commit_step),
             confidence=jnp.where(written, confidence, result.confidence),
             committed=jax.lax.dynamic_update_slice_in_dim(result.committed, quota, step, 1),
         )
+        return step + 1, result, state
 
     empty = SampleResult(
         tokens=canvas.inputs.tokens[:batch],
@@ -194,7 +170,7 @@ def _run(
         confidence=jnp.zeros(generate.shape, jnp.float32),
         committed=jnp.zeros(plan.ratio.shape, jnp.int32),
     )
-    _, result = jax.lax.while_loop(running, advance, (jnp.int32(0), empty))
+    _, result, _ = jax.lax.while_loop(running, advance, (jnp.int32(0), empty, state))
     return dataclasses.replace(
         result,
         tokens=result.tokens[:, :length],
@@ -203,13 +179,13 @@ def _run(
     )
 
 
-def _vocab_size(denoiser: Denoiser, canvas: Canvas, context: object) -> int:
+def _vocab_size(denoiser: Denoiser, canvas: Canvas, config: SamplerConfig, state: Any) -> int:
     """V, without running anything.
 
     Raises:
         UserError: allowed sets of another vocabulary.
     """
-    hidden = jax.eval_shape(denoiser.hidden, denoiser.params, canvas.inputs.tokens, context)
+    hidden, _ = jax.eval_shape(config.cache.hidden, denoiser, canvas.inputs.tokens, state, jnp.int32(0))
     row = jax.ShapeDtypeStruct((1, hidden.shape[-1]), hidden.dtype)
     size = jax.eval_shape(denoiser.logits, denoiser.params, row).shape[-1]
     if canvas.allowed is not None and canvas.allowed.shape[1] != size:
@@ -228,30 +204,9 @@ def _with_unconditional(canvas: Canvas, tokens: jax.Array) -> jax.Array:
     return jnp.concatenate([tokens, jnp.where(canvas.generate[batch:], answers, canvas.inputs.tokens[batch:])])
 
 
-def _order(confidence, settings: Confidence, keys, columns: jax.Array, progress: jax.Array) -> jax.Array:
-    """float32 [B, L], what positions are ranked by: the confidence, with noise where there is a temperature."""
-    if settings.kind != "origin" and settings.temperature == 0:
-        return confidence
-    each = jnp.broadcast_to(keys()[:, None], confidence.shape)
-    uniform = rng.token_uniforms(each, jnp.broadcast_to(columns, confidence.shape))
-    if settings.kind == "origin":
-        return uniform
-    tiny = jnp.finfo(jnp.float32).tiny
-    gumbel = -jnp.log(-jnp.log(jnp.maximum(uniform, tiny)))
-    fade = 1.0 - progress[:, None] if settings.anneal == "linear" else 1.0
-    return confidence + settings.temperature * fade * gumbel
-
-
 def _most_confident(order: jax.Array, eligible: jax.Array, quota: jax.Array) -> jax.Array:
     """bool [B, L]: the `quota` [B, 1] eligible positions of highest order, the earlier one on ties."""
     order = jnp.where(jnp.isnan(order), LOWEST, jnp.maximum(order, LOWEST))
     ranking = jnp.argsort(jnp.where(eligible, -order, jnp.inf), axis=1, stable=True)
     rank = jnp.argsort(ranking, axis=1)
     return eligible & (rank < quota)
-
-
-def _after_end(tokens: jax.Array, generate: jax.Array, mask_id: int, end_id: int) -> jax.Array:
-    """bool [B, L]: the masked positions of examples with a generated `end_id` before their first mask."""
-    masked = generate & (tokens == mask_id)
-    settled = jnp.cumsum(masked, axis=1) == 0
-    return masked & (settled & generate & (tokens == end_id)).any(axis=1, keepdims=True)

@@ -20,6 +20,8 @@ from omnidiff_jax.errors import UserError
 from omnidiff_jax.sharding import axes
 
 MESH_AXES = ("data", "fsdp", "tensor", "sequence")
+# Those that the rows of a batch are split over.
+BATCH_AXES = ("data", "fsdp")
 
 # An axis that its mesh axis does not divide stays whole; in a parameter of this many values that is refused.
 LARGE = 1 << 24
@@ -27,7 +29,7 @@ LARGE = 1 << 24
 Table = Mapping[str, tuple[str, ...]]
 
 _UNSPLIT: Table = dict.fromkeys(sorted(axes.PARAMETER_AXES | axes.ACTIVATION_AXES), ())
-_BATCH: Table = {axes.BATCH: ("data", "fsdp"), axes.TABLE_BATCH: ("data", "fsdp")}
+_BATCH: Table = {axes.BATCH: BATCH_AXES, axes.TABLE_BATCH: BATCH_AXES}
 _FSDP: Table = {
     axes.TABLE_BATCH: ("data",),
     axes.TABLE_EMBED: ("fsdp",),

@@ -4,9 +4,10 @@ import dataclasses
 
 import numpy as np
 
+from omnidiff_jax.errors import UserError
 from omnidiff_jax.sampling.canvas import AllowedSets, Answer, Prefill, blank, infill, known
 from omnidiff_jax.tasks.chat import ChatLayout
-from omnidiff_jax.tasks.registry import Decoding, Task
+from omnidiff_jax.tasks.registry import AnswerKind, Decoding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,14 +43,14 @@ class AnswerForms:
             text=[v.text, *closing],
             image=[v.image],
             speech=[v.speech, v.end_audio, *closing],
-            # The turn does not end before its speech: an end there would end the speech too (`SamplerConfig.stop`).
+            # The turn does not end before its speech: an end there would end the speech too (`Decoding.stop`).
             text_before_speech=[v.text, v.pad, *self._newline],
             text_and_speech=[v.text, v.speech, v.begin_audio, v.end_audio, *closing],
         )
 
     def build(
         self,
-        task: Task,
+        kind: AnswerKind,
         decoding: Decoding,
         units: int,
         codes: np.ndarray | None = None,
@@ -58,24 +59,29 @@ class AnswerForms:
         """The answer to be filled.
 
         Args:
-            task: whose answer.
+            kind: what it is made of.
             decoding: length and pre-infilling.
             units: size of the request, for `decoding.adaptive`.
             codes: int [k], codes of the picture to inpaint.
             hole: bool [k], its codes that are to be drawn.
+
+        Raises:
+            UserError: an answer without positions.
         """
         v, mask = self._vocabulary, self._vocabulary.mask
-        if task.answer in ("image", "hole"):
-            if task.answer == "hole":
+        if kind in ("image", "hole"):
+            if kind == "hole":
                 assert codes is not None and hole is not None
                 inner = infill(v.image.encode(np.asarray(codes, np.int32)), hole, mask, self.sets["image"])
             else:
                 inner = blank(self._image_codes, mask, self.sets["image"])
             return known([v.begin_image]) + inner + known([v.end_image, v.im_end, *self._newline])
         length = decoding.length if decoding.adaptive is None else decoding.adaptive.length(units)
-        if task.answer == "text":
+        if length < 1:
+            raise UserError(f"decoding length = {length} must be at least 1: the answer is {kind}")
+        if kind == "text":
             return blank(length, mask, self.sets["text"])
-        if task.answer == "speech":
+        if kind == "speech":
             return known([v.begin_audio]) + blank(max(length - 1, 1), mask, self.sets["speech"])
         answer = blank(length, mask, self.sets["text_and_speech"])
         if decoding.prefill is not None:

@@ -1,11 +1,12 @@
-r"""The chat layout (SPEC §2): messages with media to token ids and targets, and to generation prompts.
+r"""The chat layout: messages with media to token ids and targets, and to generation prompts.
 
 `<|im_start|>ROLE\nCONTENT<|im_end|>\n` per message. Targets are the assistant's content, its `<|im_end|>` and the
 newline. A tag in the content is replaced by its medium:
 
 - user image: begin, codes, end; assistant image likewise (their sizes differ, which is the caller's choice);
 - assistant audio: begin, speech codes, end;
-- user audio: begin, `frames + 4` context tokens, end; the model replaces those embeddings by the encoded speech.
+- user audio: begin, context tokens (`SpeechLayout.slots` of its frames), end; the model replaces the embeddings of
+  those by the encoded speech.
 """
 
 import dataclasses
@@ -17,11 +18,11 @@ import numpy as np
 from omnidiff_jax.config import suggest
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.records import AUDIO_TAG, IMAGE_TAG, Message
+from omnidiff_jax.speech_frames import SpeechLayout
 from omnidiff_jax.tokenizers.text import TextTokenizer
 from omnidiff_jax.vocabulary import Vocabulary
 
 ROLES = ("system", "user", "assistant")
-QUERY_FRAMES = 4
 _CODE = re.compile(r"<\|(?:audio|image)_\d+\|>")  # without a group: `re.split` would give it too
 _TAGS = re.compile(f"({re.escape(IMAGE_TAG)}|{re.escape(AUDIO_TAG)})")
 
@@ -113,11 +114,13 @@ class ChatLayout:
         text: text to ids.
         special_strings: "text": a special token's name in a message is ordinary text; "ids": it becomes the special
             token, as in the released code, so that whoever writes the text can write special tokens.
+        speech: how many context tokens a user's audio takes.
     """
 
     vocabulary: Vocabulary
     text: TextTokenizer
     special_strings: str = "text"
+    speech: SpeechLayout = SpeechLayout()
 
     def __post_init__(self):
         if self.special_strings not in ("text", "ids"):
@@ -214,5 +217,5 @@ class ChatLayout:
         if role == "assistant":
             inner = vocabulary.speech.encode(np.asarray(medium, np.int32))
         else:
-            inner = np.full(int(medium) + QUERY_FRAMES, vocabulary.context_audio)
+            inner = np.full(self.speech.slots(int(medium)), vocabulary.context_audio)
         return np.concatenate([[vocabulary.begin_audio], inner, [vocabulary.end_audio]])

@@ -1,7 +1,7 @@
 r"""The tasks: how each is asked, what its answer is made of, how it is decoded and scored.
 
-Prompts are the released model's (SPEC §2). Its demo puts a newline before a lone `<|audio|>` that its training data
-does not have (NOTES on prompt layouts); `Task.prompt(..., style="released")` does so too, the default asks as trained.
+Prompts are the released model's. Its demo puts a newline before a lone `<|audio|>` that its training data
+does not have; `Task.prompt(..., style="released")` does so too, the default asks as trained.
 """
 
 import dataclasses
@@ -10,17 +10,17 @@ from typing import Literal
 from omnidiff_jax.config import choose
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.records import AUDIO_TAG, IMAGE_TAG, Message
-from omnidiff_jax.sampling.config import (
+from omnidiff_jax.sampling import (
     ASR_LENGTH,
     TTS_LENGTH,
-    Confidence,
     Filters,
     Guidance,
     LengthRule,
-    Position,
+    PaperPosition,
     Repetition,
     SamplerConfig,
 )
+from omnidiff_jax.sampling.ranges import POSITIONS, OutOfRange, within
 
 AnswerKind = Literal["text", "image", "speech", "text_and_speech", "hole"]
 
@@ -31,7 +31,8 @@ class Decoding:
 
     Attributes:
         sampler: schedule, confidence, penalties, guidance.
-        length: positions of the answer L (text and speech); images have as many as their codes need.
+        length: positions of the answer L (text and speech, at least 1 unless `adaptive` says it); images have as many
+            as their codes need.
         adaptive: rule that sets L from the prompt instead; its units are text tokens of the request (TTS) or speech
             tokens heard, at 12.5 a second (ASR).
         prefill: share of L at which begin-of-audio is put before decoding a spoken answer; None leaves it to the model.
@@ -48,6 +49,11 @@ class Decoding:
     stop: Literal["end", "never"] = "end"
     unconditional: Literal["empty", "random"] = "empty"
 
+    def __post_init__(self) -> None:
+        within(self, "length", 0, POSITIONS)
+        if self.prefill is not None and not 0 <= self.prefill < 1:
+            raise OutOfRange(f"prefill = {self.prefill!r} must be a number from 0 up to, but not, 1")
+
 
 @dataclasses.dataclass(frozen=True)
 class Task:
@@ -62,7 +68,7 @@ class Task:
         default_text: request used where the user gives none.
         metric: name of the score.
         higher_is_better: direction of the score.
-        decoding: defaults, the released demo's settings where it has any (NOTES_core), on this project's better forms.
+        decoding: defaults, the released demo's settings where it has any, on this project's better forms.
     """
 
     name: str
@@ -120,13 +126,13 @@ class Task:
 def _image_sampler(repetition: float, guidance: float) -> SamplerConfig:
     return SamplerConfig(
         repetition=Repetition(repetition),
-        position=Position("paper"),
+        position=PaperPosition(),
         filters=Filters(top_p=0.9),
         guidance=Guidance(guidance),
     )
 
 
-_TEXT = SamplerConfig(filters=Filters(top_p=0.9), confidence=Confidence("entropy"))
+_TEXT = SamplerConfig(filters=Filters(top_p=0.9))
 _SPOKEN = SamplerConfig(filters=Filters(top_p=0.9), repetition=Repetition(1.2))
 _HALF = dataclasses.replace(_TEXT, steps_per_token=0.5)
 

@@ -34,6 +34,12 @@ def nano_dir(name: str) -> Path:
     return Path(__file__).resolve().parent.parent / "assets" / "nano" / name
 
 
+def shipped_models() -> dict[str, Path]:
+    """Name -> folder of every trained model that is shipped with the package, in the released form."""
+    home = Path(__file__).resolve().parent.parent / "assets" / "models"
+    return {folder.name: folder for folder in sorted(home.iterdir()) if folder.is_dir()} if home.is_dir() else {}
+
+
 def fingerprint(folders: Iterable[str | os.PathLike]) -> str:
     """Hex digest of tokenizer folders (or files), by the bytes of their files: equal only if they encode alike.
 

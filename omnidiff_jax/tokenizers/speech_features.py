@@ -10,8 +10,9 @@ import numpy as np
 
 from omnidiff_jax.media import features
 from omnidiff_jax.media.features import FbankConfig
-from omnidiff_jax.models.sanm import SpeechEncoder, SpeechEncoderConfig, padded_frames
+from omnidiff_jax.models.sanm import SpeechEncoder, SpeechEncoderConfig
 from omnidiff_jax.records import Waveform
+from omnidiff_jax.speech_frames import padded_frames
 from omnidiff_jax.tokenizers import assets
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from omnidiff_jax.config import Count, Natural
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.sharding.distributed import barrier, is_primary
 from omnidiff_jax.training.digest import damage, write_digest, write_part
@@ -29,14 +30,9 @@ class CheckpointConfig:
     keep_period: also keep every checkpoint whose step is a multiple of this; 0 keeps none.
     """
 
-    every: int = 1000
-    keep: int = 2
-    keep_period: int = 0
-
-    def __post_init__(self):
-        for name, least in (("every", 1), ("keep", 1), ("keep_period", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} = {getattr(self, name)} must be at least {least}")
+    every: Count = 1000
+    keep: Count = 2
+    keep_period: Natural = 0
 
 
 def _not_of_orbax(record: logging.LogRecord) -> bool:
@@ -305,45 +301,3 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
         return str(found)
 
     return {"/".join(map(name, path)): tuple(leaf.shape) for path, leaf in leaves if hasattr(leaf, "shape")}
-
-
-def check_same_config(
-    stored: dict[str, Any], current: dict[str, Any], keys: tuple[str, ...], where: str, free: tuple[str, ...] = ()
-) -> None:
-    """Refuses to go on from a checkpoint of another config.
-
-    Args:
-        keys: top-level keys that must agree (the others, such as `checkpoint_every`, may change between starts).
-        free: dotted keys within those that may differ: how something is computed, not what.
-
-    Raises:
-        UserError: naming the first key that differs, with both values.
-    """
-    for key in keys:
-        difference = _first_difference(stored.get(key), current.get(key), key, free)
-        if difference:
-            path, old, new = difference
-            raise UserError(
-                f"{where} was trained with config.{path} = {old!r}, this config has {new!r}; "
-                "give it the value of before, or use another --workdir"
-            )
-
-
-def _first_difference(old: Any, new: Any, path: str, free: tuple[str, ...]) -> tuple[str, Any, Any] | None:
-    if path in free:
-        return None
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(old.keys() | new.keys(), key=str):
-            found = _first_difference(old.get(key), new.get(key), f"{path}.{key}", free)
-            if found:
-                return found
-        return None
-    if isinstance(old, (list, tuple)) and isinstance(new, (list, tuple)):
-        old, new = list(old), list(new)
-        if len(old) == len(new):
-            for i, (a, b) in enumerate(zip(old, new, strict=True)):
-                found = _first_difference(a, b, f"{path}[{i}]", free)
-                if found:
-                    return found
-            return None
-    return None if old == new else (path, old, new)

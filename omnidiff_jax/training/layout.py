@@ -5,31 +5,14 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from omnidiff_jax import rng
 from omnidiff_jax.errors import UserError
-from omnidiff_jax.training import checkpoint as ckpt
-from omnidiff_jax.training.operations.journal import OperationsConfig
-from omnidiff_jax.training.optimizer import OptimizerConfig, make_optimizer, split_params, stage_schedule
-from omnidiff_jax.training.program import StagePlan, TrainProgram
+from omnidiff_jax.training.config import TrainingConfig
+from omnidiff_jax.training.optimizer import make_optimizer, split_params, stage_schedule
+from omnidiff_jax.training.run import Run
 from omnidiff_jax.training.step import TrainState, init_state, make_train_step
-
-
-@dataclasses.dataclass(frozen=True)
-class LoopConfig:
-    """Attributes:
-    seed: of parameters, order of data and masks.
-    accumulate: microbatches a step.
-    checkpoint: see `CheckpointConfig`.
-    operations: see `OperationsConfig`.
-    """
-
-    seed: int = 0
-    accumulate: int = 1
-    checkpoint: ckpt.CheckpointConfig = dataclasses.field(default_factory=ckpt.CheckpointConfig)
-    operations: OperationsConfig = OperationsConfig()
 
 
 def state_shardings(state: TrainState, specs: Any, mesh: Mesh, moments_on: str = "device") -> TrainState:
@@ -69,36 +52,39 @@ def _host_memory(mesh: Mesh) -> str:
     return "pinned_host"
 
 
-def abstract_state(program: TrainProgram, config: LoopConfig, optimizer: OptimizerConfig, stages, mesh: Mesh) -> Any:
+def abstract_state(run: Run) -> Any:
     """The train state as shapes with shardings, without computing anything."""
-    tx = make_optimizer(optimizer, schedule(stages, optimizer))
+    optimizer = run.config.optimizer_used
+    tx = make_optimizer(optimizer, schedule(run.config))
     # Nothing may run where the mesh is of devices that are not there, not even the making of a key.
-    shapes = jax.eval_shape(lambda: init_state(program.init(rng.stream(config.seed, "init")), tx, optimizer))
-    shardings = state_shardings(shapes, program.param_specs(shapes.params, mesh), mesh, optimizer.moments_on)
+    shapes = jax.eval_shape(lambda: init_state(run.program.init(rng.stream(run.config.seed, "init")), tx, optimizer))
+    shardings = state_shardings(
+        shapes, run.program.param_specs(shapes.params, run.mesh), run.mesh, optimizer.moments_on
+    )
     return jax.tree.map(lambda s, h: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=h), shapes, shardings)
 
 
-def learning_rates(stages: tuple[StagePlan, ...], optimizer: OptimizerConfig) -> np.ndarray:
+def learning_rates(config: TrainingConfig) -> np.ndarray:
     """float32 [steps]: what `schedule` gives each step, as numbers for the log. Call it outside of a mesh."""
-    return np.asarray(jax.jit(schedule(stages, optimizer))(np.arange(sum(stage.steps for stage in stages))))
+    return np.asarray(jax.jit(schedule(config))(np.arange(sum(stage.steps for stage in config.plan))))
 
 
 # Without it XLA copies the moments of embedding and head before it updates them in place.
 CPU_OPTIONS: dict[str, bool | str] = {"xla_cpu_copy_insertion_use_region_analysis": True}
 
 
-def jitted_step(
-    program: TrainProgram, config: LoopConfig, optimizer: OptimizerConfig, stages: tuple[StagePlan, ...], state: Any
-) -> Any:
+def jitted_step(run: Run, state: Any) -> Any:
     """The step that training runs, `(state, batch, limit=inf) -> (state, metrics)`, jitted with the state donated.
 
     Args:
+        run: its program and config.
         state: from `abstract_state`; its shardings are those of the new state. Metrics are whole on every device.
     """
-    tx = make_optimizer(optimizer, schedule(stages, optimizer))
+    config, optimizer = run.config, run.config.optimizer_used
+    tx = make_optimizer(optimizer, schedule(config))
     shardings = jax.tree.map(lambda s: s.sharding, state)
     update = make_train_step(
-        program.loss,
+        run.program.loss,
         tx,
         optimizer,
         seed=config.seed,
@@ -118,7 +104,7 @@ def jitted_step(
     return jax.jit(fetch_and_update, donate_argnums=0, out_shardings=out, compiler_options=options)
 
 
-def schedule(stages: tuple[StagePlan, ...], optimizer: OptimizerConfig) -> optax.Schedule:
-    """Learning rate by global step, as the stages plan it."""
-    lengths, peaks, finals = zip(*((s.steps, s.learning_rate, s.final_fraction) for s in stages), strict=True)
-    return stage_schedule(lengths, peaks, optimizer, finals)
+def schedule(config: TrainingConfig) -> Any:
+    """Learning rate by step (from 0) of all stages."""
+    lengths, peaks, finals = zip(*((s.steps, s.learning_rate, s.final_fraction) for s in config.plan), strict=True)
+    return stage_schedule(lengths, peaks, config.optimizer_used, finals)

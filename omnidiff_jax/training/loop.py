@@ -4,20 +4,21 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from omnidiff_jax import rng
+from omnidiff_jax.config import difference, to_dict
+from omnidiff_jax.data.mixture import stage_at
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.progress import Progress
 from omnidiff_jax.sharding.distributed import is_primary
 from omnidiff_jax.signals import PREEMPTED, check
 from omnidiff_jax.training import checkpoint as ckpt
-from omnidiff_jax.training.layout import LoopConfig, abstract_state, jitted_step, learning_rates, schedule
+from omnidiff_jax.training.layout import abstract_state, jitted_step, learning_rates, schedule
 from omnidiff_jax.training.operations.goodput import Compilations, Goodput
 from omnidiff_jax.training.operations.guard import Rewind
 from omnidiff_jax.training.operations.host_log import HostLog
@@ -27,23 +28,16 @@ from omnidiff_jax.training.operations.lock import RunLock, only_run
 from omnidiff_jax.training.operations.metrics import MetricsWriter
 from omnidiff_jax.training.operations.profiling import Profiler
 from omnidiff_jax.training.operations.watchdog import Watchdog
-from omnidiff_jax.training.optimizer import OptimizerConfig, make_optimizer
-from omnidiff_jax.training.program import BatchStream, StagePlan, TrainProgram, stage_at
+from omnidiff_jax.training.optimizer import make_optimizer
+from omnidiff_jax.training.program import BatchStream
+from omnidiff_jax.training.run import Run
 from omnidiff_jax.training.step import TrainState, init_state
 
 
 def train(
-    program: TrainProgram,
-    config: LoopConfig,
-    optimizer: OptimizerConfig,
-    stages: tuple[StagePlan, ...],
+    run: Run,
     workdir: str | os.PathLike[str],
-    mesh: Mesh,
     *,
-    run_config: Mapping[str, Any] | None = None,
-    same_config: tuple[str, ...] = (),
-    free_config: tuple[str, ...] = (),
-    initial_params: Callable[[Any], Any] | None = None,
     stop_after: int | None = None,
     profile: tuple[int, int] | None = None,
     began: float | None = None,
@@ -53,11 +47,8 @@ def train(
     Every process of a run calls it with the same arguments; `workdir` is one folder that all of them see.
 
     Args:
-        run_config: stored in every checkpoint.
-        same_config: keys of `run_config` that a checkpoint must agree on to be resumed.
-        free_config: dotted keys within those that may differ.
-        initial_params: makes the parameters to start from instead of `program.init`, given them as shapes with
-            shardings; not called when resuming.
+        run: what is trained.
+        workdir: folder of its checkpoints, metrics and logs.
         stop_after: stop (and save) once this many updates are done, as a preemption would.
         profile: steps of this start, (first, last) from 1, of which a trace is written to `workdir/profile`.
         began: `time.perf_counter()` at which this start began, for the accounts in `goodput.json`.
@@ -73,26 +64,35 @@ def train(
     check()
     with contextlib.ExitStack() as stack:
         lock = stack.enter_context(only_run(workdir))
-        rates = learning_rates(stages, optimizer)
-        stack.enter_context(jax.set_mesh(mesh))
+        rates = learning_rates(run.config)
+        stack.enter_context(jax.set_mesh(run.mesh))
         stack.enter_context(ckpt.one_error_a_failure())
         # Before anything is written, so that a refused run leaves nothing behind.
-        saver = stack.enter_context(contextlib.closing(ckpt.Checkpointer(workdir, config.checkpoint)))
-        newest, stored_config = saver.latest(), dict(run_config or {})
+        saver = stack.enter_context(contextlib.closing(ckpt.Checkpointer(workdir, run.config.checkpoint)))
+        newest = saver.latest()
         if newest is not None:
-            where = f"{workdir}, checkpoint {newest}"
-            ckpt.check_same_config(saver.config(newest), stored_config, same_config, where, free_config)
-        run = _Run(program, config, optimizer, stages, workdir, mesh, profile, began, saver, stack)
-        return run.train(newest, stored_config, initial_params, stop_after, lock, rates)
+            _check_same(run, saver.config(newest), f"{workdir}, checkpoint {newest}")
+        return _Start(run, workdir, profile, began, saver, stack).train(newest, stop_after, lock, rates)
 
 
-class _Run:
+def _check_same(run: Run, stored: Mapping[str, Any], where: str) -> None:
+    """Refuses to go on from a checkpoint of another config, naming the first field that differs, with both values."""
+    if found := difference(run.stored(stored), run.config):
+        path, old, new = found
+        raise UserError(
+            f"{where} was trained with config.{path} = {old!r}, this config has {new!r}; give it the value of before, "
+            "or use another --workdir"
+        )
+
+
+class _Start:
     """One start of a run: its jitted step, its state, and everything that watches it."""
 
-    def __init__(self, program, config: LoopConfig, optimizer, stages, workdir, mesh, profile, began, saver, stack):
-        self.program, self.config, self.stages, self.mesh = program, config, stages, mesh
-        self.optimizer = optimizer
-        self.total = sum(s.steps for s in stages)
+    def __init__(self, run: Run, workdir, profile, began, saver, stack):
+        self.run, self.program, self.config, self.mesh = run, run.program, run.config, run.mesh
+        self.stages = run.config.plan
+        self.total = sum(s.steps for s in self.stages)
+        config = run.config
         enter = stack.enter_context
         self.goodput = enter(Goodput(workdir, began, keep=is_primary()))
         self.interrupt = enter(Interrupt())
@@ -101,17 +101,18 @@ class _Run:
         self.compilations = enter(Compilations())
         self.profiler = enter(Profiler(workdir, profile))
         self.saver = saver
-        batches = program.batches(config.seed)
+        batches: Any = run.program.batches(config.seed)
         self.stream = enter(contextlib.closing(batches if hasattr(batches, "get_state") else BatchStream(batches)))
         self.workdir, self._stack = workdir, stack
         self.recompilations = 0
 
-    def train(self, newest, stored_config, initial_params, stop_after, lock: RunLock, rates) -> TrainState:
-        config, saver = self.config, self.saver
-        tx = make_optimizer(self.optimizer, schedule(self.stages, self.optimizer))
-        target = abstract_state(self.program, config, self.optimizer, self.stages, self.mesh)
+    def train(self, newest: int | None, stop_after: int | None, lock: RunLock, rates: np.ndarray) -> TrainState:
+        config, saver, optimizer = self.config, self.saver, self.config.optimizer_used
+        tx, initial_params = make_optimizer(optimizer, schedule(config)), self.run.initial_params
+        stored_config = to_dict(config)
+        target = abstract_state(self.run)
         shardings = jax.tree.map(lambda s: s.sharding, target)
-        self.step_fn = jitted_step(self.program, config, self.optimizer, self.stages, target)
+        self.step_fn = jitted_step(self.run, target)
         step = newest or 0
         writer = MetricsWriter(self.workdir, step) if is_primary() else None
         progress = Progress(self.total, step) if is_primary() else None
@@ -128,10 +129,10 @@ class _Run:
             state, data = self._restore(target, newest)
             self.stream.set_state(data)
         elif initial_params is None:
-            make = jax.jit(lambda key: init_state(self.program.init(key), tx, self.optimizer), out_shardings=shardings)
+            make = jax.jit(lambda key: init_state(self.program.init(key), tx, optimizer), out_shardings=shardings)
             state = make(rng.stream(config.seed, "init"))
         else:
-            make = jax.jit(lambda p: init_state(p, tx, self.optimizer), out_shardings=shardings, donate_argnums=0)
+            make = jax.jit(lambda p: init_state(p, tx, optimizer), out_shardings=shardings, donate_argnums=0)
             state = make(initial_params(target.params))
 
         start, end = step, self.total if stop_after is None else min(self.total, stop_after)
@@ -178,8 +179,9 @@ class _Run:
         journal.count_rejected(getattr(self.stream, "rejected", {}))
         stalled = waited if idle or journal.device_idle() else 0.0
         goodput.move(waited - stalled, "data_wait", "step")  # the device had work all the while
-        stage = stage_at(self.stages, step)
-        if step == start or stage is not stage_at(self.stages, step - 1):
+        number = stage_at(self.stages, step)
+        if step == start or number != stage_at(self.stages, step - 1):
+            stage = self.stages[number]
             journal.say(f"stage {stage.name}: {stage.steps} steps, peak learning rate {stage.learning_rate:g}")
         batch = self.program.place(batch, self.mesh)
         limit = journal.limit(step + 1)

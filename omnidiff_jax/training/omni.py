@@ -31,7 +31,7 @@ class OmniProgram(TrainProgram):
         vocabulary: ids.
         masking: objective's corruption (SPEC §4).
         loss_config: alignment, weighting, chunking.
-        tasks: names behind `Batch.task_ids`.
+        groups: the (source, task) pairs behind `Batch.group_ids`.
         open_loader: seed -> batches; a `data.loader.Loader`.
         seed: of the masks.
         pretrained: parameter subtrees to start from, by top-level name, such as a frozen `speech_encoder`.
@@ -43,7 +43,7 @@ class OmniProgram(TrainProgram):
     vocabulary: Vocabulary
     masking: MaskingConfig
     loss_config: LossConfig
-    tasks: tuple[str, ...]
+    groups: tuple[tuple[str, str], ...]
     open_loader: Callable[[int], Loader]
     seed: int = 0
     pretrained: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -70,13 +70,13 @@ class OmniProgram(TrainProgram):
         with logical_rules(self.sharding):
             hidden = OmniModel(self.model).apply({"params": params}, inputs)
             result = masked_cross_entropy(
-                hidden, params["backbone"]["head"], batch, corrupted, self.loss_config, len(self.tasks)
+                hidden, params["backbone"]["head"], batch, corrupted, self.loss_config, len(self.groups)
             )
         sums = {
             f"sum/{name}": getattr(result, name)
             for name in (
                 "masked", "targets", "nll", "weighted_nll", "correct", "dropped",
-                "task_nll", "task_masked", "task_correct", "noise_nll", "noise_masked",
+                "group_nll", "group_masked", "group_correct", "noise_nll", "noise_masked",
             )
         }  # fmt: skip
         sums["sum/tokens"] = (batch.inputs.segment_ids > 0).sum().astype(jnp.float32)
@@ -97,7 +97,7 @@ class OmniProgram(TrainProgram):
         return batch  # the loader has put it on the mesh
 
     def report(self, metrics: dict[str, np.ndarray]) -> dict[str, Any]:
-        """Adds loss and accuracy per task and loss per noise level; both loss weightings are logged."""
+        """Adds loss and accuracy per task and per source, and loss per noise level; both loss weightings are logged."""
         sums = {k.removeprefix("sum/"): v for k, v in metrics.items() if k.startswith("sum/")}
         values = super().report(metrics)
         targets = max(float(sums["targets"]), 1.0)
@@ -109,9 +109,12 @@ class OmniProgram(TrainProgram):
             "tokens": float(sums["tokens"]),
             "fingerprint": f"{int(sums['fingerprint']):08x}",
         }
-        seen = [i for i in range(len(self.tasks)) if sums["task_masked"][i] > 0]
-        values["task_loss"] = {self.tasks[i]: _ratio(sums["task_nll"][i], sums["task_masked"][i]) for i in seen}
-        values["task_accuracy"] = {self.tasks[i]: _ratio(sums["task_correct"][i], sums["task_masked"][i]) for i in seen}
+        for kind, position in (("task", 1), ("source", 0)):
+            names = [group[position] for group in self.groups]
+            nll, masked, correct = (_by_name(names, sums[f"group_{what}"]) for what in ("nll", "masked", "correct"))
+            seen = [name for name in masked if masked[name] > 0]
+            values[f"{kind}_loss"] = {name: _ratio(nll[name], masked[name]) for name in seen}
+            values[f"{kind}_accuracy"] = {name: _ratio(correct[name], masked[name]) for name in seen}
         buckets = len(sums["noise_masked"])
         values["noise_loss"] = {
             f"{i / buckets:.2f}-{(i + 1) / buckets:.2f}": _ratio(sums["noise_nll"][i], sums["noise_masked"][i])
@@ -145,7 +148,7 @@ def fingerprint(batch: Batch, tokens: jax.Array) -> jax.Array:
     return (
         mixed(batch.sample_ids, 0x9E3779B1)
         + mixed(batch.epochs, 0x85EBCA77)
-        + mixed(batch.task_ids, 0xC2B2AE3D)
+        + mixed(batch.group_ids, 0xC2B2AE3D)
         + mixed(tokens, 0x27D4EB2F)
     )
 
@@ -153,7 +156,7 @@ def fingerprint(batch: Batch, tokens: jax.Array) -> jax.Array:
 def sample_ids(batch: Batch) -> Sequence[int]:
     """Ids of the samples of a batch that this process holds, row by row."""
     ids: list[int] = []
-    tasks, names = batch.task_ids, batch.sample_ids
+    tasks, names = batch.group_ids, batch.sample_ids
     pieces = (
         [
             (np.asarray(t.data), np.asarray(i.data))
@@ -165,6 +168,14 @@ def sample_ids(batch: Batch) -> Sequence[int]:
     for task, name in pieces:
         ids.extend(int(x) for x in name[task >= 0])
     return ids
+
+
+def _by_name(names: Sequence[str], values: np.ndarray) -> dict[str, float]:
+    """Sums of the values under each name, in the order in which names are first met."""
+    totals: dict[str, float] = {}
+    for name, value in zip(names, values, strict=True):
+        totals[name] = totals.get(name, 0.0) + float(value)
+    return totals
 
 
 def _ratio(total: Any, count: Any) -> float:

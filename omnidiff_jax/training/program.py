@@ -1,50 +1,14 @@
 """What can be trained: the backbone and each tokenizer are one `TrainProgram`, run by the same loop."""
 
-import dataclasses
 import os
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
-
-@dataclasses.dataclass(frozen=True)
-class StagePlan:
-    """One stage of a run: its share of the steps and its peak learning rate.
-
-    Attributes:
-        name: for logs and the report.
-        steps: updates in this stage.
-        learning_rate: peak of its warm-up + cosine.
-        final_fraction: learning rate at its end as a share of the peak; None = the optimizer's.
-    """
-
-    name: str
-    steps: int
-    learning_rate: float
-    final_fraction: float | None = None
-
-
-def scale_stages(stages: tuple[StagePlan, ...], total_steps: int | None) -> tuple[StagePlan, ...]:
-    """Stages whose steps are scaled in proportion to add up to `total_steps`; one left without a step drops out."""
-    planned = sum(s.steps for s in stages)
-    if total_steps is None or total_steps <= 0 or total_steps >= planned:
-        return stages
-    bounds = np.round(np.cumsum([s.steps for s in stages]) * total_steps / planned).astype(int)
-    lengths = np.diff(bounds, prepend=0)
-    return tuple(dataclasses.replace(s, steps=int(n)) for s, n in zip(stages, lengths, strict=True) if n)
-
-
-def stage_at(stages: tuple[StagePlan, ...], step: int) -> StagePlan:
-    """The stage that update number `step` (from 0) belongs to; the last one after the end."""
-    end = 0
-    for stage in stages:
-        end += stage.steps
-        if step < end:
-            return stage
-    return stages[-1]
+from omnidiff_jax.sharding.mesh import batch_sharding
 
 
 class BatchStream:
@@ -103,9 +67,7 @@ class TrainProgram:
 
     def place(self, batch: Any, mesh: Mesh) -> Any:
         """Puts a batch on the mesh; leading axis over data and fsdp where the mesh has them."""
-        axes = tuple(a for a in ("data", "fsdp") if a in mesh.shape)
-        sharding = NamedSharding(mesh, PartitionSpec(axes or None))
-        return jax.tree.map(lambda x: jax.device_put(x, sharding), batch)
+        return jax.tree.map(lambda x: jax.device_put(x, batch_sharding(mesh)), batch)
 
     def report(self, metrics: dict[str, np.ndarray]) -> dict[str, Any]:
         """Turns fetched step metrics into what is logged; "sum/..." metrics are the program's to interpret."""

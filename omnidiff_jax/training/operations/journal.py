@@ -4,11 +4,13 @@ import collections
 import dataclasses
 import time
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
 
+from omnidiff_jax.config import Count, NonNegative, Range
+from omnidiff_jax.data.mixture import Stage, stage_at
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.models.flops import COUNT, peak_flops
 from omnidiff_jax.progress import Progress
@@ -16,7 +18,7 @@ from omnidiff_jax.training.operations.goodput import Goodput
 from omnidiff_jax.training.operations.guard import Guard, GuardConfig
 from omnidiff_jax.training.operations.host_log import HostLog
 from omnidiff_jax.training.operations.metrics import MetricsWriter
-from omnidiff_jax.training.program import StagePlan, TrainProgram, stage_at
+from omnidiff_jax.training.program import TrainProgram
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,14 +34,10 @@ class OperationsConfig:
     """
 
     guard: GuardConfig = GuardConfig()
-    hang_seconds: float = 1800.0
+    hang_seconds: NonNegative = 1800.0
     hang: Literal["report", "abort"] = "report"
-    stall_share: float = 0.1
-    stall_window: int = 50
-
-    def __post_init__(self):
-        if self.hang_seconds < 0 or not 0 < self.stall_share <= 1 or self.stall_window < 1:
-            raise UserError("operations: hang_seconds >= 0, 0 < stall_share <= 1 and stall_window >= 1 are needed")
+    stall_share: Annotated[float, Range(above=0, at_most=1)] = 0.1
+    stall_window: Count = 50
 
 
 @dataclasses.dataclass
@@ -58,7 +56,7 @@ class Journal:
     def __init__(
         self,
         program: TrainProgram,
-        stages: tuple[StagePlan, ...],
+        stages: tuple[Stage, ...],
         config: OperationsConfig,
         goodput: Goodput,
         log: HostLog,
@@ -85,7 +83,7 @@ class Journal:
 
     def limit(self, step: int) -> float:
         """The loss above which `step` counts as a jump."""
-        return self.guard.limit(step, stage_at(self._stages, step - 1).name)
+        return self.guard.limit(step, self._stages[stage_at(self._stages, step - 1)].name)
 
     def after_dispatch(
         self, step: int, metrics: Any, batch: Any, limit: float, waited: float = 0.0, stalled: float = 0.0
@@ -139,7 +137,7 @@ class Journal:
         metrics = {k: np.asarray(v) for k, v in jax.device_get(pending.metrics).items()}
         now = time.perf_counter()
         seconds, self._last = now - self._last, now
-        step, stage = pending.step, stage_at(self._stages, pending.step - 1).name
+        step, stage = pending.step, self._stages[stage_at(self._stages, pending.step - 1)].name
         finite, loss = bool(metrics.pop("finite")), float(metrics["loss"])
         metrics.pop("accepted")
         values: dict[str, Any] = {"stage": stage, "loss": loss, "learning_rate": float(self._rates[step - 1])}

@@ -19,11 +19,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from omnidiff_jax import rng
 from omnidiff_jax.batch import SpeechFrames
+from omnidiff_jax.config import Count, DecayRate, Natural, NonNegative
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.media import features
 from omnidiff_jax.media.features import FbankConfig
-from omnidiff_jax.models.sanm import SpeechEncoder, SpeechEncoderConfig, packed_frames
+from omnidiff_jax.models.sanm import SpeechEncoder, SpeechEncoderConfig
 from omnidiff_jax.records import Waveform
+from omnidiff_jax.speech_frames import packed_frames
 from omnidiff_jax.tokenizers.speech_features import FrontendConfig, HearingConfig, save_speech_encoder
 from omnidiff_jax.tokenizers.text import TextTokenizer
 from omnidiff_jax.training.program import BatchStream, TrainProgram
@@ -52,15 +54,15 @@ class Augmentation:
         time_masks, time_width: number of stretches that are hidden, and their largest length in 10 ms frames.
     """
 
-    tempo: float = 0.1
-    gain_db: float = 8.0
-    tilt_db: float = 6.0
+    tempo: DecayRate = 0.1
+    gain_db: NonNegative = 8.0
+    tilt_db: NonNegative = 6.0
     babble_db: tuple[float, float] = (-60.0, -15.0)
     floor_db: tuple[float, float] = (-70.0, -30.0)
-    mel_masks: int = 2
-    mel_width: int = 10
-    time_masks: int = 2
-    time_width: int = 12
+    mel_masks: Natural = 2
+    mel_width: Natural = 10
+    time_masks: Natural = 2
+    time_width: Natural = 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,11 +81,11 @@ class CtcTraining:
     encoder: SpeechEncoderConfig
     fbank: FbankConfig = FbankConfig()
     augmentation: Augmentation = Augmentation()
-    batch_size: int = 24
-    row_frames: int = 128
-    utterances: int = 8000
-    cmvn_utterances: int = 256
-    validation_size: int = 300
+    batch_size: Count = 24
+    row_frames: Count = 128
+    utterances: Count = 8000
+    cmvn_utterances: Count = 256
+    validation_size: Count = 300
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +145,7 @@ class CtcProgram(TrainProgram):
         return Heard(frames, np.asarray(self._text.encode(words), np.int32) + 1)
 
     def init(self, key: jax.Array) -> Any:
-        frames = packed_frames([[]], 1, self.config.encoder.features, self.config.encoder.queries)
+        frames = packed_frames([[]], 1, self.config.encoder.layout)
         return meta.unbox(self._model.init(key, frames)["params"])
 
     def loss(self, params: Any, batch: Any, key: jax.Array, step: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:

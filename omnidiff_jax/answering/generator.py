@@ -1,0 +1,228 @@
+"""One path from queries to answers in their media: `omnidiff sample`, exams, chat and servers all decode here."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from omnidiff_jax.answering.queries import Query, Request, Response, task_query
+from omnidiff_jax.codecs.encode import encode_prompts, fit_image
+from omnidiff_jax.codecs.media import Codecs
+from omnidiff_jax.errors import UserError
+from omnidiff_jax.records import EncodedExample, Message, Record, RejectedRecord, Waveform
+from omnidiff_jax.sampling.canvas import Answer, Canvas, Prompt, build_canvas
+from omnidiff_jax.sampling.denoiser import Denoiser
+from omnidiff_jax.sampling.guidance import random_text_prompt, unconditional_canvas
+from omnidiff_jax.sampling.loop import sample
+from omnidiff_jax.sampling.results import SampleResult, film, finish_reasons
+from omnidiff_jax.sampling.stopping import Stopping
+from omnidiff_jax.tasks.answers import AnswerForms, Parsed
+from omnidiff_jax.tasks.registry import Decoding, Task
+
+SPEECH_TOKENS_PER_SECOND = 12.5
+DRAWN = ("image", "hole")
+
+
+class Generator:
+    """Decodes batches of queries with one model.
+
+    Batches are filled up to `rows` and lengths rounded up, so that few programs are compiled; an answer does not depend
+    on the other queries of its batch.
+
+    Attributes:
+        codecs: media to codes and back.
+        forms: how answers lie on a canvas.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        codecs: Codecs,
+        decoding: Mapping[str, Decoding],
+        *,
+        rows: int = 64,
+        multiple: int = 32,
+        limit: int | None = None,
+        seed: int = 0,
+    ):
+        """Opens a generator.
+
+        Args:
+            denoiser: the model.
+            codecs: media to codes and back.
+            decoding: settings by task name; tasks left out use their defaults.
+            rows: queries decoded together.
+            multiple: canvas lengths are rounded up to this.
+            limit: longest prompt + answer.
+            seed: of the sampling noise of a task's requests.
+        """
+        self.codecs = codecs
+        self._denoiser, self._decoding = denoiser, decoding
+        self._rows, self._multiple, self._limit = rows, multiple, limit
+        self._seed = seed
+        self.forms = AnswerForms(codecs.layout, codecs.image_grid[0] * codecs.image_grid[1])
+
+    def decoding(self, task: Task) -> Decoding:
+        """Settings that `task` is decoded with."""
+        return self._decoding.get(task.name, task.decoding)
+
+    def __call__(self, task: Task, requests: Sequence[Request], *, strips: bool = False) -> list[Response]:
+        """Answers requests of one task, in order.
+
+        Args:
+            strips: also return the answer's tokens after each step.
+
+        Raises:
+            UserError: a request lacks what the task needs, or does not fit the canvas.
+        """
+        decoding = self.decoding(task)
+        return self.decode([task_query(task, request, decoding, self._seed) for request in requests], strips=strips)
+
+    def decode(self, queries: Sequence[Query], *, strips: bool = False) -> list[Response]:
+        """Answers any queries, in order; those that are decoded alike share a batch.
+
+        Raises:
+            UserError: a medium that cannot be used, or a query that does not fit the canvas.
+        """
+        alike: dict[Any, list[int]] = {}
+        for number, query in enumerate(queries):
+            alike.setdefault((query.answer, query.decoding, query.seed), []).append(number)
+        responses: dict[int, Response] = {}
+        for numbers in alike.values():
+            for start in range(0, len(numbers), self._rows):
+                batch = numbers[start : start + self._rows]
+                answers = self._answer([queries[number] for number in batch], strips)
+                responses |= dict(zip(batch, answers, strict=True))
+        return [responses[number] for number in range(len(queries))]
+
+    def _answer(self, queries: Sequence[Query], strips: bool) -> list[Response]:
+        """One batch; all of one kind of answer, decoding and seed."""
+        kind, decoding, seed = queries[0].answer, queries[0].decoding, queries[0].seed
+        prompts = [_prompt(example) for example in self._encode(queries)]
+        codes, holes = self._known(queries)
+        answers = [
+            self.forms.build(kind, decoding, self._units(query), code, hole)
+            for query, code, hole in zip(queries, codes, holes, strict=True)
+        ]
+        vocabulary = self.codecs.layout.vocabulary
+        canvas = build_canvas(
+            prompts,
+            answers,
+            vocabulary,
+            self.forms.sets,
+            example_ids=[query.request_id for query in queries],
+            speech=self.codecs.layout.speech,
+            multiple=self._multiple,
+            rows=self._rows if len(queries) > 1 else None,
+            limit=self._limit,
+        )
+        empty = self._unconditional(decoding, canvas, prompts, queries)
+        sampler = decoding.sampler
+        if decoding.stop == "end" and kind not in DRAWN:
+            sampler = dataclasses.replace(sampler, stopping=Stopping(vocabulary.im_end))
+        result = sample(self._denoiser, canvas, sampler, seed, empty)
+        return self._read(canvas, result, answers, queries, strips)
+
+    def _encode(self, queries: Sequence[Query]) -> list[EncodedExample]:
+        records = [Record(q.request_id, q.what, q.messages, q.images, q.audios) for q in queries]
+        try:
+            return encode_prompts(records, self.codecs)
+        except RejectedRecord as error:
+            raise UserError(f"{queries[0].what}: {error}") from error
+
+    def _units(self, query: Query) -> int:
+        if query.heard is not None:
+            return round(query.heard * SPEECH_TOKENS_PER_SECOND)
+        return len(self.codecs.layout.encode_text(query.text))
+
+    def _known(self, queries: Sequence[Query]) -> tuple[list[Any], list[Any]]:
+        if queries[0].answer != "hole":
+            return [None] * len(queries), [None] * len(queries)
+        size = self.codecs.assistant_image_size
+        pictures = np.stack([fit_image(query.picture, size) for query in queries])  # type: ignore[arg-type]
+        filled = np.concatenate([pictures, np.repeat(pictures[-1:], self._rows - len(pictures), axis=0)])
+        codes = np.asarray(self.codecs.images(filled))[: len(queries)]
+        return list(codes), [self._code_hole(query.hole, size) for query in queries]
+
+    def _code_hole(self, hole: np.ndarray | None, size: int) -> np.ndarray:
+        """bool [k]: the codes whose patch touches the hole."""
+        rows, columns = self.codecs.image_grid
+        if hole is None or hole.shape != (size, size):
+            raise UserError(f"hole has shape {None if hole is None else hole.shape}, it must be ({size}, {size})")
+        return hole.reshape(rows, size // rows, columns, size // columns).any(axis=(1, 3)).reshape(-1)
+
+    def _unconditional(
+        self, decoding: Decoding, canvas: Canvas, prompts: Sequence[Prompt], queries: Sequence[Query]
+    ) -> Canvas | None:
+        if decoding.sampler.guidance.scale == 0:
+            return None
+        layout = self.codecs.layout
+        if decoding.unconditional == "empty":
+            others = [Prompt(layout.prompt([*_systems(query.worded("")), Message("user", "")])) for query in queries]
+        else:
+            others = []
+            for prompt, query in zip(prompts, queries, strict=True):
+                head, tail = self._template(query)
+                text, length = layout.vocabulary.text, len(prompt.tokens)
+                others.append(random_text_prompt(head, tail, length, text, query.seed, query.request_id))
+        return unconditional_canvas(canvas, others, layout.vocabulary, multiple=self._multiple)
+
+    def _template(self, query: Query) -> tuple[np.ndarray, np.ndarray]:
+        """The ids around the request, whatever its words."""
+        one, two = (self.codecs.layout.prompt(query.worded(text)) for text in ("red", "no"))
+        shared = min(len(one), len(two))
+        head = int(np.cumprod(one[:shared] == two[:shared]).sum())
+        tail = int(np.cumprod((one[::-1][:shared] == two[::-1][:shared])[: shared - head]).sum())
+        return one[:head], one[len(one) - tail :]
+
+    def _read(
+        self, canvas: Canvas, result: SampleResult, answers: Sequence[Answer], queries: Sequence[Query], strips: bool
+    ) -> list[Response]:
+        tokens, starts, steps = (np.asarray(x) for x in (result.tokens, canvas.answer_start, result.steps))
+        spans = [slice(int(s), int(s) + len(a)) for s, a in zip(starts, answers, strict=False)]
+        parsed = [self.forms.parse(row[span]) for row, span in zip(tokens, spans, strict=False)]
+        images, audios = self._draw(parsed), self._speak(parsed)
+        films = film(canvas, result) if strips else None
+        vocabulary = self.codecs.layout.vocabulary
+        # Speech also ends with its own token; whatever stands after it is no sound.
+        ends = [vocabulary.im_end, *([vocabulary.end_audio] if queries[0].answer == "speech" else [])]
+        finish = finish_reasons(canvas, result, *ends)
+        responses = []
+        for i, (query, answer) in enumerate(zip(queries, parsed, strict=True)):
+            image = images[i]
+            if query.answer == "hole" and image is not None and query.hole is not None:
+                given = fit_image(query.picture, self.codecs.assistant_image_size)  # type: ignore[arg-type]
+                image = np.where(query.hole[..., None], image, given)
+            strip = films[:, i, spans[i]] if films is not None else None
+            audio, speech = audios[i], answer.speech
+            responses.append(Response(answer.text, image, audio, speech, strip, finish[i], int(steps[i])))
+        return responses
+
+    def _draw(self, parsed: Sequence[Parsed]) -> list[np.ndarray | None]:
+        count = self.codecs.image_grid[0] * self.codecs.image_grid[1]
+        whole = [i for i, p in enumerate(parsed) if p.image is not None and len(p.image) == count]
+        images: list[np.ndarray | None] = [None] * len(parsed)
+        if whole:
+            codes = np.stack([parsed[i].image for i in whole])  # type: ignore[misc]
+            for i, picture in zip(whole, self.codecs.draw(codes), strict=True):
+                images[i] = picture
+        return images
+
+    def _speak(self, parsed: Sequence[Parsed]) -> list[Waveform | None]:
+        spoken = [i for i, p in enumerate(parsed) if p.speech is not None and len(p.speech)]
+        audios: list[Waveform | None] = [None] * len(parsed)
+        if spoken:
+            waves = self.codecs.speak([parsed[i].speech for i in spoken])  # type: ignore[misc]
+            for i, wave in zip(spoken, waves, strict=True):
+                audios[i] = wave
+        return audios
+
+
+def _prompt(example: EncodedExample) -> Prompt:
+    heard = len(example.frame_counts) > 0
+    return Prompt(example.tokens, example.frames if heard else None, tuple(map(int, example.frame_counts)))
+
+
+def _systems(messages: Sequence[Message]) -> list[Message]:
+    return [message for message in messages if message.role == "system"]

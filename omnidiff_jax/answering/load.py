@@ -1,0 +1,144 @@
+"""`omnidiff_jax.load`: the one way to a model that answers, whatever it lies in."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from omnidiff_jax.answering.generator import Generator
+from omnidiff_jax.answering.model import Model
+from omnidiff_jax.codecs.tokenizers import Tokenizers, TokenizersConfig, open_tokenizers
+from omnidiff_jax.config import build, suggest, to_dict
+from omnidiff_jax.data.mixture import Stage
+from omnidiff_jax.errors import UserError
+from omnidiff_jax.models.omni import OmniModel
+from omnidiff_jax.runs import stored as runs
+from omnidiff_jax.runs.config import RunConfig, run_config
+from omnidiff_jax.runs.opening import ModelRun
+from omnidiff_jax.sampling.denoiser import Denoiser, module_denoiser
+from omnidiff_jax.tokenizers import assets
+from omnidiff_jax.training.layout import abstract_state
+
+
+def load(
+    what: str | os.PathLike[str],
+    *,
+    rows: int = 8,
+    seed: int = 0,
+    decoding: Mapping[str, Any] | None = None,
+    tokenizers: Mapping[str, Any] | None = None,
+    config: RunConfig | None = None,
+) -> Model:
+    """A trained model that answers.
+
+    Args:
+        what: a workdir of `omnidiff train`, a folder of converted or released weights, or the name of a shipped model.
+        rows: requests decoded together, at most.
+        seed: of the sampling noise of exams; requests name their own.
+        decoding: settings by task that differ from the model's own, in the groups of `Decoding`.
+        tokenizers: folders of weights only: where the tokenizers lie (`TokenizersConfig`), if not beside the weights.
+        config: folders of weights only: everything else about the model, such as its longest row.
+
+    Raises:
+        UserError: nothing of the kind there, tokenizers other than those it was trained with, or damaged files.
+    """
+    place, name = _place(what), str(what)
+    if runs.is_run(place):
+        found = runs.newest(place)
+        opened = _with(found.config, decoding, None)
+        ready = open_tokenizers(opened.tokenizers)
+        check_tokenizers(found.config.tokenizers, ready, name)
+        run = runs.open_here(opened, ready)
+        return _model(run, ready, runs.restore(found, run), rows, seed, name)
+    opened = _with(config or weights_config(place), decoding, tokenizers)
+    ready = open_tokenizers(opened.tokenizers)
+    run = runs.open_here(dataclasses.replace(opened, init=dataclasses.replace(opened.init, folder=str(place))), ready)
+    return _model(run, ready, _weights(run), rows, seed, name)
+
+
+def _place(what: str | os.PathLike[str]) -> Path:
+    place, shipped = Path(what), assets.shipped_models()
+    if str(what) in shipped:
+        return shipped[str(what)]
+    if not place.exists():
+        known = f"shipped models: {', '.join(shipped)}" if shipped else "no models are shipped"
+        hint = f"; {suggest(str(what), shipped)}" if shipped else ""
+        raise UserError(f"{what} is neither a folder nor a shipped model ({known}){hint}")
+    return place
+
+
+def _with(config: RunConfig, decoding: Mapping[str, Any] | None, tokenizers: Mapping[str, Any] | None) -> RunConfig:
+    if not decoding and not tokenizers:
+        return config
+    content = to_dict(config)
+    changes = {"decoding": decoding or {}, "tokenizers": tokenizers or {}}
+    for group, values in changes.items():
+        content[group] = _over(content[group], values)
+    return run_config(content)
+
+
+def _over(base: Any, given: Any) -> Any:
+    if not isinstance(base, dict) or not hasattr(given, "keys"):
+        return given
+    return base | {key: _over(base.get(key), given[key]) for key in given}
+
+
+def check_tokenizers(config: TokenizersConfig, opened: Tokenizers, name: str) -> None:
+    """Refuses tokenizers that are not those a model was trained with: its ids would mean something else."""
+    if config.fingerprint and config.fingerprint != opened.fingerprint:
+        raise UserError(
+            f"{name} was trained with other tokenizers than those of config.tokenizers (fingerprint "
+            f"{config.fingerprint}, here {opened.fingerprint}): its ids would mean something else; put the files of "
+            "before back, or install the version that trained it"
+        )
+
+
+def weights_config(place: Path) -> RunConfig:
+    """The config of a folder of weights: what an export of a run left beside them, else the sizes that they tell.
+
+    Raises:
+        UserError: the folder holds no weights of the whole model.
+    """
+    for file in (place / runs.ABOUT_RUN, place / "released_files" / runs.ABOUT_RUN):
+        if file.is_file():
+            return run_config(json.loads(file.read_text()))
+    sizes = runs.weights_sizes(place)
+    folders = {name: str(place / sub) for name, sub in runs.BESIDE.items() if (place / sub).exists()}
+    return RunConfig(
+        batch_size=1,
+        stages={"none": Stage(1)},
+        dtype="float32" if jax.default_backend() == "cpu" else "bfloat16",
+        tokenizers=build(TokenizersConfig, folders, "tokenizers"),
+        model=sizes,
+        decoding=run_config({"batch_size": 1, "stages": {"none": {"steps": 1}}}).decoding,
+    )
+
+
+def _weights(run: ModelRun) -> Any:
+    if run.initial_params is None:
+        raise UserError("there are no weights: name the folder of a run, or of converted weights")
+    with jax.set_mesh(run.mesh):
+        return run.initial_params(abstract_state(run).params)
+
+
+def _model(run: ModelRun, tokenizers: Tokenizers, params: Any, rows: int, seed: int, name: str) -> Model:
+    config = run.config
+    generator = Generator(
+        denoiser(run, params),
+        tokenizers.codecs,
+        config.decoding,
+        rows=rows,
+        limit=config.data.length,
+        seed=seed,
+    )
+    return Model(generator, config.decoding, name)
+
+
+def denoiser(run: ModelRun, params: Any) -> Denoiser:
+    """A run's model as the sampler sees it."""
+    program = run.program
+    return module_denoiser(OmniModel(program.model), program.whole(params), program.loss_config.alignment)

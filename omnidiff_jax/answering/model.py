@@ -1,0 +1,175 @@
+"""A model that answers: the object that `omnidiff_jax.load` gives."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from PIL import Image
+
+from omnidiff_jax.answering import film as films
+from omnidiff_jax.answering.conversation import conversation_query, read_turns
+from omnidiff_jax.answering.generator import Generator
+from omnidiff_jax.answering.media import Audio, to_audio, to_hole, to_image
+from omnidiff_jax.answering.queries import Query, Request, Response, adjusted, task_query
+from omnidiff_jax.config import refuse_unknown, suggest
+from omnidiff_jax.errors import UserError
+from omnidiff_jax.tasks.registry import TASKS, AnswerKind, Decoding, task
+
+_KEYS = ("task", "text", "image", "audio", "hole", "messages", "answer", "seed", "settings", "film", "request_id")
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What the model says.
+
+    Attributes:
+        text: "" if the answer has none.
+        image: or None.
+        audio: or None.
+        finish: "end" where the model ended its answer, "length" where all positions were filled without an end (it may
+            be cut), "steps" where positions are still masked.
+        steps: calls of the model.
+        film: a frame a step, pictures or texts, where one was asked for.
+    """
+
+    text: str
+    image: Image.Image | None
+    audio: Audio | None
+    finish: str
+    steps: int
+    film: list[Any] | None = None
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing in it."""
+        return not self.text and self.image is None and self.audio is None
+
+
+class Model:
+    """A trained model with its tokenizers, ready to answer any task or conversation.
+
+    Attributes:
+        generator: decodes batches.
+        decoding: settings by task.
+        name: where it came from.
+    """
+
+    def __init__(self, generator: Generator, decoding: Mapping[str, Decoding], name: str):
+        self.generator, self.decoding, self.name = generator, decoding, name
+
+    def answer(
+        self,
+        task: str,
+        *,
+        text: str = "",
+        image: Any = None,
+        audio: Any = None,
+        hole: Any = None,
+        seed: int = 0,
+        settings: Mapping[str, Any] | None = None,
+        film: bool = False,
+    ) -> Answer:
+        """Answers one request of a task.
+
+        Args:
+            task: a name of `tasks.registry.TASKS`.
+            text: the request, question or caption.
+            image: to look at or paint in: a path, bytes, a PIL image or an array uint8 [H, W, 3].
+            audio: to listen to: a path, bytes or (samples, rate).
+            hole: part of the picture to paint: (left, top, right, bottom) in pixels of the model's picture, or bool
+                [size, size].
+            seed: of the sampling noise, from 0 to 2^32 - 1.
+            settings: of decoding, for this request: `{"steps": 8, "temperature": 0.7, "guidance": 1.5, "length": 40}`,
+                or dotted names of `Decoding`.
+            film: also return the answer after every step.
+
+        Raises:
+            UserError: an unknown task or setting, an input missing, not used or unusable, or too long a request.
+        """
+        request = {"task": task, "text": text, "image": image, "audio": audio, "hole": hole}
+        return self.answer_many([request | {"seed": seed, "settings": settings, "film": film}])[0]
+
+    def answer_many(self, requests: Sequence[Mapping[str, Any]]) -> list[Answer]:
+        """Answers requests of any tasks and conversations, those decoded alike in batches; in order.
+
+        Args:
+            requests: each with the arguments of `answer`, or of `chat`, by name.
+        """
+        queries, shown = [], []
+        for number, request in enumerate(requests, start=1):
+            where = f"request {number}"
+            refuse_unknown(request, _KEYS, where)
+            queries.append(self._query(request, where))
+            shown.append(bool(request.get("film")))
+        responses: list[Response | None] = [None] * len(queries)
+        for filmed in (False, True):
+            chosen = [i for i, film in enumerate(shown) if film == filmed]
+            for i, response in zip(
+                chosen, self.generator.decode([queries[i] for i in chosen], strips=filmed), strict=True
+            ):
+                responses[i] = response
+        return [self._finished(r, query.answer) for r, query in zip(responses, queries, strict=True) if r is not None]
+
+    def chat(
+        self,
+        messages: Sequence[Any],
+        answer: str = "text",
+        *,
+        seed: int = 0,
+        settings: Mapping[str, Any] | None = None,
+        film: bool = False,
+    ) -> Answer:
+        """Answers a conversation.
+
+        Args:
+            messages: the turns so far, the last one the user's; see `conversation.read_turns`. An earlier answer may
+                stand for an assistant's turn.
+            answer: "text", "speech", "image" or "text_and_speech".
+            seed, settings, film: as for `answer`.
+        """
+        request = {"messages": messages, "answer": answer, "seed": seed, "settings": settings, "film": film}
+        return self.answer_many([request])[0]
+
+    def _query(self, request: Mapping[str, Any], where: str) -> Query:
+        seed, settings = request.get("seed", 0), request.get("settings") or {}
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 32:
+            raise UserError(f"{where}: seed = {seed!r} must be a whole number from 0 to 2^32 - 1")
+        identity = int(request.get("request_id", 0))
+        if "messages" in request:
+            turns = read_turns(request["messages"])
+            answer = request.get("answer", "text")
+            query = conversation_query(turns, answer, self.decoding, seed=seed, request_id=identity)
+        elif "task" in request:
+            chosen = task(request["task"])
+            asked = Request(
+                text=request.get("text") or "",
+                image=None if request.get("image") is None else to_image(request["image"]),
+                audio=None if request.get("audio") is None else to_audio(request["audio"]),
+                hole=None if request.get("hole") is None else to_hole(request["hole"], self.picture_size),
+                request_id=identity,
+            )
+            query = task_query(chosen, asked, self.decoding[chosen.name], seed)
+        else:
+            raise UserError(f"{where} names neither a task ({suggest('', TASKS)}) nor messages")
+        if "length" in settings and query.answer in ("image", "hole"):
+            raise UserError(f"{where}: a picture has the length of its codes; leave out the setting length")
+        return dataclasses.replace(query, decoding=adjusted(query.decoding, settings))
+
+    @property
+    def picture_size(self) -> int:
+        """Side in pixels of the pictures that it draws."""
+        return self.generator.codecs.assistant_image_size
+
+    def _finished(self, response: Response, kind: AnswerKind) -> Answer:
+        codecs = self.generator.codecs
+        frames = None if response.strip is None else films.frames(response.strip, kind, codecs)
+        if frames is not None and kind != "text":
+            frames = [Image.fromarray(frame) for frame in frames]
+        return Answer(
+            text=response.text,
+            image=None if response.image is None else Image.fromarray(response.image),
+            audio=None if response.audio is None else Audio(response.audio.samples, response.audio.rate),
+            finish=response.finish,
+            steps=response.steps,
+            film=frames,
+        )

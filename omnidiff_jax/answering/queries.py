@@ -1,0 +1,166 @@
+"""What is asked of a model, and what it gives back, with media in memory."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from omnidiff_jax.config import build, suggest, to_dict
+from omnidiff_jax.errors import UserError
+from omnidiff_jax.records import AUDIO_TAG, IMAGE_TAG, Message, Waveform
+from omnidiff_jax.tasks.registry import AnswerKind, Decoding, Task
+
+# Short names of what is set most, as `settings` of a request takes them.
+SHORT = {
+    "steps": "sampler.steps",
+    "temperature": "sampler.filters.temperature",
+    "top_p": "sampler.filters.top_p",
+    "top_k": "sampler.filters.top_k",
+    "guidance": "sampler.guidance.scale",
+    "repetition": "sampler.repetition.penalty",
+    "block": "sampler.blocks.size",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What a user asks of one task.
+
+    Attributes:
+        text: the request; "" = the task's default.
+        image: uint8 [H, W, 3] to look at, or to inpaint.
+        audio: heard speech.
+        hole: bool [size, size] over the assistant's image size, True where the picture is to be drawn anew.
+        request_id: uint32; sampling noise is keyed by it.
+    """
+
+    text: str = ""
+    image: np.ndarray | None = None
+    audio: Waveform | None = None
+    hole: np.ndarray | None = None
+    request_id: int = 0
+
+    def check(self, task: Task) -> None:
+        """Raises UserError if an input of the task is missing, or one is given that it does not use."""
+        given = {name for name in ("image", "audio", "hole") if getattr(self, name) is not None}
+        task.check_inputs(given | ({"text"} if self.text else set()))
+
+
+@dataclasses.dataclass(frozen=True)
+class Query:
+    """What is decoded: a conversation, and the form of its answer. Every task is a way to write one.
+
+    Attributes:
+        what: names it in messages: "task t2i".
+        messages: the turns so far; their tags stand for `images` and `audios` in order.
+        answer: what the answer is made of.
+        decoding: how it is generated.
+        worded: the conversation with other words for the last request; guidance by random text asks it.
+        images: uint8 [H, W, 3].
+        audios: waveforms.
+        text: of the last request, whose size an adaptive length is reckoned from, where `heard` is None.
+        heard: seconds of speech in the last request.
+        picture: uint8 [H, W, 3] to inpaint, and `hole`, bool [size, size].
+        request_id: uint32; sampling noise is keyed by it and `seed`.
+        seed: of the sampling noise.
+    """
+
+    what: str
+    messages: tuple[Message, ...]
+    answer: AnswerKind
+    decoding: Decoding
+    worded: Callable[[str], tuple[Message, ...]]
+    images: tuple[np.ndarray, ...] = ()
+    audios: tuple[Waveform, ...] = ()
+    text: str = ""
+    heard: float | None = None
+    picture: np.ndarray | None = None
+    hole: np.ndarray | None = None
+    request_id: int = 0
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Response:
+    """An answer.
+
+    Attributes:
+        text: "" if the answer has none.
+        image: uint8 [H, W, 3], or None.
+        audio: or None.
+        speech: int32 codes that `audio` was decoded from, or None.
+        strip: int32 [steps, n], the answer after each step; None unless asked for.
+        finish: "end" where the model ended its answer (a picture: where every code is drawn), "length" where it filled
+            all positions without an end, "steps" where positions are still masked.
+        steps: calls of the model that revealed something.
+    """
+
+    text: str = ""
+    image: np.ndarray | None = None
+    audio: Waveform | None = None
+    speech: np.ndarray | None = None
+    strip: np.ndarray | None = None
+    finish: str = "end"
+    steps: int = 0
+
+
+def task_query(task: Task, request: Request, decoding: Decoding, seed: int = 0) -> Query:
+    """A task's request as the conversation it is.
+
+    Raises:
+        UserError: an input of the task is missing, or one is given that it does not use.
+    """
+    request.check(task)
+    messages = task.prompt(request.text)
+    content = "".join(message.content for message in messages)
+    return Query(
+        what=f"task {task.name}",
+        messages=messages,
+        answer=task.answer,
+        decoding=decoding,
+        worded=task.prompt,
+        images=(request.image,) if IMAGE_TAG in content and request.image is not None else (),
+        audios=(request.audio,) if AUDIO_TAG in content and request.audio is not None else (),
+        text=request.text,
+        heard=request.audio.seconds if request.audio is not None else None,
+        picture=request.image if task.answer == "hole" else None,
+        hole=request.hole,
+        request_id=request.request_id,
+        seed=seed,
+    )
+
+
+def adjusted(decoding: Decoding, settings: Mapping[str, Any], where: str = "settings") -> Decoding:
+    """`decoding` with some settings replaced.
+
+    Args:
+        settings: short names (`SHORT`), "length", or the groups of `Decoding` as configs write them, dotted or nested:
+            {"steps": 8, "sampler.guidance.scale": 1.5, "sampler": {"blocks": {"size": 16}}}.
+        where: of the settings, for messages.
+
+    Raises:
+        UserError: an unknown name, or a value that cannot be.
+    """
+    if not settings:
+        return decoding
+    values = to_dict(decoding)
+    for name, value in settings.items():
+        *groups, last = SHORT.get(name, name).split(".")
+        place = values
+        for group in groups:
+            if not isinstance(place.get(group), dict):
+                raise UserError(f"unknown setting {where}.{name}; {suggest(name, (*SHORT, *values))}")
+            place = place[group]
+        if not groups and last not in values:
+            raise UserError(f"unknown setting {where}.{name}; {suggest(name, (*SHORT, *values))}")
+        place[last] = _over(place.get(last), value)
+        if name == "length":
+            values["adaptive"] = None
+    return build(Decoding, values, where)
+
+
+def _over(base: Any, given: Any) -> Any:
+    if not isinstance(base, dict) or not hasattr(given, "keys"):
+        return given
+    return base | {key: _over(base.get(key), given[key]) for key in given}

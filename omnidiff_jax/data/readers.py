@@ -1,0 +1,117 @@
+"""Sources by name: how each is declared, which reader opens it, and what tells its content from another's.
+
+A new kind of data is a row of a table like `READERS`; tables of upper floors (Scenes, TFDS builders) are added to it
+where a run is opened, never imported here.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from omnidiff_jax.codecs.tokenizers import Tokenizers
+from omnidiff_jax.config import Natural, choose, free
+from omnidiff_jax.data.sources import EncodedRecords, JsonlRecords, RandomAccess, Source
+from omnidiff_jax.data.storage import EncodedSet
+from omnidiff_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceConfig:
+    """One source of `config.data.sources`.
+
+    Attributes:
+        reader: a name in the table of readers.
+        task: that its samples train; "" = as each record says, or its media amount to.
+        path: where it lies, in the reader's terms.
+        root: folder of its media, where that is not the path's own.
+        split: of sources that have several.
+        examples: size of a source that is generated.
+    """
+
+    reader: str
+    task: str = ""
+    path: str = free("")
+    root: str = free("")
+    split: str = "train"
+    examples: Natural = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """A row of the table of readers.
+
+    Attributes:
+        summary: one line for people.
+        needs: fields of `SourceConfig` that must be given.
+        records: source config -> raw records; None where `gives` is "examples".
+        identity: (source config, records) -> what tells this content from another's of the same name and size.
+        gives: "records" are encoded when they are read; "sets" are encoded once, before training (what is generated
+            would be made anew every epoch); "examples" lie encoded at `path`.
+    """
+
+    summary: str
+    needs: tuple[str, ...]
+    records: Callable[[SourceConfig], Any] | None = None
+    identity: Callable[[SourceConfig, Any], str] | None = None
+    gives: Literal["records", "sets", "examples"] = "records"
+
+
+def _open_jsonl(config: SourceConfig) -> JsonlRecords:
+    return JsonlRecords(config.path, config.root or None, task=config.task or None)
+
+
+READERS: Mapping[str, Reader] = {
+    "encoded": Reader("a set that `omnidiff data build` wrote", ("path",), gives="examples"),
+    "jsonl": Reader(
+        "a JSONL manifest in the released form, encoded while training",
+        ("path",),
+        _open_jsonl,
+        lambda config, records: records.fingerprint,
+    ),
+}
+
+
+def check_source(name: str, config: SourceConfig, readers: Mapping[str, Reader]) -> Reader:
+    """The reader of a source.
+
+    Raises:
+        UserError: an unknown reader, or a field that it needs is missing.
+    """
+    where = f"config.data.sources.{name}"
+    reader = choose(readers, config.reader, f"{where}.reader")
+    for field in reader.needs:
+        if not getattr(config, field):
+            raise UserError(f"{where}.{field} is missing; reader {config.reader!r} ({reader.summary}) needs it")
+    return reader
+
+
+def open_source(
+    name: str,
+    config: SourceConfig,
+    readers: Mapping[str, Reader],
+    tokenizers: Tokenizers,
+    folder: str | os.PathLike[str],
+) -> Source:
+    """Opens a source for training.
+
+    Args:
+        name: of the source.
+        config: of it.
+        readers: the table.
+        tokenizers: that its samples are, or were, encoded with.
+        folder: holds the sets that were built for this run, by name.
+
+    Raises:
+        UserError: as `check_source`, or it cannot be opened.
+    """
+    reader = check_source(name, config, readers)
+    if reader.gives == "records":
+        assert reader.records is not None and reader.identity is not None
+        records = reader.records(config)
+        samples: RandomAccess[Any] = EncodedRecords(records, tokenizers.codecs)
+        return Source(samples, config.task, reader.identity(config, records))
+    place = Path(config.path) if reader.gives == "examples" else Path(folder) / name
+    found = EncodedSet(place, tokenizers.fingerprint)
+    return Source(found, config.task, found.fingerprint)

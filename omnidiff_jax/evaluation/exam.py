@@ -1,0 +1,149 @@
+"""Exams: held-out cases, how answers to them are measured, and a table of exams by name."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from omnidiff_jax import config as configs
+from omnidiff_jax.answering.generator import Generator
+from omnidiff_jax.answering.queries import Request, Response
+from omnidiff_jax.tasks.registry import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One held-out question.
+
+    Attributes:
+        request: what is asked.
+        truth: a right answer, in its media.
+        meta: what judges read (reference texts, the scene).
+    """
+
+    request: Request
+    truth: Response
+    meta: Mapping[str, Any]
+
+
+# (responses, cases) -> (numerator [n], denominator [n]): hits and ones, or word errors and words.
+Score = Callable[[Sequence[Response], Sequence[Case]], tuple[np.ndarray, np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """One number about a task's answers.
+
+    Attributes:
+        metric: its name.
+        judge: who decides.
+        higher_is_better: direction.
+        score: see `Score`.
+    """
+
+    metric: str
+    judge: str
+    higher_is_better: bool
+    score: Score
+
+
+@dataclasses.dataclass(frozen=True)
+class Exam:
+    """A task's held-out cases and measures; the first measure is the task's value in the scorecard.
+
+    Attributes:
+        task: that is asked.
+        cases: questions with their answers.
+        measures: of an answer.
+        further: exams of other cases whose value stands beside this one's: name -> exam.
+    """
+
+    task: Task
+    cases: tuple[Case, ...]
+    measures: tuple[Measure, ...]
+    further: Mapping[str, "Exam"] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExamSet:
+    """What `omnidiff evaluate --exam=NAME` sits: a row of the table that is handed in from above.
+
+    Attributes:
+        summary: one line.
+        tasks: that it examines.
+        exam: (task, most cases, folder of its data or None) -> the exam; a function of a module, since worker processes
+            call it.
+        needs_data: what `--data` names, "" where it brings its own.
+        readers: a run that learned from one of these sources is examined by it where no exam is named.
+    """
+
+    summary: str
+    tasks: tuple[str, ...]
+    exam: Callable[[str, int, str | None], Exam]
+    needs_data: str = ""
+    readers: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """An exam that was sat.
+
+    Attributes:
+        entry: its part of `scorecard.json`.
+        responses: the answers, in the order of the cases.
+        verdicts: the first measure of each case, numerator / denominator.
+    """
+
+    entry: dict[str, Any]
+    responses: list[Response]
+    verdicts: np.ndarray
+
+
+def sit(exam: Exam, generator: Generator, strips: int = 0) -> Result:
+    """Generates and judges.
+
+    The ceiling is the judge's value on the true answers; the floor its value on the model's own answers to other
+    cases (rotated by half), so that a judge that cannot fail is seen.
+
+    Args:
+        exam: cases and measures.
+        generator: the model.
+        strips: how many of the first cases also keep their decoding steps.
+    """
+    began = time.perf_counter()
+    requests = [case.request for case in exam.cases]
+    first = generator(exam.task, requests[:strips], strips=True) if strips else []
+    responses = first + generator(exam.task, requests[strips:])
+    generated = time.perf_counter() - began
+    shift = max(len(responses) // 2, 1)
+    shuffled = responses[shift:] + responses[:shift]
+    truths = [case.truth for case in exam.cases]
+    entry: dict[str, Any] = {}
+    verdicts = np.zeros(len(responses))
+    for number, measure in enumerate(exam.measures):
+        top, bottom = measure.score(responses, exam.cases)
+        values = {
+            "metric": measure.metric,
+            "value": _share(top, bottom),
+            "higher_is_better": measure.higher_is_better,
+            "n": len(responses),
+            "ceiling": _share(*measure.score(truths, exam.cases)),
+            "floor": _share(*measure.score(shuffled, exam.cases)),
+            "judge": measure.judge,
+        }
+        if number == 0:
+            verdicts = np.asarray(top) / np.maximum(bottom, 1e-9)
+            entry |= values
+        else:
+            entry.setdefault("also", []).append(values)
+    for name, other in exam.further.items():
+        entry[name] = sit(other, generator).entry["value"]
+    entry["decoding"] = configs.to_dict(generator.decoding(exam.task))
+    entry["seconds"] = {"generate": generated, "judge": time.perf_counter() - began - generated}
+    return Result(entry, responses, verdicts)
+
+
+def _share(top: np.ndarray, bottom: np.ndarray) -> float:
+    return float(np.sum(top) / max(float(np.sum(bottom)), 1e-9))

@@ -1,0 +1,209 @@
+"""A whole run of the any-to-any model as one frozen, typed value."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from omnidiff_jax.codecs.tokenizers import Sizes, TokenizersConfig
+from omnidiff_jax.config import Count, DecayRate, Natural, Share, build, choose, free, suggest, to_dict
+from omnidiff_jax.data.packing import PackingConfig
+from omnidiff_jax.data.readers import SourceConfig
+from omnidiff_jax.data.streams import DataConfig, group_names
+from omnidiff_jax.diffusion.loss import LossConfig
+from omnidiff_jax.diffusion.masking import MaskingConfig
+from omnidiff_jax.errors import UserError
+from omnidiff_jax.models.adapter import AdapterConfig
+from omnidiff_jax.models.backbone import BackboneConfig
+from omnidiff_jax.models.omni import OmniConfig
+from omnidiff_jax.speech_frames import SpeechLayout
+from omnidiff_jax.tasks.registry import TASKS, Decoding
+from omnidiff_jax.training.config import TrainingConfig
+from omnidiff_jax.training.initial import InitConfig
+from omnidiff_jax.training.lora import LoraConfig
+from omnidiff_jax.training.optimizer import OptimizerConfig
+
+PROGRAM = "omni"
+# Tasks that samples can train; inpainting is a way of sampling.
+TRAINED = tuple(name for name, task in TASKS.items() if task.answer != "hole")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSettings:
+    """What a run learns from, and the shape of its rows.
+
+    Attributes:
+        sources: by name; `Stage.weights` say how much of each.
+        length: tokens of a row.
+        frames: speech frames of a row.
+        samples: most samples in a row.
+        open_rows: rows that packing keeps open.
+        streams: virtual streams, a multiple of the largest number of hosts ever used.
+        max_tail_pads: each sample gets 1 to as many pad tokens appended.
+    """
+
+    sources: Mapping[str, SourceConfig] = dataclasses.field(default_factory=dict)
+    length: Count = 3072
+    frames: Natural = 1536
+    samples: Count = 96
+    open_rows: Count = 24
+    streams: Count = 32
+    max_tail_pads: Natural = 16
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig(TrainingConfig):
+    """Everything that decides a run of the whole model; `run_config` makes one of a config's mapping.
+
+    Attributes:
+        masking: how clean tokens are corrupted, see `MaskingConfig`; so `tail_pad_gamma` and `min_noise`.
+        loss: what is minimised.
+        tokenizers: where they lie.
+        model: sizes of the backbone; vocabulary and dtype follow from the tokenizers and `dtype`.
+        init: converted or trained weights to start from.
+        lora: thin matrices trained beside frozen ones.
+        data: what it learns from.
+        decoding: how answers are generated, by task.
+    """
+
+    masking: Literal["paper", "released"] = "paper"
+    tail_pad_gamma: Share = 0.6
+    min_noise: DecayRate = 1e-3
+    loss: LossConfig = LossConfig()
+    tokenizers: TokenizersConfig = TokenizersConfig()
+    model: BackboneConfig = BackboneConfig()
+    init: InitConfig = free(InitConfig())
+    lora: LoraConfig = LoraConfig()
+    data: DataSettings = DataSettings()
+    decoding: Mapping[str, Decoding] = free(default_factory=dict)
+
+    def __post_init__(self):
+        super().__post_init__()
+        _ = self.corruption
+        self.check_weights()
+
+    @property
+    def corruption(self) -> MaskingConfig:
+        """Of a training batch."""
+        settings = {"mode": self.masking, "tail_pad_gamma": self.tail_pad_gamma, "min_noise": self.min_noise}
+        return build(MaskingConfig, settings, "config")
+
+    @property
+    def sources(self) -> dict[str, SourceConfig]:
+        """The sources that some stage trains on: those named like a task in the registry's order, then the others."""
+        weighed = {name for stage in self.stages.values() for name, weight in stage.weights.items() if weight}
+        used = {name: source for name, source in self.data.sources.items() if name in weighed or source.task in weighed}
+        return {name: used[name] for name in (*(n for n in TRAINED if n in used), *(n for n in used if n not in TASKS))}
+
+    @property
+    def groups(self) -> tuple[tuple[str, str], ...]:
+        """The (source, task) pairs that loss is told apart by: what `Batch.group_ids` number."""
+        return group_names({name: source.task for name, source in self.sources.items()})
+
+    def check_weights(self) -> None:
+        """Raises UserError where a stage weighs what is neither a source nor a task that can be trained."""
+        known = {*self.data.sources, *TRAINED}
+        for stage in self.stages.values():
+            for name in stage.weights:
+                if name in TASKS and name not in TRAINED:
+                    raise UserError(
+                        f"config.stages weighs {name!r}, which is a way of sampling; weigh what it samples (t2i)"
+                    )
+                if name not in known:
+                    raise UserError(f"config.stages weighs {name!r}, no source or task; {suggest(name, known)}")
+
+    @property
+    def optimizer_used(self) -> OptimizerConfig:
+        """The optimizer; under LoRA the backbone is frozen, whatever `optimizer.frozen` says."""
+        if not self.lora.rank:
+            return self.optimizer
+        return dataclasses.replace(self.optimizer, frozen=(*self.optimizer.frozen, "backbone/*"))
+
+    def omni(self, tokenizers: Sizes) -> OmniConfig:
+        """Sizes of the model; the vocabulary's and the speech encoder's follow from the tokenizers."""
+        backbone = dataclasses.replace(self.model, vocab_size=tokenizers.vocabulary.size, dtype=self.dtype)
+        encoder = tokenizers.speech_encoder
+        adapter = AdapterConfig(inputs=encoder.width if encoder else 1, outputs=backbone.width)
+        return OmniConfig(backbone, encoder, adapter)
+
+    def packing(self, tokenizers: Sizes) -> PackingConfig:
+        """Shape of a row."""
+        data, encoder = self.data, tokenizers.speech_encoder
+        return PackingConfig(
+            length=data.length,
+            frames=data.frames,
+            samples=data.samples,
+            open_rows=data.open_rows,
+            speech=encoder.layout if encoder else SpeechLayout(()),
+        )
+
+    def loading(self, tokenizers: Sizes) -> DataConfig:
+        """Order and shape of batches."""
+        return DataConfig(
+            seed=self.seed,
+            batch_size=self.batch_size,
+            streams=self.data.streams,
+            max_tail_pads=self.data.max_tail_pads,
+            packing=self.packing(tokenizers),
+        )
+
+
+def run_config(config: Mapping[str, Any]) -> RunConfig:
+    """The typed config of a mapping: a ConfigDict, or what a checkpoint of this or an earlier version holds.
+
+    Raises:
+        UserError: a config of another program, an unknown key, or a value that cannot be; the key is named.
+    """
+    if config.get("program", PROGRAM) != PROGRAM:
+        raise UserError(
+            f"config.program = {config.get('program')!r}; this needs a config of program {PROGRAM!r}, such as "
+            "experiments/configs/nano.py"
+        )
+    given = {key: config[key] for key in config}
+    if "data" in given:
+        given["data"] = _with_sources(given["data"], given.get("stages", {}))
+    decoding = given.get("decoding", {})
+    for name in decoding:
+        choose(TASKS, name, "task in config.decoding")
+    given["decoding"] = {name: _over(to_dict(task.decoding), decoding.get(name, {})) for name, task in TASKS.items()}
+    return build(RunConfig, given)
+
+
+def _with_sources(data: Mapping[str, Any], stages: Mapping[str, Any]) -> dict[str, Any]:
+    """`config.data` with its shorthands written out as sources.
+
+    `set` and `folder` say where every source lies: "encoded" in `folder/NAME`, "jsonl" in `folder/NAME.jsonl`. Where no
+    `sources` are named, each task that a stage weighs is one. `examples` are the sizes of Scenes' sources, as configs
+    had them before sources had names.
+    """
+    shared, folder = data.get("set", ""), data.get("folder", "")
+    examples = data.get("examples", {})
+    named = data.get("sources", {})
+    names = list(named) or [
+        task for task in TRAINED if any(task in stage.get("weights", {}) for stage in stages.values())
+    ]
+    sources = {}
+    for name in names:
+        given = named[name] if named else {}
+        source = {key: given[key] for key in given}
+        if not source.get("task") and name in TRAINED:
+            source["task"] = name
+        if shared:
+            source["reader"] = shared
+            if folder:
+                source["path"] = f"{folder}/{name}{'.jsonl' if shared == 'jsonl' else ''}"
+        if name in examples:
+            source["examples"] = examples[name]
+        sources[name] = source
+    rest = {key: data[key] for key in data if key not in ("set", "folder", "examples", "sources")}
+    return rest | {"sources": sources}
+
+
+def _over(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the keys of `given` replaced, group by group."""
+    groups = {
+        key: _over(base[key], given[key])
+        if hasattr(given[key], "keys") and hasattr(base.get(key), "keys")
+        else given[key]
+        for key in given
+    }
+    return {**base, **groups}

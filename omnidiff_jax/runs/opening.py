@@ -1,0 +1,85 @@
+"""A run's config opened on devices: for training from its sources, or without data for compiling and answering."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jax.sharding import Mesh
+
+from omnidiff_jax import rng
+from omnidiff_jax.codecs.tokenizers import Sizes, Tokenizers
+from omnidiff_jax.data.loader import Loader
+from omnidiff_jax.data.sources import Source
+from omnidiff_jax.data.streams import Corpus
+from omnidiff_jax.records import EncodedExample
+from omnidiff_jax.runs.config import RunConfig, run_config
+from omnidiff_jax.sharding.mesh import batch_parts, batch_sharding
+from omnidiff_jax.training.initial import load_initial
+from omnidiff_jax.training.omni import OmniProgram
+from omnidiff_jax.training.run import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelRun(Run):
+    """A run of the whole model."""
+
+    config: RunConfig
+    program: OmniProgram
+
+
+Sources = Mapping[str, Source[EncodedExample]]
+
+
+def open_run(config: RunConfig, tokenizers: Tokenizers, open_sources: Callable[[], Sources]) -> ModelRun:
+    """A run that `training.loop.train` takes.
+
+    Args:
+        config: of the run.
+        tokenizers: those that it names, opened.
+        open_sources: builds or opens its sources; called once the config has proved sound.
+    """
+    config = dataclasses.replace(
+        config, tokenizers=dataclasses.replace(config.tokenizers, fingerprint=tokenizers.fingerprint)
+    )
+    mesh, loading = config.make_mesh(), config.loading(tokenizers)
+
+    def open_loader(seed: int) -> Loader:
+        return Loader(corpus, loading, batch_sharding(mesh))
+
+    run = _run(config, tokenizers, mesh, open_loader)
+    corpus = Corpus(open_sources(), config.plan, tokenizers.vocabulary)
+    return run
+
+
+def open_without_data(config: RunConfig, tokenizers: Sizes, mesh: Mesh) -> ModelRun:
+    """A run that is compiled, measured or restored, and never trained."""
+    return _run(config, tokenizers, mesh, _no_data)
+
+
+def _run(config: RunConfig, tokenizers: Sizes, mesh: Mesh, open_loader: Callable[[int], Loader]) -> ModelRun:
+    weights = tokenizers.speech_encoder_params
+    program = OmniProgram(
+        model=config.omni(tokenizers),
+        vocabulary=tokenizers.vocabulary,
+        masking=config.corruption,
+        loss_config=dataclasses.replace(config.loss, groups=batch_parts(mesh)),
+        groups=config.groups,
+        open_loader=open_loader,
+        seed=config.seed,
+        pretrained={"speech_encoder": weights} if weights is not None else {},
+        sharding=config.sharding,
+        lora=config.lora,
+    )
+    return ModelRun(config, program, mesh, initial_params(config, program), run_config)
+
+
+def initial_params(config: RunConfig, program: OmniProgram) -> Callable[[Any], Any] | None:
+    """What `config.init` starts from, or None for fresh parameters."""
+    if not config.init.folder:
+        return None
+    key, known = rng.stream(config.seed, "init"), config.tokenizers.fingerprint
+    return lambda target: load_initial(config.init, program.model, target, program.init, key, known)
+
+
+def _no_data(seed: int) -> Loader:
+    raise AssertionError("this run reads no training data")

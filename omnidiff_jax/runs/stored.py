@@ -1,0 +1,138 @@
+"""What a workdir holds: the config of its newest checkpoint, the model it trained, its way out to the released form."""
+
+import contextlib
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from omnidiff_jax.codecs.tokenizers import Tokenizers, sizes
+from omnidiff_jax.config import build, to_dict
+from omnidiff_jax.conversion.arrays import ABOUT
+from omnidiff_jax.conversion.components import OmniParts, recognise
+from omnidiff_jax.conversion.parts import Summary
+from omnidiff_jax.conversion.sources import open_released
+from omnidiff_jax.errors import UserError
+from omnidiff_jax.models.attention import BACKENDS
+from omnidiff_jax.models.backbone import BackboneConfig
+from omnidiff_jax.runs.config import PROGRAM, RunConfig, run_config
+from omnidiff_jax.runs.opening import ModelRun, open_without_data
+from omnidiff_jax.sharding.mesh import MeshConfig, make_mesh
+from omnidiff_jax.training.checkpoint import CheckpointConfig, Checkpointer
+from omnidiff_jax.training.export import export_run
+from omnidiff_jax.training.layout import abstract_state
+from omnidiff_jax.training.step import eval_params
+
+# What `export_newest` leaves beside released weights: the run's config, for whoever loads them.
+ABOUT_RUN = "omnidiff_run.json"
+# Tokenizers beside released or converted weights: field of `TokenizersConfig` -> folder, the weights' own for "".
+BESIDE = {
+    "text": "",
+    "image": "image_tokenizer",
+    "speech_encoder": "speech_encoder",
+    "speech_tokenizer": "speech_tokenizer",
+    "speech_decoder": "speech_decoder",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """The newest whole checkpoint of a workdir.
+
+    Attributes:
+        workdir: of the run.
+        step: of the checkpoint.
+        config: that it was trained with.
+    """
+
+    workdir: Path
+    step: int
+    config: RunConfig
+
+
+def is_run(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder is the workdir of a run."""
+    return (Path(folder) / "checkpoints").is_dir()
+
+
+def newest(workdir: str | os.PathLike[str]) -> Stored:
+    """The newest whole checkpoint of `workdir`.
+
+    Raises:
+        UserError: there is none, or it is of a tokenizer.
+    """
+    with contextlib.closing(Checkpointer(workdir, CheckpointConfig(), read_only=True)) as saver:
+        step = saver.latest()
+        if step is None:
+            raise UserError(f"no checkpoints in {workdir}; train there first (omnidiff train --workdir={workdir})")
+        content = saver.config(step)
+    program = content.get("program")
+    if program != PROGRAM:
+        raise UserError(f"{workdir} trained the {program}; name the folder of a run of the whole model")
+    return Stored(Path(workdir), step, run_config(content))
+
+
+def open_here(config: RunConfig, tokenizers: Tokenizers) -> ModelRun:
+    """A run on the devices that there are, whatever machine it was trained on."""
+    config = _for_these_devices(config)
+    return open_without_data(config, tokenizers, make_mesh(config.mesh))
+
+
+def _for_these_devices(config: RunConfig) -> RunConfig:
+    try:
+        make_mesh(config.mesh)
+    except UserError:
+        config = dataclasses.replace(config, mesh=MeshConfig(fsdp=-1))
+    home = BACKENDS[config.model.attention].home
+    if home is not None and home != jax.default_backend():
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, attention="chunked"))
+    return config
+
+
+def restore(stored: Stored, run: ModelRun) -> Any:
+    """The parameters to sample with: the weight average where one is kept, LoRA's products added.
+
+    Raises:
+        UserError: the checkpoint's arrays are not this run's.
+    """
+    with jax.set_mesh(run.mesh):
+        target = abstract_state(run)
+        with contextlib.closing(Checkpointer(stored.workdir, CheckpointConfig(), read_only=True)) as saver:
+            return eval_params(saver.restore_weights(target, stored.step))
+
+
+def export_newest(workdir: str | os.PathLike[str], target: Path, **options: Any) -> Summary:
+    """Writes the newest checkpoint of a run in the released form; `options` are those of `export_run`.
+
+    Raises:
+        UserError: no checkpoint, or the target cannot be written.
+    """
+    stored = newest(workdir)
+    config = stored.config
+    model = config.omni(sizes(config.tokenizers))
+    parts = OmniParts(model.backbone, model.speech_encoder, model.adapter)
+    state = stored.workdir / "checkpoints" / str(stored.step) / "state"
+    summary = export_run(state, target, parts, config.lora, averaged=config.optimizer.ema_decay > 0, **options)
+    (target / ABOUT_RUN).write_text(json.dumps(to_dict(config), indent=2) + "\n", encoding="utf-8")
+    return summary
+
+
+def weights_sizes(folder: Path) -> BackboneConfig:
+    """Sizes of the backbone in a folder of converted or released weights of the whole model.
+
+    Raises:
+        UserError: it holds nothing of the kind.
+    """
+    if (folder / ABOUT).is_file():
+        content = json.loads((folder / ABOUT).read_text())
+        if content.get("component") != "omni":
+            raise UserError(f"{folder} holds a {content.get('component')} checkpoint, which does not answer by itself")
+        return build(OmniParts, content.get("config", {}), str(folder / ABOUT)).backbone
+    with open_released(folder) as source:
+        component = recognise(source.shapes)
+        if component.name != "omni":
+            raise UserError(f"{folder} holds a {component.name} checkpoint, which does not answer by itself")
+        return component.config(source.shapes, source.config).backbone

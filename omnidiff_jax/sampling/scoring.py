@@ -1,0 +1,150 @@
+"""The head on masked rows only: hidden states of a step -> a candidate and a confidence at every eligible position.
+
+Filters, penalties and scores are in float32, in the released order (`sample_tokens`): temperature, top-p, top-k,
+repetition, position, softmax.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from omnidiff_jax.diffusion.alignment import predictors
+from omnidiff_jax.sampling.canvas import Canvas
+from omnidiff_jax.sampling.confidence import first_best
+from omnidiff_jax.sampling.config import SamplerConfig
+from omnidiff_jax.sampling.filters import LOWEST
+from omnidiff_jax.sampling.guidance import Guidance
+
+
+@struct.dataclass
+class RowTables:
+    """What a row's decision depends on besides its logits, looked up by example and position.
+
+    Attributes:
+        groups: int32 [B, L], row of `allowed`.
+        allowed: bool [G, V] or None.
+        seen: bool [B, V], tokens penalised as repeated, or None.
+        factor: float32 [B, L], position penalty.
+        keys: keys [B] to draw with, or None.
+    """
+
+    groups: jax.Array
+    allowed: jax.Array | None
+    seen: jax.Array | None
+    factor: jax.Array
+    keys: jax.Array | None
+
+
+def decide(
+    logits: jax.Array, seen: jax.Array | None, factor: jax.Array, keys: jax.Array | None, config: SamplerConfig
+) -> tuple[jax.Array, jax.Array]:
+    """A candidate and its confidence for each of n independent rows.
+
+    Args:
+        logits: [n, V], after guidance, `LOWEST` where a row must not choose.
+        seen: bool [n, V], tokens that the repetition penalty is for, or None.
+        factor: float32 [n], position penalty.
+        keys: keys [n] to draw with, or None: take the most likely.
+        config: filters, penalties, confidence.
+
+    Returns:
+        int32 [n] token ids, float32 [n] confidences.
+    """
+    logits, ids = config.filters.keep(logits.astype(jnp.float32))
+    if seen is not None:
+        seen = seen if ids is None else jnp.take_along_axis(seen, ids, axis=-1)
+        logits = config.repetition.apply(logits, seen)
+    logits = config.position.apply(logits, factor)
+    drawn = logits
+    if keys is not None:
+        drawn = logits + jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(keys)
+    column = first_best(drawn)
+    token = column if ids is None else jnp.take_along_axis(ids, column[:, None], axis=-1)[:, 0]
+    return token, config.confidence.score(logits, column)
+
+
+def prediction_sources(canvas: Canvas, batch: int, alignment: str, guidance: Guidance) -> list[jax.Array]:
+    """Which hidden state predicts each position, as indices into hidden [R, L, D] seen as [R * L, D].
+
+    Args:
+        canvas: R = 2 * `batch` rows under guidance, conditional ones first; else R = `batch`.
+        batch: B.
+        alignment: of the model's logits.
+        guidance: says which positions of both canvases are a pair.
+
+    Returns:
+        int32 [B, L]: one array, or the conditional and the unconditional one.
+    """
+    length = canvas.inputs.tokens.shape[1]
+    index, _ = predictors(alignment, canvas.inputs.segment_ids)
+    rows = jnp.arange(index.shape[0])[:, None] * length
+    conditional = rows[:batch] + index[:batch]
+    if guidance.scale == 0:
+        return [conditional]
+    position = jnp.broadcast_to(jnp.arange(length)[None, :], conditional.shape)
+    shift = (canvas.answer_start[batch:] - canvas.answer_start[:batch])[:, None]
+    position = jnp.clip(guidance.partners(position, shift), 0, length - 1)
+    return [conditional, rows[batch:] + jnp.take_along_axis(index[batch:], position, axis=1)]
+
+
+def score_rows(
+    head: Callable[[jax.Array], jax.Array],
+    hidden: jax.Array,
+    sources: list[jax.Array],
+    eligible: jax.Array,
+    tables: RowTables,
+    mask_id: int,
+    config: SamplerConfig,
+    chunk: int,
+    capacity: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Runs head, guidance, filters and scores on the eligible rows, `chunk` at a time and only as often as needed.
+
+    Args:
+        head: [n, D] -> [n, V].
+        hidden: [R, L, D].
+        sources: from `prediction_sources`.
+        eligible: bool [B, L].
+        tables: see `RowTables`.
+        mask_id: the mask token.
+        config: guidance, candidates, filters, penalties, confidence.
+        chunk: rows of logits that exist at once.
+        capacity: a multiple of `chunk`, at least the number of eligible rows.
+
+    Returns:
+        int32 [B, L] candidates, float32 [B, L] confidences; 0 where not eligible.
+    """
+    length = eligible.shape[1]
+    flat_hidden = hidden.reshape(-1, hidden.shape[-1])
+    flat = eligible.reshape(-1)
+    order = jnp.nonzero(flat, size=capacity, fill_value=0)[0].astype(jnp.int32)
+
+    def logits_of(index: jax.Array) -> jax.Array:
+        rows = [head(flat_hidden[source.reshape(-1)[index]]).astype(jnp.float32) for source in sources]
+        return rows[0] if len(rows) == 1 else config.guidance.combine(*rows)
+
+    def decide_chunk(number: jax.Array, out: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        index = jax.lax.dynamic_slice_in_dim(order, number * chunk, chunk)
+        example, position = index // length, index % length
+        logits = config.candidates.allow(logits_of(index), mask_id)
+        if tables.allowed is not None:
+            logits = jnp.where(tables.allowed[tables.groups.reshape(-1)[index]], logits, LOWEST)
+        seen = None if tables.seen is None else tables.seen[example]
+        keys = None if tables.keys is None else jax.vmap(jax.random.fold_in)(tables.keys[example], position)
+        decided = decide(logits, seen, tables.factor.reshape(-1)[index], keys, config)
+        return tuple(
+            jax.lax.dynamic_update_slice_in_dim(buffer, new, number * chunk, 0)
+            for buffer, new in zip(out, decided, strict=True)
+        )  # type: ignore[return-value]
+
+    out = jnp.zeros((capacity,), jnp.int32), jnp.zeros((capacity,), jnp.float32)
+    if capacity == chunk:
+        out = decide_chunk(jnp.int32(0), out)
+    else:
+        needed = (flat.sum(dtype=jnp.int32) + chunk - 1) // chunk
+        out = jax.lax.fori_loop(0, needed, decide_chunk, out)
+    place = jnp.cumsum(flat) - 1
+    token, confidence = (jnp.where(flat, x[place], 0).reshape(eligible.shape) for x in out)
+    return token, confidence
