@@ -91,9 +91,7 @@ def to_rgb(image: Image.Image, tags: Mapping[int, Any] | None = None) -> np.ndar
             their range; or a mode that is no colour. The message begins with a verb: the caller names the image.
     """
     if image.mode == "F":
-        raise UserError(
-            "has pixels of mode F (floating-point), which have no agreed scale; export it with 8 or 16 bits"
-        )
+        raise UserError("has floating-point pixels (mode F), which have no agreed scale; export it with 8 or 16 bits")
     if image.mode == "I" or image.mode.startswith("I;16"):
         grey = _scaled(np.asarray(image), image.mode, dict(tags or {}))
         return np.repeat(grey[..., None], 3, axis=2)
