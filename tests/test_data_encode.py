@@ -32,6 +32,9 @@ class Letters:
     def decode(self, ids):
         return bytes(ids).decode()
 
+    def untaught(self, text):
+        return []
+
 
 def tone(seconds, rate=16000):
     return Waveform(np.sin(np.arange(int(seconds * rate)) / 9).astype(np.float32) / 2, rate)
