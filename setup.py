@@ -17,7 +17,6 @@ CORE = [
     "jax>=0.10,<0.12",
     "librosa>=0.11,<0.12",
     "ml-collections>=1.1",
-    "msgpack>=1.1",
     "numpy>=2.1",
     "optax>=0.2.6,<0.3",
     "orbax-checkpoint>=0.12,<0.13",

@@ -31,6 +31,7 @@ from omnidiff_jax.cli import guard
 from omnidiff_jax.compilation import use_cache
 from omnidiff_jax.config import suggest
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.signals import leave
 
 PROJECT = Path(__file__).parents[1]
 
@@ -138,7 +139,7 @@ class Command:
 
     def main(self, run: Callable[..., None]) -> Never:
         """Parses `sys.argv`, calls `run(*positional arguments)` and exits with its status."""
-        sys.exit(guard(self.program, lambda: self.call(run, sys.argv[1:])))
+        leave(lambda: guard(self.program, lambda: self.call(run, sys.argv[1:])))
 
     def call(self, run: Callable[..., None], argv: list[str]) -> None:
         """`main` without the exit: errors are raised.
@@ -281,10 +282,10 @@ def load_config(file: str, overrides: Iterable[str] = ()) -> ConfigDict:
 def override(config: ConfigDict, overrides: Iterable[str], file: str) -> ConfigDict:
     """`config` with values replaced, and locked; arguments, result and errors as for `load_config`."""
     words = list(overrides)
-    known = _keys(config)
     for word in words:
         key = re.sub(r"^--?(no)?config\.", "", word.partition("=")[0])
-        if key not in known:
+        known = _keys(config)
+        if key not in known and not _add(config, key):
             raise UserError(f"unknown config key {key!r} for {file}; {suggest(key, known)}")
     table = flags.FlagValues()
     try:
@@ -324,6 +325,37 @@ def _run_config_file(file: str) -> ConfigDict:
             f"config file {name}: get_config() returns {type(config).__name__}; it must return a ConfigDict"
         )
     return config
+
+
+# What a command line may add to a config, with the value that says its type: a source, and its weight in a stage.
+_ADDED: tuple[tuple[str, dict[str, Any]], ...] = (
+    (
+        r"(data\.sources\.[\w-]+)\.(reader|task|path|root|split|examples)",
+        {"reader": "", "task": "", "path": "", "root": "", "split": "train", "examples": 0},
+    ),
+    (r"(stages\.[\w-]+\.weights)\.([\w-]+)", {}),
+)
+
+
+def _add(config: ConfigDict, key: str) -> bool:
+    """Makes room for a key of an open group; whether it is one."""
+    for pattern, fields in _ADDED:
+        match = re.fullmatch(pattern, key)
+        if not match:
+            continue
+        place, parents = config, match[1].split(".")
+        for depth, name in enumerate(parents):
+            if name not in place:
+                if not fields or depth < len(parents) - 1:
+                    return False
+                with place.unlocked():
+                    place[name] = ConfigDict(fields)
+            place = place[name]
+        with place.unlocked():
+            if match[2] not in place:
+                place[match[2]] = fields.get(match[2], 0.0)
+        return True
+    return False
 
 
 def _keys(config: ConfigDict, prefix: str = "") -> list[str]:

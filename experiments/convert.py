@@ -11,6 +11,7 @@ What is converted is told from the tensors' names.
 """
 
 import re
+import sys
 import time
 from pathlib import Path
 
@@ -42,7 +43,7 @@ DTYPE = COMMAND.choice("dtype", "of floating-point tensors", tuple(DTYPES), "kee
 MESH = COMMAND.string("mesh", "cut the arrays for a device mesh, such as fsdp=8,tensor=2")
 SHARDING = COMMAND.choice("sharding", "how the mesh splits parameters", tuple(STRATEGIES), "fsdp")
 SHARD_SIZE = COMMAND.integer("shard_size", "most bytes of a safetensors file that is split anew", SHARD, minimum=1)
-ALLOW_NAN = COMMAND.switch("allow_nan", "convert tensors that hold NaN")
+ALLOW_NAN = COMMAND.switch("allow_nan", "convert tensors that hold NaN or infinities")
 
 
 def run(source: str, target: str) -> None:
@@ -68,6 +69,9 @@ def run(source: str, target: str) -> None:
             summary = export_newest(Path(source), Path(target), **wanted)
         else:
             summary = to_released(Path(source), Path(target), **wanted)
+    if summary.assumed:
+        said = ", ".join(f"{name} = {value!r}" for name, value in summary.assumed.items())
+        print(f"convert: neither tensors nor config tell {said}; assumed as released", file=sys.stderr)
     seconds = time.monotonic() - started
     rate = summary.bytes / 1e6 / max(seconds, 1e-9)
     print(f"{summary.component}: {summary.tensors} tensors, {summary.bytes / 1e9:.2f} GB, {rate:.0f} MB/s -> {target}")

@@ -51,7 +51,7 @@ def open_program(config: ConfigDict, workdir: Path) -> Run:
     name = config.get("program", PROGRAM)
     if name == PROGRAM:
         return open_model(run_config(config), workdir)
-    opener: Opens = build(choose(TOKENIZERS | {PROGRAM: RunConfig}, name, "config.program"), config)
+    opener: Opens = build(choose({**TOKENIZERS, PROGRAM: RunConfig}, name, "config.program"), config)
     return opener.open()
 
 

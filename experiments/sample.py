@@ -9,6 +9,7 @@ omnidiff sample --workdir=DIR --task=inpainting --image=in.png --text="..." --ho
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from experiments.common import Command, decoding_words, model_flags, model_named
 from omnidiff_jax.answering.load import load
@@ -44,7 +45,7 @@ def run() -> None:
     what = model_named(WORKDIR.value, MODEL.value)
     decoding = decoding_words(CONFIG)
     chosen = task(str(TASK.value))
-    asked = {
+    asked: dict[str, Any] = {
         "text": TEXT.value or "",
         "image": read_image(IMAGE.value) if IMAGE.value else None,
         "audio": read_audio(AUDIO.value) if AUDIO.value else None,

@@ -22,9 +22,9 @@ from experiments.programs import open_program
 from omnidiff_jax.compilation import use_cache
 from omnidiff_jax.config import build
 from omnidiff_jax.sharding.distributed import METHODS, initialize, is_primary
-from omnidiff_jax.training.goodput import process_age
 from omnidiff_jax.training.loop import train
-from omnidiff_jax.training.profiling import parse_steps
+from omnidiff_jax.training.operations.goodput import process_age
+from omnidiff_jax.training.operations.profiling import parse_steps
 from omnidiff_jax.training.step import eval_params
 
 COMMAND = Command("train", __doc__)

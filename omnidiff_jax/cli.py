@@ -9,20 +9,23 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple, Never
 
 from omnidiff_jax import __version__
 from omnidiff_jax.config import suggest
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.signals import INTERRUPTED, PREEMPTED, Terminated, heeded, leave
 
-SCRIPTS = "experiments"
+# Packages of commands, each with what `omnidiff --help` calls them.
+SCRIPTS = {"experiments": "commands", "experiments.checks": "checks of developers"}
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 # Of a path that the user gave: a file where a folder should be, a folder that is not theirs.
 _UNUSABLE = (errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENAMETOOLONG)
 
 
-def main() -> None:
+def main() -> Never:
     """Entry point of the console script; exits with the command's status."""
-    sys.exit(guard("omnidiff", lambda: dispatch(sys.argv[1:])))
+    leave(lambda: guard("omnidiff", lambda: dispatch(sys.argv[1:])))
 
 
 def dispatch(arguments: list[str]) -> None:
@@ -43,20 +46,28 @@ def dispatch(arguments: list[str]) -> None:
     if name not in found:
         raise UserError(f"unknown command {name!r}; {suggest(name, found)}; `omnidiff --help` lists them")
     sys.argv = [f"omnidiff {name}", *rest]
-    runpy.run_module(f"{SCRIPTS}.{name}", run_name="__main__", alter_sys=True)
+    runpy.run_module(f"{found[name].package}.{name}", run_name="__main__", alter_sys=True)
 
 
-def commands() -> dict[str, str]:
-    """Name -> first line of the docstring of every command: the modules of `experiments` that run as scripts."""
-    spec = importlib.util.find_spec(SCRIPTS)
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"the package {SCRIPTS!r} is not installed; `pip install` the whole project")
+class Script(NamedTuple):
+    """A command: the package that its module stands in, and the first line of its docstring."""
+
+    package: str
+    summary: str
+
+
+def commands() -> dict[str, Script]:
+    """Every command by name: the modules of the packages `SCRIPTS` that run as scripts."""
     found = {}
-    for folder in spec.submodule_search_locations:
-        for path in sorted(Path(folder).glob("*.py")):
-            tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
-            if any(isinstance(node, ast.If) and "__name__" in ast.unparse(node.test) for node in tree.body):
-                found[path.stem] = (ast.get_docstring(tree) or "").partition("\n")[0]
+    for package in SCRIPTS:
+        spec = importlib.util.find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            raise UserError(f"the package {package!r} is not installed; `pip install` the whole project")
+        for folder in spec.submodule_search_locations:
+            for path in sorted(Path(folder).glob("*.py")):
+                tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+                if any(isinstance(node, ast.If) and "__name__" in ast.unparse(node.test) for node in tree.body):
+                    found[path.stem] = Script(package, (ast.get_docstring(tree) or "").partition("\n")[0])
     return found
 
 
@@ -64,20 +75,24 @@ def overview() -> str:
     """The text of `omnidiff --help`."""
     found = commands()
     width = max(map(len, found), default=0)
-    lines = [f"  {name:<{width}}  {summary}" for name, summary in found.items()]
-    return "\n".join(["usage: omnidiff COMMAND [flags]", "", *lines, "", "omnidiff COMMAND --help shows its flags."])
+    lines = ["usage: omnidiff COMMAND [flags]"]
+    for package, title in SCRIPTS.items():
+        rows = [f"  {name:<{width}}  {script.summary}" for name, script in found.items() if script.package == package]
+        lines += ["", f"{title}:", *rows]
+    return "\n".join([*lines, "", "omnidiff COMMAND --help shows its flags."])
 
 
 def guard(program: str, function: Callable[[], None]) -> int:
     """Calls `function`; what the user did wrong becomes one line on stderr, without a traceback.
 
     Returns:
-        The exit status: 0 done, 2 bad input or a full disk, 130 interrupted. Other exceptions are bugs and pass
-        through. With OMNIDIFF_DEBUG=1 in the environment the traceback is printed too.
+        The exit status: 0 done, 2 bad input or a full disk, 75 SIGTERM, 130 interrupted. Other exceptions are bugs and
+        pass through. With OMNIDIFF_DEBUG=1 in the environment the traceback is printed too.
     """
     try:
-        function()
-        sys.stdout.flush()
+        with heeded():
+            function()
+            sys.stdout.flush()
         return 0
     except UserError as error:
         return _explain(program, str(error))
@@ -94,7 +109,10 @@ def guard(program: str, function: Callable[[], None]) -> int:
         return _explain(program, f"no space left on the disk of {where}; free some and run again")
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
+    except Terminated:
+        print(f"{program}: ended by SIGTERM; start again to go on", file=sys.stderr)
+        return PREEMPTED
 
 
 def _explain(program: str, message: str) -> int:

@@ -1,15 +1,58 @@
-"""Frozen dataclasses from `ml_collections.ConfigDict`s, rejecting unknown keys and wrong types."""
+"""Frozen dataclasses from `ml_collections.ConfigDict`s, rejecting unknown keys, wrong types and numbers out of range.
+
+A field says its range in its type: `b2: DecayRate = 0.95`, `chunk: Count = 1024`, or `Annotated[float, Range(1, 2)]`
+where no name below fits. Without one a float must be finite in float32, and an int fit 64 bits.
+"""
 
 import dataclasses
 import difflib
+import math
+import operator
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from omnidiff_jax.errors import UserError
 
 T = TypeVar("T")
+
+_LARGEST, _SMALLEST = (2 - 2**-23) * 2.0**127, 2.0**-126  # normal numbers of float32
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """The numbers that a field takes; None = no such bound.
+
+    Attributes:
+        at_least, at_most: bounds that belong to the range.
+        above, below: bounds that do not.
+    """
+
+    at_least: float | None = None
+    at_most: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+    def missed(self, value: float) -> str:
+        """The bound that `value` misses, in words; "" where it is within."""
+        checks = (
+            ("at least", self.at_least, operator.ge),
+            ("above", self.above, operator.gt),
+            ("at most", self.at_most, operator.le),
+            ("below", self.below, operator.lt),
+        )
+        return next((f"{word} {b}" for word, b, holds in checks if b is not None and not holds(value, b)), "")
+
+
+_INDEX = 2**31 - 1  # what is counted is counted in int32 on devices
+Count = Annotated[int, Range(at_least=1, at_most=_INDEX)]
+Natural = Annotated[int, Range(at_least=0, at_most=_INDEX)]
+Seed = Annotated[int, Range(at_least=0, at_most=2**32 - 1)]
+Positive = Annotated[float, Range(above=0)]
+NonNegative = Annotated[float, Range(at_least=0)]
+Share = Annotated[float, Range(at_least=0, at_most=1)]
+DecayRate = Annotated[float, Range(at_least=0, below=1)]
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
@@ -101,13 +144,14 @@ def build(cls: type[T], mapping: Any, where: str = "config") -> T:
         where: dotted path of `mapping`, for messages.
 
     Raises:
-        UserError: an unknown key (naming the nearest known one), a missing required key, or a value of another type.
+        UserError: an unknown key (naming the nearest known one), a missing required key, a value of another type, or a
+            number that is not finite or out of its field's range.
     """
     key = cls._key if issubclass(cls, Choice) else ""
     if issubclass(cls, Choice) and key in mapping:
         cls = cls.named(mapping[key], f"{where}.{key}")
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     values = {}
     refuse_unknown(mapping, [*fields, *([key] if key else [])], where)
     for name in mapping:
@@ -116,11 +160,23 @@ def build(cls: type[T], mapping: Any, where: str = "config") -> T:
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in values:
-            raise UserError(f"missing key {where}.{name} ({getattr(hints[name], '__name__', hints[name])})")
+            hint = typing.get_type_hints(cls)[name]
+            raise UserError(f"missing key {where}.{name} ({getattr(hint, '__name__', hint)})")
     try:
         return cls(**values)
     except ValueError as error:
         raise UserError(f"{where}: {error}") from error
+
+
+def check_fields(config: Any, where: str) -> None:
+    """Refuses what `build` would refuse, for the `__post_init__` of a dataclass that is also made without it.
+
+    Raises:
+        UserError: a field of another type, or a number that is not finite or out of its field's range.
+    """
+    hints = typing.get_type_hints(type(config), include_extras=True)
+    for field in dataclasses.fields(config):
+        _convert(hints[field.name], getattr(config, field.name), f"{where}.{field.name}")
 
 
 def free(default: Any = dataclasses.MISSING, **options: Any) -> Any:
@@ -143,7 +199,7 @@ def difference(old: Any, new: Any, path: str = "") -> tuple[str, Any, Any] | Non
         (dotted path, old value, new value), or None where nothing differs.
     """
     if dataclasses.is_dataclass(new) and type(old) is type(new):
-        names = [f.name for f in dataclasses.fields(new) if f.init and f.metadata.get("resume") != "free"]  # type: ignore[arg-type]
+        names = [f.name for f in dataclasses.fields(new) if f.init and f.metadata.get("resume") != "free"]
         pairs = [(name, getattr(old, name), getattr(new, name)) for name in names]
     elif isinstance(old, Mapping) and isinstance(new, Mapping):
         pairs = [(name, old.get(name), new.get(name)) for name in sorted(old.keys() | new.keys(), key=str)]
@@ -185,6 +241,13 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     origin = typing.get_origin(hint)
     if hint is Any:
         return value
+    if origin is Annotated:
+        inner, *notes = typing.get_args(hint)
+        value = _convert(inner, value, where)
+        for note in notes:
+            if isinstance(note, Range) and (bound := note.missed(value)):
+                raise UserError(f"{where} = {value!r} must be {bound}")
+        return value
     if origin in (typing.Union, types.UnionType):
         options = typing.get_args(hint)
         if value is None and type(None) in options:
@@ -224,12 +287,24 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             raise UserError(f"{where} = {value!r} must be a group of keys")
         inner = typing.get_args(hint)[1] if typing.get_args(hint) else Any
         return {k: _convert(inner, value[k], f"{where}.{k}") for k in value}
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
     if isinstance(hint, type):
+        if hint is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value) if abs(value) < 2**1023 else math.inf
         if not isinstance(value, hint) or (hint in (int, float) and isinstance(value, bool)):
             raise UserError(f"{where} = {value!r} must be {hint.__name__}, not {type(value).__name__}")
+    if hint is float or hint is int:
+        _check_number(value, where)
     return value
+
+
+def _check_number(value: float, where: str) -> None:
+    if isinstance(value, int):
+        if not -(2**63) <= value < 2**63:
+            raise UserError(f"{where} = {value!r} must fit 64 bits")
+    elif not abs(value) <= _LARGEST:
+        raise UserError(f"{where} = {value!r} must be a finite number of float32")
+    elif 0 < abs(value) < _SMALLEST:
+        raise UserError(f"{where} = {value!r} is nothing in float32, whose numbers begin at {_SMALLEST:.2g}; use 0")
 
 
 def _is_mapping(value: Any) -> bool:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from omnidiff_jax.batch import SpeechFrames
+from omnidiff_jax.config import Count, Natural
 from omnidiff_jax.errors import UserError
 
 
@@ -21,8 +22,8 @@ class SpeechLayout:
         width: of a frame (7 stacked frames of 80 mel bins).
     """
 
-    queries: tuple[int, ...] = (0, 1, 2, 15)
-    width: int = 560
+    queries: tuple[Natural, ...] = (0, 1, 2, 15)
+    width: Count = 560
 
     def slots(self, frames: int) -> int:
         """Vectors that an utterance of `frames` frames becomes, which is the context tokens it takes: n + Q."""

@@ -15,16 +15,14 @@ from jax.sharding import AbstractMesh, AxisType
 FOLDER = Path(__file__).parent / "golden" / "sharding"
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from experiments.programs.tokenizers import Sizes  # noqa: E402
-
 from experiments.common import load_config  # noqa: E402
 from experiments.configs.slices import PRESETS  # noqa: E402
-from experiments.programs.omni import no_data, omni_program  # noqa: E402
-from experiments.programs.run import loop_config, optimizer_config, stage_plans  # noqa: E402
-from omnidiff_jax.config import build  # noqa: E402
-from omnidiff_jax.sharding.mesh import MeshConfig, mesh_shape  # noqa: E402
+from omnidiff_jax.codecs.tokenizers import Sizes  # noqa: E402
+from omnidiff_jax.runs.config import run_config  # noqa: E402
+from omnidiff_jax.runs.opening import open_without_data  # noqa: E402
+from omnidiff_jax.sharding.mesh import mesh_shape  # noqa: E402
 from omnidiff_jax.sharding.rules import MESH_AXES  # noqa: E402
-from omnidiff_jax.training.loop import abstract_state  # noqa: E402
+from omnidiff_jax.training.layout import abstract_state  # noqa: E402
 from omnidiff_jax.training.optimizer import split_params  # noqa: E402
 
 # name -> (config, overrides, devices)
@@ -59,13 +57,12 @@ CASES: dict[str, tuple[str, tuple[str, ...], int]] = {
 def describe(case: str) -> dict:
     """Mesh, rule table, bytes of state on a device, and of every parameter its shape, dtype and mesh axes."""
     file, overrides, devices = CASES[case]
-    config = load_config(f"experiments/configs/{file}", overrides)
-    inner, outer = mesh_shape(build(MeshConfig, config.mesh, "config.mesh"), devices)
+    config = run_config(load_config(f"experiments/configs/{file}", overrides))
+    inner, outer = mesh_shape(config.mesh, devices)
     sizes = [a * b for a, b in zip(inner, outer, strict=True)]
     mesh = AbstractMesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
-    program = omni_program(config, Sizes(), mesh, no_data)
-    optimizer = optimizer_config(config)
-    state = abstract_state(program, loop_config(config), optimizer, stage_plans(config), mesh)
+    optimizer = config.optimizer_used
+    state = abstract_state(open_without_data(config, Sizes(), mesh))
     parameters = split_params(state.params, ())[0]
     trained = split_params(state.params, optimizer.frozen)[0]
     moments = state.opt_state[1][0]

@@ -1,13 +1,12 @@
 """Bad input at the level of commands: a status, one line saying what, where and what would be right, no half files."""
 
+import dataclasses
 import json
 import shutil
 
 import numpy as np
 import pytest
 import soundfile
-from experiments.programs.tokenizers import load_tokenizers
-from ml_collections import ConfigDict
 from tiny_run import untrained, write_config
 
 from experiments import bench as bench_command
@@ -18,17 +17,20 @@ from experiments import quickstart as quickstart_command
 from experiments import sample as sample_command
 from experiments import train as train_command
 from experiments.common import load_config
-from experiments.programs.omni import FREE_CONFIG, SAME_CONFIG, for_these_devices, load_denoiser
+from omnidiff_jax.answering.load import denoiser
 from omnidiff_jax.cli import guard
+from omnidiff_jax.codecs.tokenizers import open_tokenizers
+from omnidiff_jax.config import difference
 from omnidiff_jax.data.storage import EncodedSet
-from omnidiff_jax.errors import UserError
 from omnidiff_jax.media.audio import write_wav
 from omnidiff_jax.media.image import write_png
 from omnidiff_jax.records import Waveform
+from omnidiff_jax.runs.config import run_config
+from omnidiff_jax.runs.stored import newest, open_here, restore
+from omnidiff_jax.sharding.mesh import MeshConfig
 from omnidiff_jax.tokenizers.assets import nano_dir
-from omnidiff_jax.training.checkpoint import check_same_config
 from omnidiff_jax.training.digest import write_digest
-from omnidiff_jax.training.metrics import read_metrics
+from omnidiff_jax.training.operations.metrics import read_metrics
 
 RATE = 16000
 VQA = {
@@ -155,6 +157,13 @@ def test_unknown_config_keys_and_tasks(refusal, tiny, tmp_path):
         ("config.dtype = 'float33'", "dtype = 'float33'; did you mean 'float32'?"),
         ("config.checkpoint_every = -1", "every = -1 must be at least 1"),
         ("config.total_steps = -1", "config.total_steps = -1 must be at least 0"),
+        ("config.accumulate = 0", "config.accumulate = 0 must be at least 1"),
+        ("config.seed = 2**32", "config.seed = 4294967296 must be at most 4294967295"),
+        ("config.stages.only.learning_rate = float('nan')", "learning_rate = nan must be a finite number"),
+        ("config.stages.only.weights.vqa = float('inf')", "vqa = inf must be a finite number"),
+        ("config.optimizer.b2 = 2.0", "config.optimizer.b2 = 2.0 must be below 1"),
+        ("config.optimizer.clip_norm = -1.0", "config.optimizer.clip_norm = -1.0 must be above 0"),
+        ("config.data.streams = 0", "config.data.streams = 0 must be at least 1"),
         ("config.stages.only.weights = {'inpainting': 1.0}", "config.stages weighs 'inpainting'"),
     ],
 )
@@ -205,21 +214,24 @@ def test_other_tokenizers_than_the_runs(refusal, tiny, tmp_path):
 
 
 def test_what_is_computed_otherwise_is_no_other_config(tiny):
-    stored, changed = ({"model": {"width": 8, "attention": name}} for name in ("splash", "cudnn"))
-    check_same_config(stored, changed, SAME_CONFIG, "run", FREE_CONFIG)
-    with pytest.raises(UserError, match="config.optimizer.b2 = 0.9"):
-        check_same_config({"optimizer": {"b2": 0.9}}, {"optimizer": {"b2": 0.8}}, SAME_CONFIG, "run", FREE_CONFIG)
+    words = ("--config.model.attention=cudnn", "--config.model.remat=full", "--config.loss.chunk=7")
+    words += ("--config.data.folder=elsewhere", "--config.tokenizers.speech_decoder=elsewhere", "--config.accumulate=2")
+    stored, changed = (run_config(load_config(str(tiny[0]), given)) for given in ((), words))
+    assert stored != changed and difference(stored, changed) is None
+    other = run_config(load_config(str(tiny[0]), ["--config.model.rope_theta=7.0"]))
+    assert difference(stored, other) == ("model.rope_theta", 1000.0, 7.0)
 
 
 def test_a_run_answers_on_other_devices_with_its_own_alignment(tiny):
     """Its mesh and attention are not to be had here; its loss's predictor is the sampler's."""
-    config = ConfigDict(load_config(str(tiny[0])).to_dict())
-    config.mesh.tensor, config.model.attention = 3, "splash"
-    config.loss["alignment"] = "same_position"
-    local = for_these_devices(config)
-    assert local.model.attention == "chunked" and local.mesh.to_dict() == {"fsdp": -1}
+    words = ["--config.mesh.tensor=3", "--config.model.attention=splash"]
+    found = newest(tiny[1])
+    config = run_config(load_config(str(tiny[0]), words))
+    config = dataclasses.replace(config, loss=dataclasses.replace(config.loss, alignment="same_position"))
+    run = open_here(config, open_tokenizers(config.tokenizers))
+    assert run.config.model.attention == "chunked" and run.config.mesh == MeshConfig(fsdp=-1)
     assert config.model.attention == "splash"
-    assert load_denoiser(config, tiny[1], load_tokenizers(config)).alignment == "same_position"
+    assert denoiser(run, restore(found, run)).alignment == "same_position"
 
 
 def test_jsonl_is_trained_on_past_its_faults(tiny, media, tmp_path, capfd):
@@ -406,7 +418,9 @@ def test_samples_train_the_task_that_is_asked_for(capfd, tiny, media, tmp_path):
     lines = manifest(media, VQA, VQA | {"task": "text_qa"})
     words = ["build", str(tmp_path), f"--config={tiny[0]}", "--task=captioning", f"--jsonl={lines}"]
     assert guard(command.program, lambda: command.call(data_command.run, words)) == 0
-    found = EncodedSet(tmp_path / "captioning", load_tokenizers(load_config(str(tiny[0]))).fingerprint)
+    found = EncodedSet(
+        tmp_path / "captioning", open_tokenizers(run_config(load_config(str(tiny[0]))).tokenizers).fingerprint
+    )
     assert [found[i].task for i in range(len(found))] == ["captioning"] * 2
     capfd.readouterr()
     lines = manifest(media, VQA, VQA | {"task": "foo"})

@@ -6,8 +6,8 @@ import textwrap
 
 import numpy as np
 import pytest
-from experiments.programs.bench import torch_settings
 
+from omnidiff_jax.benchmarks.backbone import torch_settings
 from omnidiff_jax.benchmarks.batches import LONG_TAILED, long_tailed, packed_batch
 from omnidiff_jax.benchmarks.input import bench_input
 from omnidiff_jax.benchmarks.matmul import matmul_flops, memory_bandwidth
@@ -15,6 +15,7 @@ from omnidiff_jax.benchmarks.versus import Side, compare
 from omnidiff_jax.data.packing import PackingConfig
 from omnidiff_jax.data.streams import DataConfig
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.runs.config import run_config
 from omnidiff_jax.speech_frames import SpeechLayout
 from omnidiff_jax.vocabulary import Vocabulary
 
@@ -127,6 +128,6 @@ def test_two_sides_take_turns():
 def test_torch_is_told_the_same_sizes(config_file):
     from experiments.common import load_config
 
-    settings = torch_settings(load_config(str(config_file)), threads=2)
+    settings = torch_settings(run_config(load_config(str(config_file))), threads=2)
     assert settings["vocab_size"] == 176264 and settings["width"] == 16 and np.shape(settings["segments"]) == (2, 64)
     json.dumps(settings)

@@ -1,9 +1,12 @@
 """Checkpoints between the released form and Orbax: no bit lost, nothing left over, nothing half-written."""
 
 import contextlib
+import importlib.util
 import json
 import os
 import pickle
+import sys
+import types
 import zipfile
 
 import jax
@@ -220,15 +223,202 @@ def test_a_wrong_shape_is_named(tmp_path):
     refused(tmp_path, r"'lm_head\.weight' has shape \[41, 16\] where the config says \[40, 16\]", source)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, BF16])
-def test_nan_is_named_unless_allowed(tmp_path, dtype):
+@pytest.mark.parametrize("dtype", [np.float32, BF16, np.float16, np.float64])
+@pytest.mark.parametrize(("value", "said"), [(np.nan, "NaN"), (np.inf, "infinite"), (-np.inf, "infinite")])
+def test_what_is_not_finite_is_named_unless_allowed(tmp_path, dtype, value, said):
     tensors = released_tensors("adapter", dtype=dtype)
-    tensors["mlp.0.weight"][3, 2] = np.nan
+    tensors["mlp.0.weight"][3, 2] = value
     source = write_folder(tmp_path / "a", tensors)
-    refused(tmp_path, r"'mlp\.0\.weight' holds NaN.*--allow_nan", source)
+    refused(tmp_path, rf"'mlp\.0\.weight' holds {said}.*--allow_nan", source)
     to_orbax(source, tmp_path / "out", allow_nan=True)
+    with pytest.raises(UserError, match=rf"'mlp\.0\.weight' holds {said}"):
+        to_released(tmp_path / "out", tmp_path / "back")
     to_released(tmp_path / "out", tmp_path / "back", allow_nan=True)
     same_bits(tensors, read_folder(tmp_path / "back")[0])
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted", "fits", "beyond"),
+    [
+        (np.float32, np.float16, 65519.0, 65520.0),
+        (BF16, np.float16, 65280.0, 65536.0),
+        (np.float32, BF16, 3.394e38, 3.4e38),
+        (np.float64, np.float32, 3.4028235e38, 1e39),
+    ],
+)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_cast_never_makes_a_finite_number_infinite(tmp_path, found, wanted, fits, beyond, sign):
+    """Neither way, nor beside infinities that are allowed."""
+    tensors, wanted = released_tensors("adapter", dtype=found), np.dtype(wanted)
+    tensors["mlp.2.weight"][1, 5] = sign * fits
+    source = write_folder(tmp_path / "a", tensors)
+    to_orbax(source, tmp_path / "b", dtype=wanted)
+    to_released(tmp_path / "b", tmp_path / "c")
+    same_bits({n: t.astype(wanted) for n, t in tensors.items()}, read_folder(tmp_path / "c")[0])
+    for other in (beyond, np.inf):
+        tensors["mlp.2.weight"][0, 0] = other
+        tensors["mlp.2.weight"][1, 5] = sign * beyond
+        (source / "model.safetensors").unlink()
+        write_file(source / "model.safetensors", tensors)
+        match = r"'mlp\.2\.weight' holds numbers up to [\de.+]+, and the largest \w+ is .*another --dtype"
+        with pytest.raises(UserError, match=match):
+            to_orbax(source, tmp_path / "d", dtype=wanted, allow_nan=True)
+    to_orbax(source, tmp_path / "d", allow_nan=True)
+    with pytest.raises(UserError, match=match):
+        to_released(tmp_path / "d", tmp_path / "e", dtype=wanted, allow_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, BF16, np.float16, np.float64])
+def test_the_largest_number_is_found_wherever_it_lies(dtype):
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal(200_003).astype(dtype)
+    assert parts.largest(values) == np.abs(values.astype(np.float64)).max()
+    for at in (0, 65535, 65536, 200_002):
+        changed = values.copy()
+        changed[at] = -7.5
+        assert parts.largest(changed) == 7.5
+        changed[at - 1] = np.inf
+        assert parts.largest(changed) == np.inf and parts.largest(changed, finite=True) == 7.5
+        changed[at - 2] = np.nan
+        assert np.isnan(parts.largest(changed)) and parts.largest(changed, finite=True) == 7.5
+    assert parts.largest(values[:0]) == 0.0 == parts.largest(np.zeros((), dtype))
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (None, r"config\.json is missing, and tensors do not tell the number of attention heads, rope_theta"),
+        ({"hidden_size": None}, "config.json says nothing of the backbone"),
+        (
+            {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+            r"quantization_config says .*quantized \(gptq\)",
+        ),
+        ({"rope_scaling": {"type": "yarn"}}, "rope_scaling = .* is not supported"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type = 'yarn' is not supported"),
+        ({"rope_parameters": {"rope_theta": 5e5}}, "rope_theta = 1000000.0 is not supported; only 500000.0"),
+        ({"tie_word_embeddings": True}, "tie_word_embeddings = True is not supported"),
+        ({"num_attention_heads": 2}, "has shape"),
+        ({"num_attention_heads": 0}, "heads = 0 must be at least 1"),
+        ({"rope_theta": -1.0}, "rope_theta = -1.0 must be above 0"),
+        ({"rms_norm_eps": float("nan")}, "norm_epsilon = nan must be a finite number"),
+    ],
+)
+def test_an_architecture_is_not_invented(tmp_path, change, match):
+    config = None if change is None else {k: v for k, v in (OMNI_JSON | change).items() if v is not None}
+    refused(tmp_path, match, write_folder(tmp_path / "a", released_tensors("omni"), config))
+
+
+@pytest.mark.parametrize("rope", [{"rope_theta": 2e4}, {"rope_theta": None, "rope_parameters": {"rope_theta": 2e4}}])
+def test_rope_is_read_where_it_stands(tmp_path, rope):
+    config = {k: v for k, v in (OMNI_JSON | rope).items() if v is not None}
+    summary = to_orbax(write_folder(tmp_path / "a", released_tensors("omni"), config), tmp_path / "b")
+    assert json.loads((tmp_path / "b" / ABOUT).read_text())["config"]["backbone"]["rope_theta"] == 2e4
+    assert summary.assumed == {}
+
+
+def test_what_nobody_tells_is_named(tmp_path, omnidiff):
+    """In the summary, in one line of the command, and in the config that is written for the next reader."""
+    config = {k: v for k, v in OMNI_JSON.items() if k not in ("rope_theta", "rms_norm_eps", "encoder_conf")}
+    source = write_folder(tmp_path / "a", released_tensors("omni"), config)
+    guessed = {"backbone.norm_epsilon": 1e-6, "backbone.rope_theta": 1e6, "speech_encoder.heads": 4}
+    assert to_orbax(source, tmp_path / "b").assumed == guessed
+    assert json.loads((tmp_path / "b" / ABOUT).read_text())["assumed"] == guessed
+    (tmp_path / "b" / "released_files" / "config.json").unlink()
+    to_released(tmp_path / "b", tmp_path / "c")
+    assert json.loads((tmp_path / "c" / "config.json").read_text())["omnidiff"]["assumed"] == guessed
+    assert to_orbax(tmp_path / "c", tmp_path / "d").assumed == guessed, "it is not forgotten on the way"
+    done = omnidiff("convert", "--from=released", "--to=orbax", source, tmp_path / "e")
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("convert: ")]
+    assert "neither tensors nor config tell backbone.norm_epsilon = 1e-06, backbone.rope_theta = 1000000.0" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "match"),
+    [
+        (
+            "omni",
+            {"rope_theta": 1e4},
+            r"rope_theta = 10000\.0, but backbone.rope_theta = 1000000\.0 in its omnidiff group",
+        ),
+        ("omni", {"num_attention_heads": 8}, "num_attention_heads = 8, but backbone.heads = 4"),
+        ("omni", {"encoder_conf": {"attention_heads": 8}}, "encoder_conf.attention_heads = 8, but"),
+        ("omni", {"rope_scaling": {"factor": 2}}, "rope_scaling = .* is not supported"),
+        ("omni", {"quantization_config": {"quant_method": "awq"}}, "quantized"),
+        ("whisper_vq", {"encoder_attention_heads": 2}, "encoder_attention_heads = 2, but heads = 1"),
+    ],
+)
+def test_a_config_may_not_contradict_itself(tmp_path, name, change, match):
+    """A folder that was exported here says its sizes twice; whoever edits one is told of the other."""
+    tensors = released_tensors(name)
+    source = write_folder(tmp_path / "a", tensors, own_config(name))
+    to_orbax(source, tmp_path / "b")
+    (tmp_path / "b" / "released_files" / "config.json").unlink()
+    to_released(tmp_path / "b", tmp_path / "c")
+    exported = tmp_path / "c" / "config.json"
+    to_orbax(tmp_path / "c", tmp_path / "d")
+    exported.write_text(json.dumps(json.loads(exported.read_text()) | change))
+    with pytest.raises(UserError, match=match):
+        to_orbax(tmp_path / "c", tmp_path / "e")
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int8, np.uint8, np.bool_, np.int64])
+def test_weights_that_are_no_floats_are_refused(tmp_path, dtype):
+    tensors = released_tensors("adapter")
+    tensors["mlp.0.weight"] = np.ones(tensors["mlp.0.weight"].shape, dtype)
+    kind = np.dtype(dtype).name
+    refused(tmp_path, rf"'mlp\.0\.weight' holds {kind}, and .* floats", write_folder(tmp_path / "a", tensors))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bits", "said"),
+    [
+        ("F8_E4M3", 8, "F8_E4M3, 8-bit floats of a quantized checkpoint"),
+        ("F8_E5M2", 8, "F8_E5M2, 8-bit floats of a quantized checkpoint"),
+        ("F8_E8M0", 8, "F8_E8M0, 8-bit floats"),
+        ("F6_E3M2", 6, "F6_E3M2, 6-bit floats"),
+        ("F4", 4, "F4, 4-bit floats"),
+        ("U16", 16, "U16, unsigned integers"),
+        ("U32", 32, "U32, unsigned integers"),
+        ("U64", 64, "U64, unsigned integers"),
+        ("C64", 64, "C64, complex numbers"),
+        ("Q3_K", 8, "Q3_K, a type that is not known here"),
+    ],
+)
+def test_other_types_of_tensors_are_named(tmp_path, dtype, bits, said):
+    (tmp_path / "a").mkdir()
+    header = {"mlp.0.weight": {"dtype": dtype, "shape": [4, 2], "data_offsets": [0, bits]}}
+    text = json.dumps(header).encode()
+    (tmp_path / "a" / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(bits))
+    refused(tmp_path, rf"tensor 'mlp\.0\.weight' is {said}.*weights must be BF16, F16, F32 or F64", tmp_path / "a")
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:%s\nsize 4976698672\n" % (b"0" * 64)
+PAGE = b"<!DOCTYPE html>\n<html><head><title>Sign in</title></head><body>" + b"x" * 3000 + b"</body></html>"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.pt", "pytorch_model.bin"])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (LFS, "is a git-lfs pointer in place of the weights; .*git lfs pull"),
+        (PAGE, "is a web page in place of the weights"),
+        (b"\n <html>denied</html>", "is a web page"),
+        (b'{"error": "Repository not found"}', "is JSON in place of the weights"),
+        (b"GGUF\x03\0\0\0" + bytes(64), "is a GGUF file"),
+        (b"", "is an empty file"),
+    ],
+)
+def test_files_that_are_no_weights_are_named(tmp_path, name, content, said):
+    """With torch and without it: nothing is unpickled to find out."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / name).write_bytes(content)
+    refused(tmp_path, rf"{name} {said}", tmp_path / "a")
+
+
+def test_a_torch_file_under_the_name_of_safetensors_is_named(tmp_path):
+    (tmp_path / "a").mkdir()
+    archive(tmp_path / "a" / "model.safetensors", pickle.dumps({}))
+    refused(tmp_path, "is a torch file by another name", tmp_path / "a")
 
 
 @pytest.mark.parametrize(
@@ -269,18 +459,73 @@ def test_speech_decoders_of_another_kind_are_refused(tmp_path, changed, match):
 
 class Bomb:
     def __reduce__(self):
-        return os.system, ("touch exploded",)
+        return os.mkdir, ("exploded",)
 
 
-def test_code_in_a_pickle_is_not_run(tmp_path, monkeypatch):
-    pytest.importorskip("torch", reason="extra torch: make test-torch")
+def archive(path, content):
+    """A torch file by hand: the archive that `torch.save` makes, around any pickle."""
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("model/data.pkl", content)
+        file.writestr("model/version", "3\n")
+
+
+BOMB = pickle.dumps({"mlp.0.weight": Bomb()}, protocol=2)
+TORCH = importlib.util.find_spec("torch") is not None
+
+
+@pytest.mark.parametrize("name", ["model.pt", "pytorch_model.bin"])
+@pytest.mark.parametrize("form", ["archive", "pickle"])
+@pytest.mark.parametrize("torch", ["absent", "recorded", "present"])
+def test_code_in_a_pickle_is_not_run(tmp_path, monkeypatch, name, form, torch):
+    """With torch, without it, and always asking it for tensors alone."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a").mkdir()
-    with zipfile.ZipFile(tmp_path / "a" / "model.pt", "w") as archive:
-        archive.writestr("model/data.pkl", pickle.dumps({"mlp.0.weight": Bomb()}, protocol=2))
-        archive.writestr("model/version", "3\n")
-    refused(tmp_path, r"model\.pt is not a torch file of tensors alone", tmp_path / "a")
+    if form == "archive":
+        archive(tmp_path / "a" / name, BOMB)
+    else:
+        (tmp_path / "a" / name).write_bytes(BOMB)
+    asked = []
+
+    def load(path, **options):
+        asked.append(options)
+        raise pickle.UnpicklingError("Weights only load failed")
+
+    match = rf"{name} is not a torch file of tensors alone \(code in it is not run\)"
+    if torch == "absent":
+        monkeypatch.setitem(sys.modules, "torch", None)
+        match = rf"{name} needs torch to be read: pip install 'omnidiff_jax\[torch\]'"
+    elif torch == "recorded":
+        monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(load=load))
+    elif not TORCH:
+        pytest.skip("extra torch: make test-torch")
+    refused(tmp_path, match, tmp_path / "a")
+    assert [options["weights_only"] for options in asked] == [True] * (torch == "recorded")
     assert not (tmp_path / "exploded").exists()
+    pickle.loads(BOMB)
+    assert (tmp_path / "exploded").exists(), "the file is one that explodes where it is read carelessly"
+
+
+class Float8:
+    """A tensor of a type that numpy has no name for, as torch refuses it."""
+
+    ndim, dtype, layout, shape = 2, "torch.float8_e4m3fn", "torch.strided", (4, 2)
+
+    def __getitem__(self, rows):
+        return self
+
+    def contiguous(self):
+        return self
+
+    def numpy(self):
+        raise TypeError("Got unsupported ScalarType Float8_e4m3fn")
+
+
+def test_types_of_torch_that_are_not_read_are_named(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    archive(tmp_path / "a" / "model.pt", b"")
+    fake = types.SimpleNamespace(load=lambda *_, **__: {"mlp.0.weight": Float8()}, Tensor=Float8, bfloat16="bfloat16")
+    monkeypatch.setitem(sys.modules, "torch", fake)
+    refused(tmp_path, r"model\.pt: tensor 'mlp\.0\.weight' is torch\.float8_e4m3fn .*which is not read", tmp_path / "a")
 
 
 def test_torch_files_are_read(tmp_path):

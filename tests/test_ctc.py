@@ -8,9 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from experiments.programs.speech_encoder import HELD_OUT_VOICES, WordUnits, scenes_utterances, speech_encoder_run
 
+from data_pipelines.scenes.tokenizers.speech_encoder import (
+    HELD_OUT_VOICES,
+    SpeechEncoderRun,
+    WordUnits,
+    scenes_utterances,
+)
 from experiments.common import load_config
+from omnidiff_jax.config import build
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.media import features
 from omnidiff_jax.models.sanm import SpeechEncoder, SpeechEncoderConfig
@@ -221,8 +227,8 @@ def test_shipped_encoder_hears_new_voices():
 @pytest.mark.slow
 def test_retraining_reaches_the_shipped_error(tmp_path):
     """Eight minutes of two cores: another seed, the same config."""
-    run = speech_encoder_run(load_config(SHIPPED_CONFIG, ["--config.seed=1"]), tmp_path)
-    state = train(run.program, run.loop, run.optimizer, run.stages, tmp_path, run.mesh)
+    run = build(SpeechEncoderRun, load_config(SHIPPED_CONFIG, ["--config.seed=1"])).open()
+    state = train(run, tmp_path)
     run.program.export(state.params, tmp_path / "export")
     shipped = word_errors(assets.nano_dir("speech_encoder"), 200)
     assert word_errors(tmp_path / "export", 200) <= shipped + 0.01

@@ -175,7 +175,7 @@ def test_alignment():
 
 
 def test_settings_are_checked():
-    with pytest.raises(UserError, match="capacity = 0.0 must be in"):
+    with pytest.raises(UserError, match="capacity = 0.0 must be above 0"):
         build(LossConfig, {"capacity": 0.0})
     with pytest.raises(UserError, match="must be at least 1"):
         build(LossConfig, {"chunk": 0})

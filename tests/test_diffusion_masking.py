@@ -164,9 +164,9 @@ def test_statistics(config):
 def test_settings_are_checked():
     with pytest.raises(UserError, match="'papre'; did you mean 'paper'"):
         build(MaskingConfig, {"mode": "papre"})
-    with pytest.raises(UserError, match="tail_pad_gamma = 1.5 must be in"):
+    with pytest.raises(UserError, match="tail_pad_gamma = 1.5 must be at most 1"):
         build(MaskingConfig, {"tail_pad_gamma": 1.5})
     for name in ("eps", "min_noise"):
-        with pytest.raises(UserError, match=f"{name} = 1.0 must be in"):
+        with pytest.raises(UserError, match=f"{name} = 1.0 must be below 1"):
             build(MaskingConfig, {name: 1.0})
     assert jnp.issubdtype(mask_batch(pack([[], [], []]), 0, PAPER, VOCABULARY).tokens.dtype, jnp.integer)

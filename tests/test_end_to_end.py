@@ -17,7 +17,7 @@ from omnidiff_jax.conversion.arrays import open_arrays
 from omnidiff_jax.conversion.sources import open_released
 from omnidiff_jax.media.audio import read_audio
 from omnidiff_jax.tasks.registry import TASKS
-from omnidiff_jax.training.metrics import read_metrics
+from omnidiff_jax.training.operations.metrics import read_metrics
 
 STAGES = ["stage1_visual_language", "stage2_speech_vision_language", "stage3_speech_driven_visual"]
 

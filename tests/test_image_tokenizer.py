@@ -7,10 +7,11 @@ import jax
 import numpy as np
 import optax
 import pytest
-from experiments.programs.image_tokenizer import image_tokenizer_run, scene_pictures
 from PIL import Image
 
+from data_pipelines.scenes.tokenizers.image import ImageTokenizerRun, scene_pictures
 from experiments.common import load_config
+from omnidiff_jax.config import build
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.models.lfq import LfqLossConfig
 from omnidiff_jax.models.magvit import Magvit, MagvitConfig
@@ -247,7 +248,7 @@ CONFIG = "experiments/configs/tokenizers/image.py"
 @functools.cache
 def shipped_report() -> dict[str, float]:
     config = load_config(CONFIG, ["--config.training.validation_size=256"])
-    run = image_tokenizer_run(config, None)
+    run = build(ImageTokenizerRun, config).open()
     shipped = ImageTokenizer.load(assets.nano_dir("image_tokenizer"))
     assert shipped.config == run.program.config.model, "the shipped weights are those of the config"
     return run.program.validate({"tokenizer": shipped.params})
@@ -277,10 +278,9 @@ def test_shipped_codes_see_their_own_patch_only():
 @pytest.mark.slow
 def test_retraining_reaches_the_shipped_error(tmp_path):
     """Some minutes of two cores: another seed, the same config."""
-    run = image_tokenizer_run(
-        load_config(CONFIG, ["--config.seed=1", "--config.training.validation_size=256"]), tmp_path
-    )
-    state = train(run.program, run.loop, run.optimizer, run.stages, tmp_path, run.mesh)
+    config = load_config(CONFIG, ["--config.seed=1", "--config.training.validation_size=256"])
+    run = build(ImageTokenizerRun, config).open()
+    state = train(run, tmp_path)
     report, shipped = run.program.validate(state.params), shipped_report()
     assert report["psnr"] > shipped["psnr"] - 1.0
     assert report["survival"] > shipped["survival"] - 0.05

@@ -1,30 +1,38 @@
 """What watches a run: damaged checkpoints, SIGTERM, goodput, policies for bad steps, watchdog, profile, launchers."""
 
+import ctypes
 import json
 import math
 import os
 import signal
+import subprocess
+import sys
+import textwrap
 import time
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from toy_training import Regression, run
+from toy_training import OPTIMIZER, STAGES, Regression, run
 
+from omnidiff_jax.cli import guard
 from omnidiff_jax.data.mixture import Stage
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.models.backbone import BackboneConfig
 from omnidiff_jax.models.flops import matrix_parameters, train_flops
 from omnidiff_jax.sharding.distributed import detect, initialize
+from omnidiff_jax.signals import PREEMPTED
 from omnidiff_jax.training.checkpoint import CheckpointConfig, Checkpointer
 from omnidiff_jax.training.digest import damage, write_digest, write_part
-from omnidiff_jax.training.goodput import PHASES, Goodput
-from omnidiff_jax.training.guard import Guard, GuardConfig, Rewind
-from omnidiff_jax.training.journal import OperationsConfig
-from omnidiff_jax.training.metrics import read_metrics
-from omnidiff_jax.training.profiling import parse_steps
-from omnidiff_jax.training.watchdog import PREEMPTED, HostLog, Watchdog
+from omnidiff_jax.training.layout import schedule
+from omnidiff_jax.training.operations.goodput import PHASES, Goodput
+from omnidiff_jax.training.operations.guard import Guard, GuardConfig, Rewind
+from omnidiff_jax.training.operations.host_log import HostLog
+from omnidiff_jax.training.operations.journal import OperationsConfig
+from omnidiff_jax.training.operations.metrics import read_metrics
+from omnidiff_jax.training.operations.profiling import parse_steps
+from omnidiff_jax.training.operations.watchdog import Watchdog
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +129,28 @@ def test_sigterm_saves_and_has_a_status_of_its_own(tmp_path, mesh):
     assert lines(tmp_path / "run") == lines(tmp_path / "whole")
 
 
+def test_sigterm_before_the_first_step_ends_at_once(tmp_path, mesh):
+    class Early(Regression):
+        def batches(self, seed):
+            os.kill(os.getpid(), signal.SIGTERM)
+            yield from super().batches(seed)
+
+    with pytest.raises(SystemExit) as left:
+        run(tmp_path, mesh, Early())
+    assert left.value.code == PREEMPTED and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+    assert guard("omnidiff x", lambda: run(tmp_path, mesh, Early()) and None) == PREEMPTED
+
+
+def test_a_resumed_run_says_from_where_and_logs_its_rates(tmp_path, mesh, capfd):
+    run(tmp_path, mesh, stop_after=4)
+    assert "resuming" not in capfd.readouterr().err
+    run(tmp_path, mesh)
+    assert "resuming from checkpoint 4 of 10 steps\n" in capfd.readouterr().err
+    rate = schedule(STAGES, OPTIMIZER)
+    assert [line["learning_rate"] for line in lines(tmp_path)] == pytest.approx([float(rate(i)) for i in range(10)])
+
+
 def test_goodput_accounts_for_every_second(tmp_path, mesh):
     began = time.perf_counter()
     run(tmp_path, mesh, stop_after=6, began=began)
@@ -138,6 +168,21 @@ def test_goodput_accounts_for_every_second(tmp_path, mesh):
     assert all(total["seconds"][name] > 0 for name in ("startup", "compile", "save", "restore"))
     assert any(line.get("save_seconds", 0) > 0 for line in read_metrics(file))
     assert any(line.get("restore_seconds", 0) > 0 for line in read_metrics(file))
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "{", '{"seconds": [1], "lost": {}}', '{"starts": "many"}', "\x00"])
+def test_accounts_that_are_none_begin_anew(tmp_path, capsys, content):
+    (tmp_path / "goodput.json").write_text(content)
+    (tmp_path / "metrics.jsonl").write_text('[]\n3\n{"step": 1}\n')
+    with Goodput(tmp_path):
+        pass
+    assert (
+        capsys.readouterr().err == f"{tmp_path / 'goodput.json'} does not hold the accounts of a run; they begin anew\n"
+    )
+    assert json.loads((tmp_path / "goodput.json").read_text())["starts"] == 1
+    with Goodput(tmp_path) as again:
+        assert capsys.readouterr().err == "" and again.summary()["starts"] == 2
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1}]
 
 
 def test_goodput_phases_nest(tmp_path):
@@ -213,6 +258,24 @@ def test_watchdog_shows_where_everybody_stands(tmp_path, capfd):
             a_function_that_hangs(log.path)
     assert "nothing for 0.1 s after step 3" in log.path.read_text()
     assert "a_function_that_hangs" in capfd.readouterr().err
+
+
+def test_watchdog_shows_a_hang_that_holds_the_interpreter(tmp_path):
+    with HostLog(tmp_path) as log, Watchdog(0.3, "report", log) as watchdog:
+        watchdog.beat("step 3")
+        ctypes.PyDLL(None).sleep(2)  # unlike CDLL it keeps the lock: no thread of Python can say a word
+        said = log.path.read_text()
+    said = said.partition("nothing for")[0]  # said once the interpreter was free again
+    assert "Timeout" in said and "test_watchdog_shows_a_hang_that_holds_the_interpreter" in said
+    code = textwrap.dedent("""
+        import ctypes, sys
+        from omnidiff_jax.training.operations.host_log import HostLog
+        from omnidiff_jax.training.operations.watchdog import Watchdog
+        with HostLog(sys.argv[1]) as log, Watchdog(0.3, "abort", log):
+            ctypes.PyDLL(None).sleep(60)
+    """)
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=50).returncode == 1
+    assert "Timeout" in log.path.read_text()
 
 
 def a_function_that_hangs(log):

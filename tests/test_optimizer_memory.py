@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec
 from omnidiff_jax.config import build
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.sharding.mesh import MeshConfig, make_mesh
-from omnidiff_jax.training.loop import state_shardings
+from omnidiff_jax.training.layout import state_shardings
 from omnidiff_jax.training.optimizer import OptimizerConfig, make_optimizer
 from omnidiff_jax.training.step import init_state
 

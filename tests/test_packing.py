@@ -150,5 +150,5 @@ def test_tail_pads_depend_on_seed_epoch_and_sample_only():
 def test_wrong_settings_are_refused():
     with pytest.raises(UserError, match="best_fit"):
         PackingConfig(strategy="best")
-    with pytest.raises(UserError, match="positive"):
+    with pytest.raises(UserError, match="length = 0 must be at least 1"):
         PackingConfig(length=0)

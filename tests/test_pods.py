@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from experiments.launch import local
+from omnidiff_jax.signals import PREEMPTED
 from omnidiff_jax.training.digest import damage
-from omnidiff_jax.training.metrics import read_metrics
-from omnidiff_jax.training.watchdog import PREEMPTED
+from omnidiff_jax.training.operations.metrics import read_metrics
 
 pytestmark = pytest.mark.multihost
 WORKER = Path(__file__).parent / "pod_worker.py"

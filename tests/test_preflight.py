@@ -6,17 +6,18 @@ import json
 import jax
 import jax.numpy as jnp
 import pytest
-from experiments.programs.scaling import record
 
-from experiments import preflight
 from experiments.common import load_config
 from experiments.configs.slices import PRESETS
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.preflight import compile as preflight
 from omnidiff_jax.preflight.advice import Settings, advise, larger_slice
 from omnidiff_jax.preflight.flops import matmul_flops
 from omnidiff_jax.preflight.report import Report, _needed
+from omnidiff_jax.preflight.table import record
 from omnidiff_jax.preflight.targets import CHIPS, parse_target
 from omnidiff_jax.preflight.traffic import carries_logits, read_program
+from omnidiff_jax.runs.config import run_config
 from omnidiff_jax.training.optimizer import OptimizerConfig
 
 needs_eight = pytest.mark.skipif(len(jax.devices()) < 8, reason="needs 8 devices")
@@ -277,7 +278,7 @@ SMALL = (
 
 
 def small(*others):
-    return load_config("experiments/configs/dream7b.py", (*SMALL, *others))
+    return run_config(load_config("experiments/configs/dream7b.py", (*SMALL, *others)))
 
 
 @needs_eight

@@ -8,8 +8,9 @@ import pytest
 
 from data_pipelines.scenes.exams import exam
 from omnidiff_jax.answering.queries import Request, Response
+from omnidiff_jax.evaluation.exam import Case, Exam, Measure, sit
 from omnidiff_jax.evaluation.report import View, write_report
-from omnidiff_jax.evaluation.scorecard import Case, Exam, Measure, sit, table, write_scorecard
+from omnidiff_jax.evaluation.scorecard import table, write_scorecard
 from omnidiff_jax.records import Waveform
 from omnidiff_jax.tasks.registry import TASKS, task
 
@@ -96,7 +97,7 @@ def test_strips_are_of_the_first_cases_in_their_order():
 def test_the_file_has_the_contracts_shape(tmp_path):
     sat = small_exam(RIGHT, MISSED)
     entries = {"text_qa": sit(sat, Answering([case.truth for case in sat.cases])).entry}
-    write_scorecard(tmp_path, entries, {"train": 1.5}, 7)
+    write_scorecard(tmp_path, entries, {}, {"train": 1.5}, 7)
     (written,) = tmp_path.iterdir()
     content = json.loads(written.read_text())
     assert written.name == "scorecard.json" and set(content) == {"step", "tasks", "seconds", "versions"}
@@ -171,7 +172,7 @@ def lines():
 def test_the_report_is_one_file_that_needs_nothing_else(tmp_path):
     sat = small_exam(RIGHT, MISSED)
     scorecard = write_scorecard(
-        tmp_path, {"text_qa": sit(sat, Answering([Response("red")] * 4)).entry}, {"train": 61.0}, 7
+        tmp_path, {"text_qa": sit(sat, Answering([Response("red")] * 4)).entry}, {}, {"train": 61.0}, 7
     )
     write_report(tmp_path / "report.html", "A <run>", scorecard, list(lines()), views())
     text = (tmp_path / "report.html").read_text()

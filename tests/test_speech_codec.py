@@ -6,11 +6,17 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from experiments.programs.speech_codec import answers, speech_decoder_run, speech_tokenizer_run, word_errors
 
 from data_pipelines.scenes.language import answer_words
 from data_pipelines.scenes.speech import ANSWER_VOICE, GRID, say
+from data_pipelines.scenes.tokenizers.speech_codec import (
+    SpeechDecoderRun,
+    SpeechTokenizerRun,
+    answers,
+    word_errors,
+)
 from experiments.common import load_config
+from omnidiff_jax.config import build
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.models.flow import EstimatorConfig, FlowConfig, TokenEncoderConfig
 from omnidiff_jax.models.whisper_vq import WhisperVQConfig
@@ -149,7 +155,7 @@ def error_rate(waves, texts) -> float:
 def test_shipped_pair_speaks_as_clearly_as_the_original(shipped, tmp_path):
     pytest.importorskip("pocketsphinx")
     tokenizer, decoder = shipped
-    run = speech_decoder_run(load_config(DECODER_CONFIG), tmp_path)
+    run = build(SpeechDecoderRun, load_config(DECODER_CONFIG)).open()
     assert decoder.config == run.program.config.model, "the shipped weights are those of the config"
     waves, texts = zip(*(answers("test")(index) for index in range(16)), strict=True)
     spoken = decoder.decode(tokenizer.encode(waves))
@@ -158,19 +164,19 @@ def test_shipped_pair_speaks_as_clearly_as_the_original(shipped, tmp_path):
 
 @pytest.mark.slow
 def test_retrained_pair_reaches_the_shipped_error(shipped, tmp_path):
-    tokenizer_run = speech_tokenizer_run(load_config(TOKENIZER_CONFIG), tmp_path)
+    tokenizer_run = build(SpeechTokenizerRun, load_config(TOKENIZER_CONFIG)).open()
     retrain(tokenizer_run, tmp_path / "tokenizer")
     words = [f"--config.speech_tokenizer={tmp_path / 'tokenizer' / 'export'}"]
-    run = speech_decoder_run(load_config(DECODER_CONFIG, words), tmp_path)
+    run = build(SpeechDecoderRun, load_config(DECODER_CONFIG, words)).open()
     report = run.program.validate(retrain(run, tmp_path / "decoder"))
     _, decoder = shipped
-    program = speech_decoder_run(load_config(DECODER_CONFIG), tmp_path).program
+    program = build(SpeechDecoderRun, load_config(DECODER_CONFIG)).open().program
     before = program.validate(decoder.params["flow"])
     assert report["wer"] <= before["wer"] + 0.02
     assert report["mel_error"] <= 1.1 * before["mel_error"]
 
 
 def retrain(run, folder: Path):
-    params = eval_params(train(run.program, run.loop, run.optimizer, run.stages, folder, run.mesh))
+    params = eval_params(train(run, folder))
     run.program.export(params, folder / "export")
     return params

@@ -180,14 +180,14 @@ def test_bpe_broken_files_are_named(tmp_path):
 
 
 def test_the_shipped_tokenizer_is_what_its_config_trains(tmp_path):
-    from experiments.programs.text_tokenizer import scenes_sentences, train_text_tokenizer
-
     from data_pipelines.scenes.scene import PLACES
+    from data_pipelines.scenes.tokenizers.text import TextTokenizerRun, scenes_sentences
     from experiments.configs.tokenizers.text import get_config
+    from omnidiff_jax.config import build
     from omnidiff_jax.tokenizers.assets import nano_dir
 
     shipped = texts.load(nano_dir("text"))
-    trained = train_text_tokenizer(get_config(), tmp_path)
+    trained = build(TextTokenizerRun, get_config()).train(tmp_path)
     assert trained.size == shipped.size
     sentences = list(scenes_sentences(20))
     assert all(trained.encode(text) == shipped.encode(text) for text in sentences)

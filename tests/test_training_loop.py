@@ -21,7 +21,7 @@ from omnidiff_jax.errors import UserError
 from omnidiff_jax.sharding.mesh import MeshConfig
 from omnidiff_jax.training.checkpoint import CheckpointConfig, Checkpointer
 from omnidiff_jax.training.config import TrainingConfig
-from omnidiff_jax.training.metrics import read_metrics
+from omnidiff_jax.training.operations.metrics import read_metrics
 from omnidiff_jax.training.optimizer import OptimizerConfig, make_optimizer, split_params, stage_schedule
 from omnidiff_jax.training.step import eval_params, init_state, make_train_step
 

@@ -8,10 +8,14 @@ import numpy as np
 from flax.core import meta
 
 from omnidiff_jax import rng
+from omnidiff_jax.codecs.tokenizers import open_tokenizers
+from omnidiff_jax.config import to_dict
 from omnidiff_jax.media.features import MelConfig
 from omnidiff_jax.models.flow import EstimatorConfig, FlowConfig, TokenEncoderConfig
 from omnidiff_jax.models.sanm import SpeechEncoderConfig
 from omnidiff_jax.models.whisper_vq import WhisperVQConfig
+from omnidiff_jax.runs.config import run_config
+from omnidiff_jax.runs.stored import open_here
 from omnidiff_jax.tokenizers.speech import (
     SpeechDecoder,
     SpeechDecoderConfig,
@@ -68,8 +72,8 @@ CONFIG = """
         config.checkpoint_every = 4
         config.model.update({{"width": 64, "layers": 2, "heads": 2, "kv_heads": 2, "hidden": 96}})
         config.data.streams = 2
-        for task in config.data.examples:
-            config.data.examples[task] = 40
+        for source in config.data.sources.values():
+            source.examples = 40
         for name in ("speech_encoder", "speech_tokenizer", "speech_decoder"):
             config.tokenizers[name] = {folder!r} + "/" + name
         return config
@@ -93,18 +97,14 @@ def write_config(folder: Path, steps: int = 24) -> Path:
 
 def untrained(config, workdir: Path) -> None:
     """A checkpoint of the config's initial state, as training would have saved it."""
-    from experiments.programs.tokenizers import load_tokenizers
-
-    from experiments.programs.omni import omni_program
-    from experiments.programs.run import config_mesh, optimizer_config, plain
-
-    mesh, optimizer = config_mesh(config), optimizer_config(config)
-    program = omni_program(config, load_tokenizers(config), mesh, lambda seed: None)
-    with jax.set_mesh(mesh):
+    typed = run_config(config)
+    opened = open_here(typed, open_tokenizers(typed.tokenizers))
+    optimizer = typed.optimizer_used
+    with jax.set_mesh(opened.mesh):
         make = jax.jit(
-            lambda key: init_state(program.init(key), make_optimizer(optimizer, lambda step: 0.0), optimizer)
+            lambda key: init_state(opened.program.init(key), make_optimizer(optimizer, lambda step: 0.0), optimizer)
         )
         saver = Checkpointer(workdir, CheckpointConfig())
-        saver.save(1, make(rng.stream(config.seed, "init")), {}, plain(config))
+        saver.save(1, make(rng.stream(typed.seed, "init")), {}, to_dict(typed))
         saver.wait()
         saver.close()

@@ -8,9 +8,9 @@ import numpy as np
 
 from omnidiff_jax.data.mixture import Stage
 from omnidiff_jax.training.config import TrainingConfig
-from omnidiff_jax.training.guard import GuardConfig
-from omnidiff_jax.training.journal import OperationsConfig
 from omnidiff_jax.training.loop import train
+from omnidiff_jax.training.operations.guard import GuardConfig
+from omnidiff_jax.training.operations.journal import OperationsConfig
 from omnidiff_jax.training.optimizer import OptimizerConfig
 from omnidiff_jax.training.program import TrainProgram
 from omnidiff_jax.training.run import Run

@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1, "sequence": 1})
     config.sharding = "fsdp"
 
-    config.masking = "paper"  # or "released": a threshold per token (SPEC §4)
+    config.masking = "paper"  # or "released": a threshold per token
     # The paper's 0.6 makes long runs of masks a sign of long answers, and decoding begins with nothing else.
     config.tail_pad_gamma = 1.0
     # The paper draws from all of 0 to 1. A one-word answer teaches nothing while it is shown (docs/performance.md).
@@ -74,23 +74,24 @@ def get_config() -> ConfigDict:
     # Converted or trained weights to start from, and LoRA, as in dream7b.py.
     config.init = ConfigDict({"folder": "", "rows": 0, "new_rows": "mean", "stddev": 0.06, "seed": 0})
     config.lora = ConfigDict({"rank": 0, "alpha": 16.0, "targets": ("backbone/layers/attention/*/kernel",)})
+    # Distinct training samples of each source; what is heard costs the most to make.
+    examples = {
+        "text_qa": 16000,
+        "captioning": 8000,
+        "vqa": 12000,
+        "t2i": 10000,
+        "asr": 2500,
+        "tts": 6000,
+        "spoken_qa": 3000,
+        "s2i": 3000,
+        "spoken_vqa": 3500,
+    }
     config.data = ConfigDict(
         {
-            "set": "scenes",
-            # Distinct training samples of each task; what is heard costs the most to make.
-            "examples": ConfigDict(
-                {
-                    "text_qa": 16000,
-                    "captioning": 8000,
-                    "vqa": 12000,
-                    "t2i": 10000,
-                    "asr": 2500,
-                    "tts": 6000,
-                    "spoken_qa": 3000,
-                    "s2i": 3000,
-                    "spoken_vqa": 3500,
-                }
-            ),
+            # Any name will do; one that is a task's is of that task (docs/data.md).
+            "sources": {name: {"reader": "scenes", "examples": count} for name, count in examples.items()},
+            "set": "",  # "encoded" or "jsonl": every source is read from `folder` instead
+            "folder": "",
             "length": 176,
             "frames": 176,
             "samples": 8,
@@ -99,8 +100,8 @@ def get_config() -> ConfigDict:
             "max_tail_pads": 16,
         }
     )
-    # SPEC §4. A small model learns to look things up only while a task has a good share of the batch, so each stage
-    # leans on what is new; what came before stays in the mixture, or it would be unlearned.
+    # The paper's curriculum. A small model learns to look things up only while a task has a good share of the batch, so
+    # each stage leans on what is new; what came before stays in the mixture, or it would be unlearned.
     config.stages = ConfigDict(
         {
             "stage1_visual_language": ConfigDict(

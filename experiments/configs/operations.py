@@ -1,6 +1,6 @@
 """How a long run is watched: hang watchdog, data stalls, and what happens to a step that went wrong.
 
-The values are `omnidiff_jax.training.journal.OperationsConfig`'s and `guard.GuardConfig`'s, which explain them.
+The values are `OperationsConfig`'s and `GuardConfig`'s of `omnidiff_jax/training/operations/`, which explain them.
 """
 
 from ml_collections import ConfigDict

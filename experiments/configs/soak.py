@@ -19,6 +19,6 @@ def get_config() -> ConfigDict:
     config.optimizer.algorithm = "adamw"
     for name, stage in stages.get_config().items():
         config.stages[name].learning_rate = stage.learning_rate
-    for task in config.data.examples:
-        config.data.examples[task] = 60
+    for source in config.data.sources.values():
+        source.examples = 60
     return config

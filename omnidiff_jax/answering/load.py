@@ -18,10 +18,10 @@ from omnidiff_jax.errors import UserError
 from omnidiff_jax.models.omni import OmniModel
 from omnidiff_jax.runs import stored as runs
 from omnidiff_jax.runs.config import RunConfig, run_config
+from omnidiff_jax.runs.opening import ModelRun
 from omnidiff_jax.sampling.denoiser import Denoiser, module_denoiser
 from omnidiff_jax.tokenizers import assets
-from omnidiff_jax.training.loop import abstract_state
-from omnidiff_jax.training.run import Run
+from omnidiff_jax.training.layout import abstract_state
 
 
 def load(
@@ -118,15 +118,15 @@ def weights_config(place: Path) -> RunConfig:
     )
 
 
-def _weights(run: Run) -> Any:
+def _weights(run: ModelRun) -> Any:
     if run.initial_params is None:
         raise UserError("there are no weights: name the folder of a run, or of converted weights")
     with jax.set_mesh(run.mesh):
         return run.initial_params(abstract_state(run).params)
 
 
-def _model(run: Run, tokenizers: Tokenizers, params: Any, rows: int, seed: int, name: str) -> Model:
-    config: Any = run.config
+def _model(run: ModelRun, tokenizers: Tokenizers, params: Any, rows: int, seed: int, name: str) -> Model:
+    config = run.config
     generator = Generator(
         denoiser(run, params),
         tokenizers.codecs,
@@ -138,7 +138,7 @@ def _model(run: Run, tokenizers: Tokenizers, params: Any, rows: int, seed: int, 
     return Model(generator, config.decoding, name)
 
 
-def denoiser(run: Run, params: Any) -> Denoiser:
+def denoiser(run: ModelRun, params: Any) -> Denoiser:
     """A run's model as the sampler sees it."""
-    program: Any = run.program
+    program = run.program
     return module_denoiser(OmniModel(program.model), program.whole(params), program.loss_config.alignment)

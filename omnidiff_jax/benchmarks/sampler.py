@@ -29,7 +29,7 @@ from omnidiff_jax.sampling import (
 )
 from omnidiff_jax.sampling.guidance import stack_canvases
 from omnidiff_jax.sampling.loop import trace_sampler
-from omnidiff_jax.training.goodput import Compilations
+from omnidiff_jax.training.operations.goodput import Compilations
 from omnidiff_jax.vocabulary import Vocabulary
 
 PROMPT, ANSWER = 42, 258  # 300 positions: a picture of 256 codes from a caption

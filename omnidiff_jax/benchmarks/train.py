@@ -13,8 +13,8 @@ from omnidiff_jax import rng
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.models.flops import COUNT, peak_flops
 from omnidiff_jax.sharding.mesh import batch_sharding
-from omnidiff_jax.training.goodput import Compilations
-from omnidiff_jax.training.loop import abstract_state, jitted_step
+from omnidiff_jax.training.layout import abstract_state, jitted_step
+from omnidiff_jax.training.operations.goodput import Compilations
 from omnidiff_jax.training.optimizer import make_optimizer
 from omnidiff_jax.training.run import Run
 from omnidiff_jax.training.step import init_state

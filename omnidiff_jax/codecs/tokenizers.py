@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from omnidiff_jax.codecs.media import Codecs
-from omnidiff_jax.config import free
+from omnidiff_jax.config import Count, free
 from omnidiff_jax.models.sanm import SpeechEncoderConfig
 from omnidiff_jax.records import Waveform
 from omnidiff_jax.tasks.chat import ChatLayout
@@ -44,8 +44,8 @@ class TokenizersConfig:
     speech_encoder: str = free("nano")
     speech_tokenizer: str = free("nano")
     speech_decoder: str = free("nano")
-    user_image_size: int = 512
-    assistant_image_size: int = 256
+    user_image_size: Count = 512
+    assistant_image_size: Count = 256
     fingerprint: str = ""
 
     def folder(self, name: str) -> Path:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from omnidiff_jax.config import build, choose
 from omnidiff_jax.conversion import adapter, dream, flow, hift, magvit, released, sensevoice, whisper_vq
 from omnidiff_jax.conversion.rules import DROPPED, Rule
+from omnidiff_jax.conversion.told import check_agreement
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.models.adapter import Adapter, AdapterConfig
 from omnidiff_jax.models.backbone import Backbone, BackboneConfig
@@ -71,11 +72,18 @@ class Component:
         """The sizes of a checkpoint; a config that this project wrote says them itself.
 
         Raises:
-            UserError: neither the config nor the shapes tell a size.
+            UserError: neither the config nor the shapes tell a size, the config says one twice and differently, or it
+                asks for what is not implemented.
         """
+        released.refuse_quantized(given)
         own = given.get("omnidiff")
         if isinstance(own, Mapping) and own.get("component") == self.name:
-            return build(self.config_type, own.get("config", {}), "config.json: omnidiff.config")
+            config: Any = build(self.config_type, own.get("config", {}), "config.json: omnidiff.config")
+            given = released.rope_said_once(given)
+            if self.name == "omni":
+                released.expect_backbone(given)
+            check_agreement(self.name, config, given)
+            return config
         try:
             return self.sizes(shapes, given)
         except KeyError as error:
@@ -132,21 +140,13 @@ def _within(shapes: Shapes, prefix: str) -> dict[str, tuple[int, ...]]:
 
 
 def _omni_sizes(shapes: Shapes, given: Mapping[str, Any]) -> OmniParts:
-    if "hidden_size" in given:
-        backbone = released.backbone(given)
-    else:
-        vocab, width = shapes["model.embed_tokens.weight"]
-        rows = {n: shapes[f"model.layers.0.self_attn.{n}_proj.weight"][0] for n in ("q", "k")}
-        if rows["q"] % 128 or rows["k"] % 128:
-            raise UserError("config.json is missing, and the tensors do not tell the number of attention heads")
-        backbone = BackboneConfig(
-            vocab_size=vocab,
-            width=width,
-            layers=_count(shapes, r"model\.layers\.(\d+)\."),
-            heads=rows["q"] // 128,
-            kv_heads=rows["k"] // 128,
-            hidden=shapes["model.layers.0.mlp.up_proj.weight"][0],
+    if "hidden_size" not in given:
+        where = "says nothing of the backbone" if given else "is missing"
+        raise UserError(
+            f"config.json {where}, and tensors do not tell the number of attention heads, rope_theta and rms_norm_eps; "
+            "put the config.json that belongs to the weights beside them"
         )
+    backbone = released.backbone(given)
     heard, projected = _within(shapes, AUDIO), _within(shapes, PROJECTION)
     return OmniParts(
         backbone,

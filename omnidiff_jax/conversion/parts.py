@@ -5,10 +5,11 @@ Nothing is held beyond the parts in the workers' hands, so memory does not grow 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass
-from math import prod
+from dataclasses import dataclass, field
+from math import isfinite, isnan, prod
+from typing import Any
 
 import jax
 import numpy as np
@@ -29,11 +30,13 @@ class Summary:
     component: what was converted.
     tensors: how many released tensors.
     bytes: of their values.
+    assumed: fields that change numbers and that neither tensors nor config told, with the values they were given.
     """
 
     component: str
     tensors: int
     bytes: int
+    assumed: Mapping[str, Any] = field(default_factory=dict)
 
 
 def cast(found: np.dtype, wanted: np.dtype | None) -> np.dtype:
@@ -77,16 +80,59 @@ def run_jobs(jobs: Iterator[Callable[[], None]]) -> None:
             future.result()
 
 
-def refuse_nan(name: str, value: np.ndarray) -> None:
-    if has_nan(value):
-        raise UserError(f"tensor {name!r} holds NaN; its file is broken, or pass --allow_nan to convert it as it is")
+def checked_cast(name: str, value: np.ndarray, dtype: np.dtype, allow_nan: bool) -> np.ndarray:
+    """`value` in another type, if every number of it has a place there.
+
+    Args:
+        name: of the released tensor, for messages.
+        value: a part of it.
+        dtype: wanted.
+        allow_nan: let through what is not finite already.
+
+    Raises:
+        UserError: it holds NaN or infinities that nobody allowed, or a number beyond the largest of `dtype`.
+    """
+    if not jax.numpy.issubdtype(value.dtype, np.floating):
+        return value.astype(dtype, copy=False)
+    top = largest(value)
+    if not isfinite(top):
+        if not allow_nan:
+            what = "NaN" if isnan(top) else "infinite numbers"
+            raise UserError(
+                f"tensor {name!r} holds {what}; its file is broken, or pass --allow_nan to convert it as it is"
+            )
+        top = largest(value, finite=True)
+    if jax.numpy.issubdtype(dtype, np.floating) and top > (most := float(jax.numpy.finfo(dtype).max)):
+        with np.errstate(over="ignore"):
+            fits = np.isfinite(np.array(top, value.dtype).astype(dtype))  # what rounds down to the largest fits
+        if not fits:
+            raise UserError(
+                f"tensor {name!r} holds numbers up to {top:.6g}, and the largest {dtype.name} is {most:.6g}; convert "
+                "to another --dtype, such as float32"
+            )
+    return value.astype(dtype, copy=False)
 
 
-def has_nan(value: np.ndarray) -> bool:
-    """Whether a NaN is among the values, at the speed of reading them."""
-    if value.dtype.name == "bfloat16":
-        return bool(value.size) and int((value.view(np.uint16) & 0x7FFF).max()) > 0x7F80
-    return np.issubdtype(value.dtype, np.floating) and bool(value.size) and bool(np.isnan(value.min()))
+_BLOCK = 1 << 16  # numbers looked at together: they stay in the processor's cache
+
+
+def largest(value: np.ndarray, finite: bool = False) -> float:
+    """The largest magnitude among floats, NaN counting as the largest of all, at the speed of reading them.
+
+    Args:
+        value: of any floating type.
+        finite: of the finite ones only.
+    """
+    words = np.dtype(f"u{value.dtype.itemsize}")
+    infinity = np.array(np.inf, value.dtype).view(words)
+    bits, top = value.reshape(-1).view(words), 0
+    sign = words.type(1 << (8 * words.itemsize - 1))
+    for start in range(0, bits.size, _BLOCK):
+        magnitudes = bits[start : start + _BLOCK] & ~sign  # without their sign, floats are ordered as integers are
+        if finite:
+            magnitudes = magnitudes[magnitudes < infinity]
+        top = max(top, int(magnitudes.max(initial=0)))
+    return float(np.array(top, words).view(value.dtype))
 
 
 def some(names: Iterable[str]) -> str:

@@ -15,7 +15,7 @@ from omnidiff_jax.models.magvit import MagvitConfig
 from omnidiff_jax.models.sanm import SpeechEncoderConfig
 from omnidiff_jax.models.whisper_vq import WhisperVQConfig
 
-_BACKBONE = {
+BACKBONE_KEYS = {
     "vocab_size": "vocab_size",
     "hidden_size": "width",
     "num_hidden_layers": "layers",
@@ -46,22 +46,59 @@ def expect(config: Mapping[str, Any], key: str, supported: Any, where: str = "co
 
 def backbone(config: Mapping[str, Any], **others: Any) -> BackboneConfig:
     """A Dream or Qwen2 `config.json` -> `BackboneConfig`; `others` are further fields (dtype, remat, ...)."""
+    config = rope_said_once(config)
+    expect_backbone(config)
+    fields = {ours: config[theirs] for theirs, ours in BACKBONE_KEYS.items() if theirs in config}
+    for key in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
+        need(config, key)
+    fields.setdefault("kv_heads", fields["heads"])
+    sizes = build(BackboneConfig, fields, "config.json")
+    fields["head_dim"] = config.get("head_dim") or sizes.width // sizes.heads
+    return build(BackboneConfig, {**fields, **others}, "config.json")
+
+
+def expect_backbone(config: Mapping[str, Any]) -> None:
+    """Refuses what a Qwen2 config can ask for and `Backbone` does not do."""
     expect(config, "hidden_act", "silu")
     expect(config, "tie_word_embeddings", False)
     expect(config, "use_sliding_window", False)
     expect(config, "use_mrope", False)
     expect(config, "rope_scaling", None)
-    fields = {ours: config[theirs] for theirs, ours in _BACKBONE.items() if theirs in config}
-    for key in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
-        need(config, key)
-    fields.setdefault("kv_heads", fields["heads"])
-    fields["head_dim"] = config.get("head_dim") or fields["width"] // fields["heads"]
-    return build(BackboneConfig, {**fields, **others}, "config.json")
+    expect(config, "partial_rotary_factor", 1.0)
+    expect(config, "attention_bias", True)  # of query, key and value; Qwen2 always has it
+    expect(config, "mlp_bias", False)
+
+
+def rope_said_once(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config with `rope_theta` where it was always; newer files of the hub say it within `rope_parameters`."""
+    rope = config.get("rope_parameters")
+    if not isinstance(rope, Mapping):
+        return config
+    expect(rope, "rope_type", "default", "rope_parameters")
+    if "rope_theta" not in rope:
+        return config
+    expect(config, "rope_theta", rope["rope_theta"])
+    return {**config, "rope_theta": rope["rope_theta"]}
+
+
+def refuse_quantized(config: Mapping[str, Any]) -> None:
+    """Refuses a checkpoint whose weights stand for other numbers.
+
+    Raises:
+        UserError: the config says how they were quantized.
+    """
+    for key in ("quantization_config", "compression_config"):
+        if config.get(key):
+            method = config[key].get("quant_method", "") if isinstance(config[key], Mapping) else str(config[key])
+            raise UserError(
+                f"config: {key} says that the weights are quantized ({method or 'no method named'}); give a checkpoint "
+                "in bfloat16, float16 or float32"
+            )
 
 
 def backbone_json(config: BackboneConfig) -> dict[str, Any]:
     """The inverse of `backbone`: the keys of a `config.json`."""
-    return {theirs: getattr(config, ours) for theirs, ours in _BACKBONE.items()} | {
+    return {theirs: getattr(config, ours) for theirs, ours in BACKBONE_KEYS.items()} | {
         "head_dim": config.head_dim,
         "hidden_act": "silu",
         "tie_word_embeddings": False,
@@ -156,12 +193,12 @@ def flow(config: Mapping[str, Any], inner: int) -> dict[str, Any]:
     Returns:
         fields of `FlowConfig`; "block_size", "heads" and "head_dim" are those of its parts.
     """
-    group = _group(config, "flow")
-    sampler, parts = _group(group, "decoder", "cfm_params"), _group(group, "decoder", "estimator")
+    group = subgroup(config, "flow")
+    sampler, parts = subgroup(group, "decoder", "cfm_params"), subgroup(group, "decoder", "estimator")
     expect(sampler, "solver", "euler", "cfm_params")
     expect(sampler, "t_scheduler", "cosine", "cfm_params")
     expect(parts, "act_fn", "gelu", "estimator")
-    expect(_group(group, "length_regulator"), "sampling_ratios", [1, 1, 1, 1], "length_regulator")
+    expect(subgroup(group, "length_regulator"), "sampling_ratios", [1, 1, 1, 1], "length_regulator")
     head_dim = parts.get("attention_head_dim", 64)
     heads = parts.get("num_heads", inner // head_dim or 8)
     if inner and heads * head_dim != inner:
@@ -174,7 +211,7 @@ def flow(config: Mapping[str, Any], inner: int) -> dict[str, Any]:
         "sigma_min": sampler.get("sigma_min"),
         "drop_rate": sampler.get("training_cfg_rate"),
         "guidance": sampler.get("inference_cfg_rate"),
-        "block_size": _group(group, "encoder").get("block_size"),
+        "block_size": subgroup(group, "encoder").get("block_size"),
     }
     told = {name: value for name, value in found.items() if value is not None}
     return told | {"heads": heads, "head_dim": head_dim}
@@ -182,7 +219,7 @@ def flow(config: Mapping[str, Any], inner: int) -> dict[str, Any]:
 
 def hift(config: Mapping[str, Any]) -> dict[str, Any]:
     """What the `hift` group of CosyVoice's `config.yaml` says beyond the tensors' shapes, as fields of `HiftConfig`."""
-    group, transform = _group(config, "hift"), _group(config, "hift", "istft_params")
+    group, transform = subgroup(config, "hift"), subgroup(config, "hift", "istft_params")
     found = {
         "sample_rate": group.get("sampling_rate"),
         "upsample_rates": group.get("upsample_rates"),
@@ -198,7 +235,7 @@ def hift(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _group(config: Mapping[str, Any], *path: str) -> Mapping[str, Any]:
+def subgroup(config: Mapping[str, Any], *path: str) -> Mapping[str, Any]:
     """A group within groups, {} where it is not said; omegaconf's `content` is looked through."""
     for name in path:
         config = config.get(name) or {}

@@ -12,10 +12,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from omnidiff_jax.conversion.tensor_files import SafetensorsFile
+from omnidiff_jax.conversion.tensor_files import SafetensorsFile, no_weights
 from omnidiff_jax.errors import UserError
 
 SAFETENSORS, TORCH = ".safetensors", (".bin", ".pt", ".pth")
+_TORCH_STARTS = (b"PK\x03\x04", b"\x80")  # an archive of today, a pickle of before torch 1.6
 # Groups in which training scripts wrap a state dict.
 _WRAPPERS = ("state_dict", "model", "generator", "module")
 
@@ -32,10 +33,23 @@ class TensorReader(Protocol):
     def close(self) -> None: ...
 
 
+def refuse_no_weights(path: Path) -> None:
+    """Raises a `UserError` for a file that is a pointer, a page or the like instead of tensors; reads its beginning."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(1024)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    what = "" if start.startswith(_TORCH_STARTS) else no_weights(start)
+    if what:
+        raise UserError(f"{path} is {what}")
+
+
 class TorchFile:
     """A torch file, mapped into memory and never unpickled beyond tensors (`weights_only`)."""
 
     def __init__(self, path: Path):
+        refuse_no_weights(path)
         try:
             import torch
         except ImportError as error:
@@ -53,9 +67,16 @@ class TorchFile:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(f"{path} is not a torch file of tensors alone (code in it is not run): {reason}") from error
         self._tensors = self._unwrapped(loaded)
-        self.entries = {
-            name: _TorchEntry(self._numpy(t[:0] if t.ndim else t).dtype, t) for name, t in self._tensors.items()
-        }
+        self.entries = {name: _TorchEntry(self._type(name, t), t) for name, t in self._tensors.items()}
+
+    def _type(self, name: str, tensor: Any) -> np.dtype:
+        try:
+            return self._numpy(tensor[:0] if tensor.ndim else tensor).dtype
+        except (TypeError, RuntimeError, NotImplementedError) as error:  # torch's own for what numpy has no name for
+            raise UserError(
+                f"{self.path}: tensor {name!r} is {tensor.dtype} ({tensor.layout}), which is not read; weights must be "
+                "dense bfloat16, float16, float32 or float64"
+            ) from error
 
     def _unwrapped(self, loaded: Any) -> dict[str, Any]:
         while isinstance(loaded, dict):

@@ -31,6 +31,8 @@ DTYPES: dict[str, np.dtype] = {
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
 }
+_QUANTIZED = {"F8": "8-bit floats", "F6": "6-bit floats", "F4": "4-bit floats"}
+_OTHERS = {"U": "unsigned integers", "C": "complex numbers"}
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _LONGEST_HEADER = 100 << 20
 
@@ -83,6 +85,8 @@ class SafetensorsFile:
         size = os.fstat(self._file).st_size
         length = int.from_bytes(os.pread(self._file, 8, 0), "little") if size >= 8 else 0
         if size < 8 or not 2 <= length <= min(size - 8, _LONGEST_HEADER):
+            if what := no_weights(os.pread(self._file, 1024, 0)):
+                raise UserError(f"{self.path} is {what}")
             raise self._broken(f"its {size} bytes hold no header of {length} bytes")
         try:
             header = json.loads(os.pread(self._file, length, 8))
@@ -91,7 +95,7 @@ class SafetensorsFile:
             for name, row in header.items():
                 start, end = row["data_offsets"]
                 shape = tuple(int(n) for n in row["shape"])
-                found.append((int(start), int(end), name, DTYPES[row["dtype"]], shape))
+                found.append((int(start), int(end), name, self._dtype(name, str(row["dtype"])), shape))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise self._broken(f"its header is not understood ({type(error).__name__}: {error})") from error
         at, entries = 0, {}
@@ -102,6 +106,16 @@ class SafetensorsFile:
         if size != 8 + length + at:
             raise self._broken(f"it has {size} bytes where its header tells of {8 + length + at}")
         return entries, metadata
+
+    def _dtype(self, tensor: str, name: str) -> np.dtype:
+        if name in DTYPES:
+            return DTYPES[name]
+        what = _QUANTIZED.get(name.split("_")[0]) or _OTHERS.get(name[:1], "a type that is not known here")
+        quantized = " of a quantized checkpoint" if what in _QUANTIZED.values() else ""
+        raise UserError(
+            f"{self.path}: tensor {tensor!r} is {name}, {what}{quantized}; weights must be BF16, F16, F32 or F64: "
+            "give a checkpoint in one of them"
+        )
 
     def _broken(self, reason: str) -> UserError:
         return UserError(f"{self.path} is not a whole safetensors file: {reason}; download or copy it again")
@@ -167,6 +181,23 @@ class SafetensorsWriter:
 
     def close(self) -> None:
         os.close(self._file)
+
+
+def no_weights(start: bytes) -> str:
+    """What a file is that begins like this and holds no tensors, with the remedy; "" where it cannot be told."""
+    text = start.lstrip()[:200].lower()
+    if text.startswith(b"version https://git-lfs"):
+        return "a git-lfs pointer in place of the weights; fetch them with `git lfs pull`"
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "a web page in place of the weights; the download was answered by a page, perhaps for want of a login"
+    if text.startswith((b"{", b"[")):
+        return "JSON in place of the weights; download the file of tensors itself"
+    if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04")):
+        return "a torch file by another name; name it .pt to have it read as one"
+    if start.startswith((b"\x1f\x8b", b"\x89HDF", b"GGUF")):
+        kind = {b"\x1f": "gzip", b"\x89": "HDF5", b"G": "GGUF"}[start[:1]]
+        return f"a {kind} file, which is not read here; give safetensors or a torch file"
+    return "" if start else "an empty file; download or copy it again"
 
 
 def _write(file: int, data: bytes | memoryview, offset: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,20 +16,19 @@ from jax.sharding import AbstractMesh, PartitionSpec
 
 from omnidiff_jax.config import to_dict
 from omnidiff_jax.conversion.arrays import ABOUT, ArrayFolder, Leaf, create, relaid
-from omnidiff_jax.conversion.components import KEPT, Component, recognise
 from omnidiff_jax.conversion.parts import (
     FILES,
     Summary,
     cast,
+    checked_cast,
     part_rows,
-    refuse_nan,
     region,
     row_axis,
     run_jobs,
-    some,
     spans,
 )
-from omnidiff_jax.conversion.rules import Assignment, flat_params, plan, torch_shapes, transform
+from omnidiff_jax.conversion.released_arrays import planned
+from omnidiff_jax.conversion.rules import Assignment, transform
 from omnidiff_jax.conversion.sources import ReleasedFolder, open_released
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.media.paths import new_folder
@@ -38,8 +36,6 @@ from omnidiff_jax.sharding.rules import param_specs
 
 _CARRIED = {".json", ".yaml", ".yml", ".txt", ".model", ".mvn", ".jinja", ".md"}
 _LARGEST_CARRIED = 64 << 20
-# Buffers of training that some releases carry and no module reads.
-_EXTRA = re.compile(rf"({KEPT}/.*|ema_count|ema_weight)")
 
 
 @dataclass(frozen=True)
@@ -66,22 +62,18 @@ def to_orbax(
         target: folder to make; it must not exist.
         component: a name in `COMPONENTS`; None = told from the tensors' names.
         dtype: of floating-point arrays; None keeps each tensor's.
-        allow_nan: convert tensors with NaN in them.
+        allow_nan: convert tensors with NaN or infinities in them.
         layout: cuts arrays along the mesh's shards.
 
     Raises:
-        UserError: a file is broken; a tensor is missing, left over, of another shape than the config's, or holds NaN;
-            the target exists or cannot be written. Nothing is left behind.
+        UserError: a file is broken; a tensor is missing, left over, of another shape than the config's, quantized, or
+            holds NaN, an infinity or a number beyond `dtype`; the config does not tell what the tensors do not; the
+            target exists or cannot be written. Nothing is left behind.
     """
     with open_released(source) as folder, new_folder(target) as partial:
-        kind = recognise(folder.owner, component)
-        shapes = folder.shapes
-        config = kind.config(shapes, folder.config)
-        rules = kind.rules(config)
-        places = plan(rules, shapes)
-        boxed = kind.abstract(config)
-        _check_shapes(kind, torch_shapes(rules, boxed), flat_params(boxed), shapes, places)
-        leaves, steps = _leaves(folder, places, dtype, _specs(boxed, layout), layout)
+        found = planned(folder, component)
+        shapes, places = folder.shapes, found.places
+        leaves, steps = _leaves(folder, places, dtype, _specs(found.boxed, layout), layout)
         store = create(partial, leaves)
         jobs = (
             _job(folder, store, place, span, dtype, allow_nan)
@@ -89,29 +81,15 @@ def to_orbax(
             for span in spans(shapes[place.source], steps[place.target])
         )
         run_jobs(jobs)
-        about = {"component": kind.name, "config": to_dict(config), "released": _arrangement(folder)}
+        about = {"component": found.kind.name, "config": to_dict(found.config), "released": _arrangement(folder)}
+        if found.assumed:
+            about["assumed"] = found.assumed
         if layout is not None:
             about["layout"] = {"mesh": dict(layout.mesh), "strategy": layout.strategy}
         (partial / ABOUT).write_text(json.dumps(about, indent=1) + "\n")
         _carry(folder.folder, partial / FILES)
-        return Summary(kind.name, len(shapes), sum(prod(s) * folder.dtype(n).itemsize for n, s in shapes.items()))
-
-
-def _check_shapes(
-    kind: Component, expected: Mapping[str, Any], leaves: Mapping[str, Any], found: Mapping[str, Any], places: Any
-) -> None:
-    targets = {place.target for place in places}
-    if missing := leaves.keys() - targets:
-        raise UserError(f"the checkpoint leaves {len(missing)} parameters of {kind.name} unfilled: {some(missing)}")
-    for place in places:
-        if place.target not in leaves:
-            if not _EXTRA.fullmatch(place.target):
-                raise UserError(f"{kind.name} has no place for tensor {place.source!r}")
-        elif tuple(found[place.source]) != tuple(expected[place.source]):
-            raise UserError(
-                f"tensor {place.source!r} has shape {list(found[place.source])} where the config says "
-                f"{list(expected[place.source])}; config and weights do not belong together"
-            )
+        size = sum(prod(s) * folder.dtype(n).itemsize for n, s in shapes.items())
+        return Summary(found.kind.name, len(shapes), size, found.assumed)
 
 
 def _specs(boxed: Any, layout: Layout | None) -> dict[str, PartitionSpec]:
@@ -186,9 +164,7 @@ def _job(
 ) -> Callable[[], None]:
     def job() -> None:
         value = folder.read(place.source, *(span or ()))
-        if not allow_nan:
-            refuse_nan(place.source, value)
-        value = value.astype(cast(value.dtype, dtype), copy=False)
+        value = checked_cast(place.source, value, cast(value.dtype, dtype), allow_nan)
         store.write(place.target, region(place, span), relaid(transform(place.transform).forward(value)))
 
     return job

@@ -20,8 +20,8 @@ from omnidiff_jax.conversion.parts import (
     FILES,
     Summary,
     cast,
+    checked_cast,
     part_rows,
-    refuse_nan,
     region,
     row_axis,
     run_jobs,
@@ -51,7 +51,7 @@ def to_released(
         source: a params-only Orbax checkpoint that says what it holds.
         target: folder to make; it must not exist.
         dtype: of floating-point tensors; None keeps each array's.
-        allow_nan: convert arrays with NaN in them.
+        allow_nan: convert arrays with NaN or infinities in them.
         shard_bytes: most bytes of a file, where the checkpoint does not say how it was split.
 
     Raises:
@@ -67,6 +67,7 @@ def to_released(
             kind.name,
             config,
             arrangement=about.get("released"),
+            assumed=about.get("assumed"),
             carried=source / FILES,
             dtype=dtype,
             allow_nan=allow_nan,
@@ -81,6 +82,7 @@ def write_released(
     config: Any,
     *,
     arrangement: Mapping[str, Any] | None = None,
+    assumed: Mapping[str, Any] | None = None,
     carried: Path | None = None,
     dtype: np.dtype | None = None,
     allow_nan: bool = False,
@@ -94,6 +96,7 @@ def write_released(
         component: a name in `COMPONENTS`.
         config: its sizes.
         arrangement: which tensor lay in which file; None = split by size.
+        assumed: fields of `config` that nobody told; a config that is written here says so.
         carried: folder of small files to put beside, if it exists.
     """
     kind = choose(COMPONENTS, component, "component")
@@ -130,7 +133,7 @@ def write_released(
         if index is not None:
             listing = {"metadata": {"total_size": total}, "weight_map": dict(sorted(owner.items()))}
             (partial / index).write_text(json.dumps(listing, indent=2) + "\n")
-        _config_files(carried, partial, kind, config)
+        _config_files(carried, partial, kind, config, assumed)
         return Summary(kind.name, len(shapes), total)
 
 
@@ -138,7 +141,7 @@ def _about(source: Path) -> dict[str, Any]:
     try:
         about = json.loads((source / ABOUT).read_text())
         known = {"component": str(about["component"]), "config": dict(about["config"])}
-        return known | {"released": about.get("released")}
+        return known | {"released": about.get("released"), "assumed": dict(about.get("assumed") or {})}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{source} does not say what it holds ({ABOUT}: {type(error).__name__}); give a folder that "
@@ -166,9 +169,8 @@ def _job(
 ) -> Callable[[], None]:
     def job() -> None:
         value = store.read(place.target, region(place, span))
-        if not allow_nan:
-            refuse_nan(place.source, value)
-        value = relaid(transform(place.transform).inverse(value.astype(dtype, copy=False)))
+        value = checked_cast(place.source, value, dtype, allow_nan)
+        value = relaid(transform(place.transform).inverse(value))
         writer.write(place.source, value, (value.nbytes // len(value)) * span[0] if span else 0)
 
     return job
@@ -208,11 +210,13 @@ def _natural(name: str) -> tuple[tuple[int, int | str], ...]:
     return tuple((0, int(part)) if part.isdigit() else (1, part) for part in name.split("."))
 
 
-def _config_files(carried: Path | None, target: Path, kind: Component, config: Any) -> None:
+def _config_files(
+    carried: Path | None, target: Path, kind: Component, config: Any, assumed: Mapping[str, Any] | None
+) -> None:
     if carried is not None and carried.is_dir():
         for path in sorted(carried.iterdir()):
             shutil.copyfile(path, target / path.name)
     if not any((target / name).exists() for name in ("config.json", "configuration.json", "config.yaml")):
-        own = {"component": kind.name, "config": to_dict(config)}
+        own = {"component": kind.name, "config": to_dict(config)} | ({"assumed": dict(assumed)} if assumed else {})
         text = json.dumps(kind.released_json(config) | {"omnidiff": own}, indent=2)
         (target / "config.json").write_text(text + "\n")

@@ -1,9 +1,6 @@
 """Encoding sources into sets: those that are generated, once before a run, in worker processes; others on request."""
 
-import concurrent.futures
-import multiprocessing
 import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -17,7 +14,9 @@ from omnidiff_jax.data.readers import Reader, SourceConfig, check_source
 from omnidiff_jax.data.sources import RandomAccess
 from omnidiff_jax.data.storage import EncodedSet, Manifest, write_set
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.progress import Progress
 from omnidiff_jax.records import Record, RejectedRecord
+from omnidiff_jax.workers import Workers, advance
 
 
 def build_sets(
@@ -52,20 +51,14 @@ def build_sets(
     began = time.perf_counter()
     if missing:
         workers = min(processes or os.cpu_count() or 1, len(missing))
-        context = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-            jobs = {
-                pool.submit(build_set, built[name], readers[built[name].reader], tokenizers, str(root / name)): name
-                for name in missing
-            }
-            for number, job in enumerate(concurrent.futures.as_completed(jobs), start=1):
-                manifest = job.result()
-                print(
-                    f"data {number}/{len(missing)}: {jobs[job]}, {manifest.examples} examples, "
+        jobs = {name: (built[name], readers[built[name].reader], tokenizers, str(root / name)) for name in missing}
+        total = sum(built[name].examples for name in missing)
+        with Progress(total, label="data") as progress, Workers(workers) as pool:
+            for number, (name, manifest) in enumerate(pool.run(build_set, jobs, progress), start=1):
+                progress.say(
+                    f"data {number}/{len(missing)}: {name}, {manifest.examples} examples, "
                     f"{manifest.tokens} tokens, rejected {dict(manifest.rejected) or 'none'}, "
-                    f"{time.perf_counter() - began:.0f} s",
-                    file=sys.stderr,
-                    flush=True,
+                    f"{time.perf_counter() - began:.0f} s"
                 )
     fingerprint = open_tokenizers(tokenizers).fingerprint
     manifests = {name: EncodedSet(root / name, fingerprint).manifest for name in built}
@@ -104,6 +97,7 @@ def encode_set(
 
     def usable() -> Iterator[Record]:
         for index in range(len(records)):
+            advance()
             try:
                 yield records[index]
             except RejectedRecord as error:

@@ -2,12 +2,11 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from omnidiff_jax.config import suggest
+from omnidiff_jax.config import Count, NonNegative, Share, check_fields, suggest
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.records import stable_id
 
@@ -26,17 +25,14 @@ class Stage:
         name: how metrics, logs and checkpoints call it.
     """
 
-    steps: int
-    learning_rate: float = 0.0
-    weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    final_fraction: float | None = None
+    steps: Count
+    learning_rate: NonNegative = 0.0
+    weights: Mapping[str, NonNegative] = dataclasses.field(default_factory=dict)
+    final_fraction: Share | None = None
     name: str = ""
 
     def __post_init__(self):
-        if self.steps < 1:
-            raise ValueError(f"steps = {self.steps} must be at least 1")
-        if not all(0 <= weight < math.inf for weight in self.weights.values()):
-            raise ValueError(f"weights must be numbers from 0 up, not {dict(self.weights)}")
+        check_fields(self, f"stage {self.name}" if self.name else "stage")
 
     def shares(self, tasks: Mapping[str, str], sizes: Mapping[str, int]) -> dict[str, float]:
         """The weight of every source.

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
+from omnidiff_jax.config import Count, Natural, check_fields
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.speech_frames import SpeechLayout
 
@@ -29,18 +30,17 @@ class PackingConfig:
         speech: how wide a speech frame is and what opens every utterance.
     """
 
-    length: int = 3072
-    frames: int = 1536
-    samples: int = 96
-    open_rows: int = 24
+    length: Count = 3072
+    frames: Natural = 1536
+    samples: Count = 96
+    open_rows: Count = 24
     strategy: str = "best_fit"
     speech: SpeechLayout = SpeechLayout()
 
     def __post_init__(self):
         if self.strategy not in STRATEGIES:
             raise UserError(f"packing strategy = {self.strategy!r} must be one of {STRATEGIES}")
-        if min(self.length, self.samples, self.open_rows) < 1 or self.frames < 0:
-            raise UserError("packing length, samples and open_rows must be positive, frames not negative")
+        check_fields(self, "config.data")
 
     @property
     def rows_held(self) -> int:

@@ -5,14 +5,13 @@ where a run is opened, never imported here.
 """
 
 import dataclasses
-import hashlib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from omnidiff_jax.codecs.tokenizers import Tokenizers
-from omnidiff_jax.config import choose, free
+from omnidiff_jax.config import Natural, choose, free
 from omnidiff_jax.data.sources import EncodedRecords, JsonlRecords, RandomAccess, Source
 from omnidiff_jax.data.storage import EncodedSet
 from omnidiff_jax.errors import UserError
@@ -36,7 +35,7 @@ class SourceConfig:
     path: str = free("")
     root: str = free("")
     split: str = "train"
-    examples: int = 0
+    examples: Natural = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,9 +115,3 @@ def open_source(
     place = Path(config.path) if reader.gives == "examples" else Path(folder) / name
     found = EncodedSet(place, tokenizers.fingerprint)
     return Source(found, config.task, found.fingerprint)
-
-
-def file_digest(path: str | os.PathLike[str]) -> str:
-    """Hex digest of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

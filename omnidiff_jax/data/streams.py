@@ -14,6 +14,7 @@ from typing import Any
 import grain
 import numpy as np
 
+from omnidiff_jax.config import Count, Natural, Seed, check_fields
 from omnidiff_jax.data.assemble import Sample, tail_pads
 from omnidiff_jax.data.mixture import Interleave, Stage, shuffled, stage_at
 from omnidiff_jax.data.packing import Packer, PackingConfig
@@ -40,16 +41,15 @@ class DataConfig:
         prefetch: batches prepared ahead by the loader.
     """
 
-    seed: int = 0
-    batch_size: int = 128
-    streams: int = 32
-    max_tail_pads: int = 16
+    seed: Seed = 0
+    batch_size: Count = 128
+    streams: Count = 32
+    max_tail_pads: Natural = 16
     packing: PackingConfig = PackingConfig()
-    prefetch: int = 2
+    prefetch: Count = 2
 
     def __post_init__(self):
-        if min(self.batch_size, self.streams, self.prefetch) < 1 or self.max_tail_pads < 0:
-            raise UserError("batch_size, streams and prefetch must be positive, max_tail_pads not negative")
+        check_fields(self, "data")
         if self.batch_size % self.streams:
             raise UserError(f"streams = {self.streams} must divide batch_size = {self.batch_size}")
 
@@ -194,14 +194,14 @@ class Stream(grain.DatasetIterator):
         Raises:
             UserError: the state belongs to other sources, or a sample in it can no longer be read.
         """
-        state = _with_names(state, self._names)
-        self._rows, self._stage = state["rows"], state["stage"]
+        named = _with_names(state, self._names)
+        self._rows, self._stage = named["rows"], named["stage"]
         self._interleave = self._start_stage(self._stage)
-        self._interleave.taken = [state["taken"].get(name, 0) for name in self._names]
-        self._draws = [state["draws"].get(name, 0) for name in self._names]
-        self.rejected = collections.Counter(state["rejected"])
-        self._packer.resume([[self._sized(draw) for draw in row] for row in state["open"]])
-        self._ready = collections.deque([[self._sized(draw)[0] for draw in row] for row in state["ready"]])
+        self._interleave.taken = [named["taken"].get(name, 0) for name in self._names]
+        self._draws = [named["draws"].get(name, 0) for name in self._names]
+        self.rejected = collections.Counter(named["rejected"])
+        self._packer.resume([[self._sized(draw) for draw in row] for row in named["open"]])
+        self._ready = collections.deque([[self._sized(draw)[0] for draw in row] for row in named["ready"]])
 
     def _start_stage(self, stage: int) -> Interleave:
         return Interleave(self._corpus.shares[stage], self._number)

@@ -8,14 +8,14 @@ recomputing each chunk's logits in the backward pass.
 import dataclasses
 import functools
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from omnidiff_jax.batch import Batch
-from omnidiff_jax.config import free
+from omnidiff_jax.config import Count, Range, free
 from omnidiff_jax.diffusion.alignment import predictors
 from omnidiff_jax.diffusion.masking import Corrupted
 from omnidiff_jax.sharding import axes
@@ -39,16 +39,10 @@ class LossConfig:
 
     alignment: str = "shifted"
     weighting: Literal["none", "inverse_t", "sample"] = "none"
-    capacity: float = 1.0
-    chunk: int = free(1024)
-    groups: int = free(1)
-    noise_buckets: int = 4
-
-    def __post_init__(self):
-        if not 0 < self.capacity <= 1:
-            raise ValueError(f"capacity = {self.capacity} must be in (0, 1]")
-        if min(self.chunk, self.groups, self.noise_buckets) < 1:
-            raise ValueError("chunk, groups and noise_buckets must be at least 1")
+    capacity: Annotated[float, Range(above=0, at_most=1)] = 1.0
+    chunk: Count = free(1024)
+    groups: Count = free(1)
+    noise_buckets: Count = 4
 
 
 @struct.dataclass

@@ -13,6 +13,7 @@ from flax import struct
 
 from omnidiff_jax import rng
 from omnidiff_jax.batch import Batch
+from omnidiff_jax.config import DecayRate, Share
 from omnidiff_jax.vocabulary import Vocabulary
 
 
@@ -27,16 +28,9 @@ class MaskingConfig:
     """
 
     mode: Literal["paper", "released"] = "paper"
-    tail_pad_gamma: float = 0.6
-    min_noise: float = 1e-3
-    eps: float = 1e-3
-
-    def __post_init__(self):
-        for name in ("min_noise", "eps"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)} must be in [0, 1)")
-        if not 0 <= self.tail_pad_gamma <= 1:
-            raise ValueError(f"tail_pad_gamma = {self.tail_pad_gamma} must be in [0, 1]")
+    tail_pad_gamma: Share = 0.6
+    min_noise: DecayRate = 1e-3
+    eps: DecayRate = 1e-3
 
 
 @struct.dataclass

@@ -1,9 +1,7 @@
 """Sitting exams with a trained model: scorecard, report, samples and predictions."""
 
-import concurrent.futures
 import functools
 import json
-import multiprocessing
 import os
 import sys
 import time
@@ -22,8 +20,10 @@ from omnidiff_jax.evaluation.report import View, write_report
 from omnidiff_jax.evaluation.scorecard import exam_entry, read_scorecard, table, write_scorecard
 from omnidiff_jax.media.audio import write_wav
 from omnidiff_jax.media.image import write_png
+from omnidiff_jax.progress import Progress
 from omnidiff_jax.tasks.registry import TASKS
-from omnidiff_jax.training.metrics import read_metrics
+from omnidiff_jax.training.operations.metrics import read_metrics
+from omnidiff_jax.workers import Workers
 
 SHOWN = 6  # answers of each task in the report
 STRIPS = 2  # of those with their decoding steps
@@ -82,11 +82,11 @@ def evaluate(
     scorecard = write_scorecard(place, own, scores, spent, step)
     metrics = place / "metrics.jsonl"
     lines = read_metrics(metrics) if metrics.exists() else []
-    views = {name: shown[name] for name in TASKS if name in shown}
+    ordered = {name: shown[name] for name in TASKS if name in shown}
     # Views are of what was sat now: a report of some tasks does not take the place of the whole one.
     whole = asked >= {name for exam in scores.values() for name in exam["tasks"]}
     report = "report.html" if whole else f"report_{'_'.join(name for name in TASKS if name in asked)}.html"
-    write_report(place / report, "omnidiff_jax: every task of one model", scorecard, lines, views)
+    write_report(place / report, "omnidiff_jax: every task of one model", scorecard, lines, ordered)
     print(table({name: entry for exam in scores.values() for name, entry in exam["tasks"].items()}))
     return scorecard
 
@@ -100,18 +100,20 @@ def _sat(
     if workers == 1 or jax.default_backend() != "cpu":
         yield from (sit_task(what, folder, exam, chosen, name, cases, data) for name in tasks)
         return
-    context = multiprocessing.get_context("spawn")
     # Long answers first, so that the last worker does not finish alone.
     order = sorted(tasks, key=lambda name: TASKS[name].answer not in ("speech", "text_and_speech"))
-    with concurrent.futures.ProcessPoolExecutor(workers, context, initializer=use_cache) as pool:
-        jobs = [pool.submit(sit_task, what, folder, exam, chosen, name, cases, data) for name in order]
-        yield from (job.result() for job in concurrent.futures.as_completed(jobs))
+    jobs = {name: (what, folder, exam, chosen, name, cases, data) for name in order}
+    with Progress(len(tasks), label="exams") as progress, Workers(workers) as pool:
+        for number, (_, found) in enumerate(pool.run(sit_task, jobs), start=1):
+            progress.update(number)
+            yield found
 
 
 def sit_task(
     what: str, folder: str, exam: str, chosen: ExamSet, name: str, cases: int, data: str | None
 ) -> tuple[str, dict[str, Any], list[View]]:
     """Sits one task's exam; run in a worker process, which loads the model once."""
+    use_cache()
     model = _model(what, min(cases, 64))
     held_out = chosen.exam(name, cases, data)
     result = sit(held_out, model.generator, strips=min(STRIPS, len(held_out.cases)))

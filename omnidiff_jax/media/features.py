@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 
+from omnidiff_jax.config import Count, NonNegative, Positive, Share
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.media.paths import check_file
 
@@ -98,14 +99,18 @@ class FbankConfig:
         stack, hop: low frame rate: `stack` frames are joined into one, every `hop` frames.
     """
 
-    rate: int = 16000
-    num_mels: int = 80
-    window: int = 400
-    shift: int = 160
-    low_hz: float = 20.0
-    preemphasis: float = 0.97
-    stack: int = 7
-    hop: int = 6
+    rate: Count = 16000
+    num_mels: Count = 80
+    window: Count = 400
+    shift: Count = 160
+    low_hz: NonNegative = 20.0
+    preemphasis: Share = 0.97
+    stack: Count = 7
+    hop: Count = 6
+
+    def __post_init__(self) -> None:
+        if self.low_hz >= self.rate / 2:
+            raise ValueError(f"low_hz = {self.low_hz} must be below half of rate = {self.rate}")
 
     @property
     def width(self) -> int:
@@ -282,13 +287,21 @@ class MelConfig:
         floor: smallest energy whose logarithm is taken.
     """
 
-    rate: int = 22050
-    n_fft: int = 1024
-    hop: int = 256
-    num_mels: int = 80
-    low_hz: float = 0.0
-    high_hz: float = 8000.0
-    floor: float = 1e-5
+    rate: Count = 22050
+    n_fft: Count = 1024
+    hop: Count = 256
+    num_mels: Count = 80
+    low_hz: NonNegative = 0.0
+    high_hz: Positive = 8000.0
+    floor: Positive = 1e-5
+
+    def __post_init__(self) -> None:
+        if not self.low_hz < self.high_hz <= self.rate / 2:
+            raise ValueError(
+                f"low_hz = {self.low_hz} < high_hz = {self.high_hz} <= half of rate = {self.rate} must hold"
+            )
+        if self.hop > self.n_fft:
+            raise ValueError(f"hop = {self.hop} must not exceed n_fft = {self.n_fft}")
 
     @property
     def filters(self) -> np.ndarray:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from omnidiff_jax.config import Count, NonNegative, Positive
 from omnidiff_jax.sharding import axes
 
 
@@ -19,10 +20,10 @@ class AdapterConfig:
     dtype: of the matmuls; parameters and the norm are float32.
     """
 
-    inputs: int = 512
-    outputs: int = 3584
-    norm_epsilon: float = 1e-5
-    init_stddev: float = 0.02
+    inputs: Count = 512
+    outputs: Count = 3584
+    norm_epsilon: Positive = 1e-5
+    init_stddev: NonNegative = 0.02
     dtype: str = "bfloat16"
 
 

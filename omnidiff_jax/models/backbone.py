@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
-from omnidiff_jax.config import choose, free, suggest
+from omnidiff_jax.config import Count, Natural, NonNegative, Positive, choose, free, suggest
 from omnidiff_jax.models.attention import BACKENDS, attention
 from omnidiff_jax.models.linear import Linear
 from omnidiff_jax.models.rope import apply_rope, rope_tables
@@ -63,29 +63,26 @@ class BackboneConfig:
         padding_visible: released quirk: padding belongs, as keys only, to the row's last sample.
     """
 
-    vocab_size: int = free(176264)
-    width: int = 3584
-    layers: int = 28
-    heads: int = 28
-    kv_heads: int = 4
-    head_dim: int = 128
-    hidden: int = 18944
-    norm_epsilon: float = 1e-6
-    rope_theta: float = 1e6
-    init_stddev: float = 0.02
-    embed_stddev: float = 0.02
-    residual_stddev: float = 0.02
+    vocab_size: Count = free(176264)
+    width: Count = 3584
+    layers: Count = 28
+    heads: Count = 28
+    kv_heads: Count = 4
+    head_dim: Count = 128
+    hidden: Count = 18944
+    norm_epsilon: Positive = 1e-6
+    rope_theta: Positive = 1e6
+    init_stddev: NonNegative = 0.02
+    embed_stddev: NonNegative = 0.02
+    residual_stddev: NonNegative = 0.02
     dtype: str = free("bfloat16")
     attention: str = free("xla")
     remat: str = free("full")
     scan_layers: bool = free(True)
-    padding_idx: int | None = None
+    padding_idx: Natural | None = None
     padding_visible: bool = False
 
     def __post_init__(self):
-        for name in ("vocab_size", "width", "layers", "heads", "kv_heads", "head_dim", "hidden"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)} must be at least 1")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype = {self.dtype!r}; {suggest(self.dtype, DTYPES)}")
         choose(BACKENDS, self.attention, "attention backend")

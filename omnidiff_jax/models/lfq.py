@@ -1,9 +1,12 @@
 """Look-up-free quantizer of MAGVIT-v2 (arXiv 2310.05737 §3.1): a code is the sign pattern of its features."""
 
 import dataclasses
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
+
+from omnidiff_jax.config import NonNegative, Positive, Range
 
 
 def quantize(z: jax.Array) -> jax.Array:
@@ -40,11 +43,11 @@ class LfqLossConfig:
             a group as wide as the code is exact, narrower ones are an upper bound that costs less.
     """
 
-    commitment: float = 0.25
-    sample_entropy: float = 0.1
-    batch_entropy: float = 0.1
-    temperature: float = 1.0
-    group_bits: int = 7
+    commitment: NonNegative = 0.25
+    sample_entropy: NonNegative = 0.1
+    batch_entropy: NonNegative = 0.1
+    temperature: Positive = 1.0
+    group_bits: Annotated[int, Range(1, 24)] = 7
 
 
 def lfq_losses(

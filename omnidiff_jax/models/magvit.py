@@ -5,12 +5,13 @@ Images [B, H, W, 3] in [-1, 1]; features and codes on a grid [B, H/f, W/f, ...],
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import Annotated, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from omnidiff_jax.config import Count, Range
 from omnidiff_jax.models import lfq
 
 
@@ -35,23 +36,25 @@ class MagvitConfig:
         dtype: compute dtype; normalisation is in float32.
     """
 
-    channels: int = 128
-    encoder_multipliers: tuple[int, ...] = (1, 2, 2, 4, 4)
-    encoder_blocks: tuple[int, ...] = (4, 3, 4, 3, 4)
-    encoder_kernels: tuple[int, ...] = (3, 3, 3, 3, 3)
-    downsample_kernel: int = 3
-    decoder_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
-    decoder_blocks: tuple[int, ...] = (4, 4, 3, 4, 3)
+    channels: Count = 128
+    encoder_multipliers: tuple[Count, ...] = (1, 2, 2, 4, 4)
+    encoder_blocks: tuple[Count, ...] = (4, 3, 4, 3, 4)
+    encoder_kernels: tuple[Count, ...] = (3, 3, 3, 3, 3)
+    downsample_kernel: Count = 3
+    decoder_multipliers: tuple[Count, ...] = (1, 1, 2, 2, 4)
+    decoder_blocks: tuple[Count, ...] = (4, 4, 3, 4, 3)
     encoder_middle: bool = True
     decoder_middle: bool = True
-    patch: int = 1
-    code_bits: int = 13
-    norm_groups: int = 32
+    patch: Count = 1
+    code_bits: Annotated[int, Range(1, 30)] = 13
+    norm_groups: Count = 32
     norm_scope: Literal["image", "position"] = "image"
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
         levels = len(self.encoder_multipliers)
+        if not levels:
+            raise ValueError("encoder_multipliers must name at least one level")
         for name in ("encoder_blocks", "encoder_kernels", "decoder_multipliers", "decoder_blocks"):
             if len(getattr(self, name)) != levels:
                 raise ValueError(f"{name} has {len(getattr(self, name))} levels, encoder_multipliers has {levels}")

@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from omnidiff_jax.config import Count
+
 
 @dataclasses.dataclass(frozen=True)
 class DiscriminatorConfig:
@@ -15,9 +17,13 @@ class DiscriminatorConfig:
     norm_groups: channel groups of the normalisation.
     """
 
-    channels: int = 64
-    layers: int = 3
-    norm_groups: int = 8
+    channels: Count = 64
+    layers: Count = 3
+    norm_groups: Count = 8
+
+    def __post_init__(self) -> None:
+        if self.layers > 1 and 2 * self.channels % self.norm_groups:  # the first layer has no normalisation
+            raise ValueError(f"norm_groups {self.norm_groups} does not divide the width {2 * self.channels}")
 
 
 class Discriminator(nn.Module):

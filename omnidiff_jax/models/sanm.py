@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omnidiff_jax.batch import SpeechFrames
+from omnidiff_jax.config import Count, Natural
 from omnidiff_jax.models.attention import attention
 from omnidiff_jax.models.linear import Linear
 from omnidiff_jax.sharding import axes
@@ -47,18 +48,18 @@ class SpeechEncoderConfig:
         dtype: compute dtype; norms and softmax are in float32.
     """
 
-    features: int = SpeechLayout.width
-    width: int = 512
-    heads: int = 4
-    ffn: int = 2048
-    blocks: int = 50
-    tp_blocks: int = 20
-    kernel: int = 11
-    queries: tuple[int, ...] = SpeechLayout.queries
-    num_queries: int = 16
-    vocab_size: int = 25055
+    features: Count = SpeechLayout.width
+    width: Count = 512
+    heads: Count = 4
+    ffn: Count = 2048
+    blocks: Count = 50
+    tp_blocks: Natural = 20
+    kernel: Count = 11
+    queries: tuple[Natural, ...] = SpeechLayout.queries
+    num_queries: Count = 16
+    vocab_size: Count = 25055
     position_table: Literal["float32", "bfloat16"] = "float32"
-    max_positions: int = 4096
+    max_positions: Count = 4096
     padding: Literal["masked", "released"] = "masked"
     attention: str = "xla"
     dtype: str = "float32"
@@ -66,9 +67,7 @@ class SpeechEncoderConfig:
     def __post_init__(self) -> None:
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
-        if self.blocks < 1 or self.tp_blocks < 0:
-            raise ValueError(f"blocks = {self.blocks} and tp_blocks = {self.tp_blocks}; at least 1 and 0 are needed")
-        if self.queries and not 0 <= min(self.queries) <= max(self.queries) < self.num_queries:
+        if self.queries and max(self.queries) >= self.num_queries:
             raise ValueError(f"queries {self.queries} are not rows 0..{self.num_queries - 1} of the query table")
 
     @property

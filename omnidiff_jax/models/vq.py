@@ -5,6 +5,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from omnidiff_jax.config import NonNegative
+
 
 def nearest_codes(x: jax.Array, codebook: jax.Array) -> jax.Array:
     """Index of the nearest row by squared distance, the lowest on ties: [..., D], [K, D] -> int32 [...]."""
@@ -41,9 +43,9 @@ class VqLossConfig:
         restart: pulls rows that nobody in the batch chose to badly quantized vectors.
     """
 
-    codebook: float = 1.0
-    commitment: float = 0.25
-    restart: float = 1.0
+    codebook: NonNegative = 1.0
+    commitment: NonNegative = 0.25
+    restart: NonNegative = 1.0
 
 
 def vq_losses(

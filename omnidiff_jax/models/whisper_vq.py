@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from omnidiff_jax.config import Count, Natural
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.media.features import whisper_log_mel
 from omnidiff_jax.models import vq
@@ -49,19 +50,19 @@ class WhisperVQConfig:
         dtype: compute dtype; norms, softmax and distances are in float32.
     """
 
-    num_mels: int = 128
-    width: int = 1280
-    heads: int = 20
-    ffn: int = 5120
-    layers: int = 16
-    max_positions: int = 1500
+    num_mels: Count = 128
+    width: Count = 1280
+    heads: Count = 20
+    ffn: Count = 5120
+    layers: Count = 16
+    max_positions: Count = 1500
     causal_convolution: bool = True
-    block_size: int | None = 200
+    block_size: Count | None = 200
     pooling: Literal["avg", "max"] = "avg"
-    pooling_kernel: int = 4
-    pooling_position: int = 16
-    quantize_position: int = 16
-    codebook_size: int = 16384
+    pooling_kernel: Count = 4
+    pooling_position: Natural = 16
+    quantize_position: Natural = 16
+    codebook_size: Count = 16384
     final_norm: bool = False
     dtype: str = "float32"
 

@@ -19,7 +19,7 @@ from omnidiff_jax.preflight.targets import GIB, Target, parse_target, prepare, t
 from omnidiff_jax.runs.config import RunConfig
 from omnidiff_jax.runs.opening import open_without_data
 from omnidiff_jax.sharding.mesh import batch_parts
-from omnidiff_jax.training.loop import abstract_state
+from omnidiff_jax.training.layout import abstract_state
 from omnidiff_jax.training.optimizer import split_params
 
 
@@ -48,7 +48,7 @@ def preflight(config: RunConfig, topology: str, what: str = "train", sampling: S
 
 def _train(config: RunConfig, known: Sizes, mesh: Mesh) -> tuple[Job, Settings]:
     run = open_without_data(config, known, mesh)
-    program: Any = run.program
+    program = run.program
     packing, optimizer = config.packing(known), config.optimizer_used
     job = train_job(run, packing)
     with jax.set_mesh(mesh):

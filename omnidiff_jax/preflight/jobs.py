@@ -13,14 +13,14 @@ from omnidiff_jax.errors import UserError
 from omnidiff_jax.models.flops import forward_flops, train_flops
 from omnidiff_jax.models.omni import OmniConfig, OmniModel, init_params
 from omnidiff_jax.preflight.report import Job
+from omnidiff_jax.runs.opening import ModelRun
 from omnidiff_jax.sampling.canvas import Canvas
 from omnidiff_jax.sampling.config import SamplerConfig
 from omnidiff_jax.sampling.denoiser import module_denoiser
 from omnidiff_jax.sampling.loop import trace_sampler
 from omnidiff_jax.sharding.mesh import batch_parts, batch_sharding
 from omnidiff_jax.sharding.rules import logical_rules, param_specs
-from omnidiff_jax.training.loop import abstract_state, jitted_step
-from omnidiff_jax.training.run import Run
+from omnidiff_jax.training.layout import abstract_state, jitted_step
 
 
 def abstract_batch(rows: int, packing: PackingConfig, hears: bool, sharding: NamedSharding) -> Batch:
@@ -38,7 +38,7 @@ def abstract_batch(rows: int, packing: PackingConfig, hears: bool, sharding: Nam
     return Batch(inputs, flags, flags, ids, samples, samples)
 
 
-def train_job(run: Run, packing: PackingConfig) -> Job:
+def train_job(run: ModelRun, packing: PackingConfig) -> Job:
     """The step that `training.loop.train` runs, optimizer and masking included.
 
     Args:

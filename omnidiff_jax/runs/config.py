@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from omnidiff_jax.codecs.tokenizers import Sizes, TokenizersConfig
-from omnidiff_jax.config import build, choose, free, suggest, to_dict
+from omnidiff_jax.config import Count, DecayRate, Natural, Share, build, choose, free, suggest, to_dict
 from omnidiff_jax.data.packing import PackingConfig
 from omnidiff_jax.data.readers import SourceConfig
 from omnidiff_jax.data.streams import DataConfig, group_names
@@ -42,12 +42,12 @@ class DataSettings:
     """
 
     sources: Mapping[str, SourceConfig] = dataclasses.field(default_factory=dict)
-    length: int = 3072
-    frames: int = 1536
-    samples: int = 96
-    open_rows: int = 24
-    streams: int = 32
-    max_tail_pads: int = 16
+    length: Count = 3072
+    frames: Natural = 1536
+    samples: Count = 96
+    open_rows: Count = 24
+    streams: Count = 32
+    max_tail_pads: Natural = 16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,8 +66,8 @@ class RunConfig(TrainingConfig):
     """
 
     masking: Literal["paper", "released"] = "paper"
-    tail_pad_gamma: float = 0.6
-    min_noise: float = 1e-3
+    tail_pad_gamma: Share = 0.6
+    min_noise: DecayRate = 1e-3
     loss: LossConfig = LossConfig()
     tokenizers: TokenizersConfig = TokenizersConfig()
     model: BackboneConfig = BackboneConfig()

@@ -18,10 +18,19 @@ from omnidiff_jax.training.initial import load_initial
 from omnidiff_jax.training.omni import OmniProgram
 from omnidiff_jax.training.run import Run
 
+
+@dataclasses.dataclass(frozen=True)
+class ModelRun(Run):
+    """A run of the whole model."""
+
+    config: RunConfig
+    program: OmniProgram
+
+
 Sources = Mapping[str, Source[EncodedExample]]
 
 
-def open_run(config: RunConfig, tokenizers: Tokenizers, open_sources: Callable[[], Sources]) -> Run:
+def open_run(config: RunConfig, tokenizers: Tokenizers, open_sources: Callable[[], Sources]) -> ModelRun:
     """A run that `training.loop.train` takes.
 
     Args:
@@ -42,12 +51,12 @@ def open_run(config: RunConfig, tokenizers: Tokenizers, open_sources: Callable[[
     return run
 
 
-def open_without_data(config: RunConfig, tokenizers: Sizes, mesh: Mesh) -> Run:
+def open_without_data(config: RunConfig, tokenizers: Sizes, mesh: Mesh) -> ModelRun:
     """A run that is compiled, measured or restored, and never trained."""
     return _run(config, tokenizers, mesh, _no_data)
 
 
-def _run(config: RunConfig, tokenizers: Sizes, mesh: Mesh, open_loader: Callable[[int], Loader]) -> Run:
+def _run(config: RunConfig, tokenizers: Sizes, mesh: Mesh, open_loader: Callable[[int], Loader]) -> ModelRun:
     weights = tokenizers.speech_encoder_params
     program = OmniProgram(
         model=config.omni(tokenizers),
@@ -61,14 +70,15 @@ def _run(config: RunConfig, tokenizers: Sizes, mesh: Mesh, open_loader: Callable
         sharding=config.sharding,
         lora=config.lora,
     )
-    return Run(config, program, mesh, initial_params(config, program), run_config)
+    return ModelRun(config, program, mesh, initial_params(config, program), run_config)
 
 
 def initial_params(config: RunConfig, program: OmniProgram) -> Callable[[Any], Any] | None:
     """What `config.init` starts from, or None for fresh parameters."""
     if not config.init.folder:
         return None
-    return lambda target: load_initial(config.init, target, program.init, rng.stream(config.seed, "init"))
+    key, known = rng.stream(config.seed, "init"), config.tokenizers.fingerprint
+    return lambda target: load_initial(config.init, program.model, target, program.init, key, known)
 
 
 def _no_data(seed: int) -> Loader:

@@ -19,12 +19,11 @@ from omnidiff_jax.errors import UserError
 from omnidiff_jax.models.attention import BACKENDS
 from omnidiff_jax.models.backbone import BackboneConfig
 from omnidiff_jax.runs.config import PROGRAM, RunConfig, run_config
-from omnidiff_jax.runs.opening import open_without_data
+from omnidiff_jax.runs.opening import ModelRun, open_without_data
 from omnidiff_jax.sharding.mesh import MeshConfig, make_mesh
 from omnidiff_jax.training.checkpoint import CheckpointConfig, Checkpointer
 from omnidiff_jax.training.export import export_run
-from omnidiff_jax.training.loop import abstract_state
-from omnidiff_jax.training.run import Run
+from omnidiff_jax.training.layout import abstract_state
 from omnidiff_jax.training.step import eval_params
 
 # What `export_newest` leaves beside released weights: the run's config, for whoever loads them.
@@ -76,7 +75,7 @@ def newest(workdir: str | os.PathLike[str]) -> Stored:
     return Stored(Path(workdir), step, run_config(content))
 
 
-def open_here(config: RunConfig, tokenizers: Tokenizers) -> Run:
+def open_here(config: RunConfig, tokenizers: Tokenizers) -> ModelRun:
     """A run on the devices that there are, whatever machine it was trained on."""
     config = _for_these_devices(config)
     return open_without_data(config, tokenizers, make_mesh(config.mesh))
@@ -93,7 +92,7 @@ def _for_these_devices(config: RunConfig) -> RunConfig:
     return config
 
 
-def restore(stored: Stored, run: Run) -> Any:
+def restore(stored: Stored, run: ModelRun) -> Any:
     """The parameters to sample with: the weight average where one is kept, LoRA's products added.
 
     Raises:

@@ -3,24 +3,28 @@
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from omnidiff_jax.config import Count, Range
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.sharding.rules import BATCH_AXES
+
+AxisSize = Annotated[int, Range(at_least=-1, at_most=2**31 - 1)]
 
 
 @dataclasses.dataclass(frozen=True)
 class DcnConfig:
     """Sizes of the mesh axes between slices (or between hosts of GPUs), over the slow network; product = slices."""
 
-    data: int = 1
-    fsdp: int = 1
-    tensor: int = 1
-    sequence: int = 1
+    data: Count = 1
+    fsdp: Count = 1
+    tensor: Count = 1
+    sequence: Count = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +39,10 @@ class MeshConfig:
         dcn: how often each axis is repeated across slices.
     """
 
-    data: int = 1
-    fsdp: int = -1
-    tensor: int = 1
-    sequence: int = 1
+    data: AxisSize = 1
+    fsdp: AxisSize = -1
+    tensor: AxisSize = 1
+    sequence: AxisSize = 1
     dcn: DcnConfig = DcnConfig()
 
 

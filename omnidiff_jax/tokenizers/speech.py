@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.core import meta
 
+from omnidiff_jax.config import Natural, Seed
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.media.features import MelConfig, resample
 from omnidiff_jax.models.flow import FlowConfig, FlowDecoder
@@ -145,8 +146,8 @@ class SpeechDecoderConfig:
     flow: FlowConfig = dataclasses.field(default_factory=FlowConfig)
     mel: MelConfig = dataclasses.field(default_factory=MelConfig)
     hift: HiftConfig | None = dataclasses.field(default_factory=HiftConfig)
-    griffin_lim_iterations: int = 32
-    seed: int = 42
+    griffin_lim_iterations: Natural = 32
+    seed: Seed = 42
 
     def __post_init__(self) -> None:
         described = (self.flow.sample_rate, self.flow.hop, self.flow.mels)

@@ -16,6 +16,7 @@ import sentencepiece
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
+from omnidiff_jax.config import Count
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.media.paths import write_bytes
 from omnidiff_jax.vocabulary import Vocabulary
@@ -58,7 +59,7 @@ class SentencePieceConfig:
     """
 
     kind: str = "unigram"
-    size: int = 512
+    size: Count = 512
     phrases: tuple[str, ...] = ()
 
     def __post_init__(self):

@@ -1,9 +1,13 @@
 """Orbax checkpoints: train state, data iterator state and config together, written atomically in the background."""
 
+import contextlib
 import dataclasses
+import logging
 import os
+import re
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from omnidiff_jax.config import Count, Natural
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.sharding.distributed import barrier, is_primary
 from omnidiff_jax.training.digest import damage, write_digest, write_part
@@ -25,14 +30,33 @@ class CheckpointConfig:
     keep_period: also keep every checkpoint whose step is a multiple of this; 0 keeps none.
     """
 
-    every: int = 1000
-    keep: int = 2
-    keep_period: int = 0
+    every: Count = 1000
+    keep: Count = 2
+    keep_period: Natural = 0
 
-    def __post_init__(self):
-        for name, least in (("every", 1), ("keep", 1), ("keep_period", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} = {getattr(self, name)} must be at least {least}")
+
+def _not_of_orbax(record: logging.LogRecord) -> bool:
+    return f"{os.sep}orbax{os.sep}" not in record.pathname
+
+
+# Orbax logs the traceback of an error in each of its threads before it raises the error, which is said in one line.
+logging.getLogger("absl").addFilter(_not_of_orbax)
+
+
+@contextlib.contextmanager
+def one_error_a_failure() -> Iterator[None]:
+    """Around a run that saves: when one array cannot be written, the writers of the others find their event loop
+    closed, and tensorstore prints that for each."""
+
+    def hook(args: Any) -> None:
+        if str(args.exc_value) != "Event loop is closed":
+            before(args)
+
+    before, sys.unraisablehook = sys.unraisablehook, hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 class _SealedHandler(ocp.StandardCheckpointHandler):
@@ -85,8 +109,10 @@ class Checkpointer:
             self._directory,
             handler_registry=handlers,
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=config.keep,
-                keep_period=config.keep_period or None,
+                # A reader that asks for what only a writer does is warned of each word.
+                max_to_keep=None if read_only else config.keep,
+                keep_period=None if read_only else config.keep_period or None,
+                save_interval_steps=0 if read_only else 1,
                 read_only=read_only,
                 create=not read_only,
                 cleanup_tmp_directories=not read_only,
@@ -192,7 +218,9 @@ class Checkpointer:
     def _save_error(self, error: Exception) -> UserError:
         kept = self._manager.latest_step()
         survivor = f"checkpoint {kept} is whole" if kept is not None else "no earlier checkpoint exists"
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
+        if number := re.search(r"os_error_code='(\d+)'", str(error)):  # tensorstore's, at the end of three long paths
+            reason = os.strerror(int(number[1]))
         remedy = "free space and start again to resume"
         return UserError(f"could not save to {self._directory}: {reason}; {survivor}; {remedy}")
 
@@ -258,7 +286,10 @@ class Checkpointer:
         return found
 
     def close(self) -> None:
-        self._manager.close()
+        """Lets go of threads and files, after the save under way; whether that was whole is for `wait` to say."""
+        for end in (self._manager.wait_until_finished, self._manager.close):  # each raises a failed save's error once
+            with contextlib.suppress(Exception):
+                end()
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

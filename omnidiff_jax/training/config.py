@@ -5,13 +5,13 @@ from collections.abc import Mapping
 
 from jax.sharding import Mesh
 
-from omnidiff_jax.config import free
+from omnidiff_jax.config import Count, Natural, Seed, check_fields, free
 from omnidiff_jax.data.mixture import Stage, scale_stages
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.sharding.mesh import MeshConfig, batch_parts, make_mesh
 from omnidiff_jax.sharding.rules import BATCH_AXES
 from omnidiff_jax.training.checkpoint import CheckpointConfig
-from omnidiff_jax.training.journal import OperationsConfig
+from omnidiff_jax.training.operations.journal import OperationsConfig
 from omnidiff_jax.training.optimizer import OptimizerConfig
 
 
@@ -41,16 +41,16 @@ class TrainingConfig:
     """
 
     program: str = "omni"
-    seed: int = 0
-    batch_size: int
-    accumulate: int = free(1)
-    total_steps: int = 0
+    seed: Seed = 0
+    batch_size: Count
+    accumulate: Count = free(1)
+    total_steps: Natural = 0
     stages: Mapping[str, Stage]
     optimizer: OptimizerConfig = OptimizerConfig()
     dtype: str = "float32"
-    checkpoint_every: int = free(1000)
-    keep_checkpoints: int = free(2)
-    keep_period: int = free(0)
+    checkpoint_every: Count = free(1000)
+    keep_checkpoints: Count = free(2)
+    keep_period: Natural = free(0)
     operations: OperationsConfig = free(OperationsConfig())
     mesh: MeshConfig = free(MeshConfig())
     sharding: str = free("fsdp")
@@ -58,13 +58,9 @@ class TrainingConfig:
     compilation_cache: str = free("")
 
     def __post_init__(self):
-        if not 0 <= self.seed < 1 << 32:
-            raise UserError(f"config.seed = {self.seed} must be from 0 to 2^32 - 1")
-        if self.total_steps < 0:
-            raise UserError(f"config.total_steps = {self.total_steps} must be at least 0 (0 = as the stages plan)")
+        check_fields(self, "config")
         if not self.stages:
             raise UserError("config.stages is empty; give the run at least one stage")
-        _ = self.checkpoint
 
     @property
     def plan(self) -> tuple[Stage, ...]:
@@ -75,10 +71,7 @@ class TrainingConfig:
     @property
     def checkpoint(self) -> CheckpointConfig:
         """When checkpoints are saved and which are kept."""
-        try:
-            return CheckpointConfig(self.checkpoint_every, self.keep_checkpoints, self.keep_period)
-        except ValueError as error:
-            raise UserError(f"config.checkpoint_every, keep_checkpoints, keep_period: {error}") from error
+        return CheckpointConfig(self.checkpoint_every, self.keep_checkpoints, self.keep_period)
 
     @property
     def optimizer_used(self) -> OptimizerConfig:
@@ -98,9 +91,9 @@ class TrainingConfig:
     def check_batch(self, mesh: Mesh) -> None:
         """Raises UserError where a batch cannot be split over the devices of `mesh` and the microbatches."""
         parts = batch_parts(mesh)
-        if self.accumulate < 1 or self.batch_size < 1 or self.batch_size % (parts * self.accumulate):
+        if self.batch_size % (parts * self.accumulate):
             raise UserError(
                 f"config.batch_size = {self.batch_size} rows cannot be split over {parts} devices (mesh axes "
                 f"{' and '.join(BATCH_AXES)}) in config.accumulate = {self.accumulate} microbatches; use a "
-                f"multiple of {parts * max(self.accumulate, 1)}, or another config.mesh"
+                f"multiple of {parts * self.accumulate}, or another config.mesh"
             )

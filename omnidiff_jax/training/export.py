@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -31,13 +32,33 @@ class TrainedArrays(ArrayFolder):
         self._scale = lora.alpha / max(lora.rank, 1)
 
     def read(self, path: str, index: tuple[int | slice, ...] = ()) -> np.ndarray:
-        value = super().read(path, index)
         if f"{path}/a" not in self._thin.arrays:
-            return value
-        layer, *within = index  # every such matrix is a stack of layers, read one by one
+            return super().read(path, index)
+        layer, *within = index or (slice(None),)  # every such matrix is a stack of layers, read one by one
+        if isinstance(layer, slice):
+            return np.stack([self.read(path, (n, *within)) for n in range(*layer.indices(self.shapes[path][0]))])
+        value = super().read(path, index)
         product = self._thin.read(f"{path}/a", (layer,)) @ self._thin.read(f"{path}/b", (layer,)) * self._scale
         whole = product.reshape(self.shapes[path][1:])
         return (value + whole[tuple(within)]).astype(value.dtype)
+
+
+@contextmanager
+def open_trained(state: Path, lora: LoraConfig, *, averaged: bool) -> Iterator[TrainedArrays]:
+    """Opens what a training checkpoint samples with.
+
+    Args:
+        state: its folder of arrays, `WORKDIR/checkpoints/STEP/state`.
+        lora: of the run.
+        averaged: whether the run keeps a weight average.
+
+    Raises:
+        UserError: an array is missing.
+    """
+    with ExitStack() as stack:
+        params = stack.enter_context(open_arrays(state, "params"))
+        average = stack.enter_context(open_arrays(state, "ema")) if averaged else None
+        yield TrainedArrays(params, average, lora)
 
 
 def export_run(
@@ -60,14 +81,11 @@ def export_run(
         lora: of the run.
         averaged: whether the run keeps a weight average, which is then what is written.
         dtype: of floating-point tensors; None keeps float32, as trained.
-        allow_nan: write arrays with NaN in them.
+        allow_nan: write arrays with NaN or infinities in them.
         shard_bytes: most bytes of a file.
 
     Raises:
         UserError: the checkpoint is none of this model, or the target cannot be written.
     """
-    with ExitStack() as stack:
-        params = stack.enter_context(open_arrays(state, "params"))
-        average = stack.enter_context(open_arrays(state, "ema")) if averaged else None
-        arrays = TrainedArrays(params, average, lora)
+    with open_trained(state, lora, averaged=averaged) as arrays:
         return write_released(arrays, target, "omni", config, dtype=dtype, allow_nan=allow_nan, shard_bytes=shard_bytes)

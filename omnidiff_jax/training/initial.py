@@ -1,20 +1,33 @@
-"""Starting from a converted checkpoint: parts are read shard by shard, the vocabulary is grown, the rest is fresh."""
+"""Starting from weights that are there: a run's, converted or released ones. Each device reads its own part, the
+vocabulary is grown, the rest is fresh."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from omnidiff_jax.conversion.arrays import ABOUT, ArrayFolder, open_arrays
+from omnidiff_jax.config import Natural, NonNegative, Seed, build, to_dict
+from omnidiff_jax.conversion.arrays import ABOUT, open_arrays
+from omnidiff_jax.conversion.folders import CHECKPOINTS, describe_folder
+from omnidiff_jax.conversion.released_arrays import open_as_arrays
+from omnidiff_jax.conversion.told import differences
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.models.backbone import BackboneConfig
+from omnidiff_jax.models.omni import OmniConfig
+from omnidiff_jax.training.checkpoint import CheckpointConfig, Checkpointer
+from omnidiff_jax.training.export import open_trained
+from omnidiff_jax.training.lora import LoraConfig
 
 EMBEDDING, HEAD = "backbone/embedding", "backbone/head"
 
@@ -24,7 +37,8 @@ class InitConfig:
     """What a run starts from.
 
     Attributes:
-        folder: an Orbax folder of `omnidiff convert --component=omni`; "" = fresh parameters.
+        folder: the workdir of a run, or a converted or released checkpoint of the whole model or its backbone; "" =
+            fresh parameters.
         rows: ids that mean the same in the checkpoint and here, the first ones; 0 = all that the checkpoint has.
             Dream-7B has 151667 (its other rows are padding).
         new_rows: the embedding and head rows of all further ids: the mean of the known ones, or random.
@@ -33,35 +47,160 @@ class InitConfig:
     """
 
     folder: str = ""
-    rows: int = 0
+    rows: Natural = 0
     new_rows: Literal["mean", "random"] = "mean"
-    stddev: float = 0.02
-    seed: int = 0
+    stddev: NonNegative = 0.02
+    seed: Seed = 0
 
 
-def load_initial(config: InitConfig, target: Any, fresh: Callable[[jax.Array], Any], key: jax.Array) -> dict[str, Any]:
+class Arrays(Protocol):
+    """Parameters by "/"-joined path, wherever they are kept."""
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
+
+    def read(self, path: str, index: tuple[int | slice, ...] = ()) -> np.ndarray: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What a folder holds.
+
+    Attributes:
+        arrays: the parameters that one samples with.
+        sizes: what is known of their model, as nested plain dicts: part -> field -> value.
+        words: what it is, for messages.
+        tokenizers: fingerprint of those that its ids come from; "" = not known.
+    """
+
+    arrays: Arrays
+    sizes: Mapping[str, Any]
+    words: str
+    tokenizers: str = ""
+
+
+@contextmanager
+def open_source(folder: str | os.PathLike[str], where: str = "config.init.folder") -> Iterator[Source]:
+    """Opens any folder that a model can start from; nothing is copied.
+
+    Args:
+        folder: the workdir of a run (its newest whole checkpoint: the average where it keeps one, LoRA products added),
+            a converted checkpoint, or a released one.
+        where: what names it, for messages.
+
+    Raises:
+        UserError: it is none of these, or holds no whole model.
+    """
+    place, found = Path(folder), describe_folder(folder)
+    if found.kind == "run":
+        with _open_run(place, where) as source:
+            yield source
+    elif found.kind == "converted" and found.component == "omni":
+        about = json.loads((place / ABOUT).read_text())
+        with open_arrays(place) as arrays:
+            yield Source(arrays, _group(about, "config"), found.words)
+    elif found.kind == "released" and found.component in ("omni", ""):
+        with open_as_arrays(place, "omni") as arrays:
+            for name, value in arrays.found.assumed.items():
+                print(f"{where} = {place} does not tell {name}; assumed {value!r} as released", file=sys.stderr)
+            yield Source(arrays, to_dict(arrays.found.config), found.words)
+    else:
+        raise UserError(
+            f"{where} = {place} is {found.words}; a model starts from the workdir of a run, or from a converted or "
+            "released checkpoint of the whole model (component omni)"
+        )
+
+
+@contextmanager
+def _open_run(workdir: Path, where: str) -> Iterator[Source]:
+    with closing(Checkpointer(workdir, CheckpointConfig(), read_only=True)) as saver:
+        step = saver.latest()
+        config = saver.config(step)
+    if config.get("program") != "omni":
+        raise UserError(f"{where} = {workdir} trained the {config.get('program')}; name a run of the whole model")
+    lora = build(LoraConfig, config.get("lora") or {}, f"{workdir}: config.lora")
+    averaged = bool(_group(config, "optimizer").get("ema_decay"))
+    words = f"checkpoint {step} of a run"
+    with open_trained(workdir / CHECKPOINTS / str(step) / "state", lora, averaged=averaged) as arrays:
+        sizes = {"backbone": to_dict(BackboneConfig()) | dict(_group(config, "model"))}
+        yield Source(arrays, sizes, words, str(_group(config, "tokenizers").get("fingerprint", "")))
+
+
+def _group(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = config.get(name)
+    return found if isinstance(found, Mapping) else {}
+
+
+# What may differ between the model that weights were made with and the one that goes on from them: how it is computed,
+# how fresh weights are drawn, quirks of training, and facts that a released checkpoint does not hold.
+FREE = {
+    "vocab_size", "dtype", "attention", "remat", "scan_layers", "init_stddev", "embed_stddev", "residual_stddev",
+    "padding_idx", "padding_visible", "queries", "position_table", "padding", "max_positions",
+}  # fmt: skip
+
+
+def check_sizes(model: OmniConfig, source: Source, where: str) -> None:
+    """Refuses weights of another architecture, which may well have the same shapes.
+
+    Raises:
+        UserError: naming every field that differs, with both values.
+    """
+    ours: dict[str, Any] = {"backbone": to_dict(model.backbone)}
+    if model.speech_encoder is not None:
+        ours |= {"speech_encoder": to_dict(model.speech_encoder), "adapter": to_dict(model.adapter)}
+    found = list(differences(ours, source.sizes, FREE))
+    if found:
+        said = "; ".join(f"{field} is {there!r} there and {here!r} here" for field, here, there in found)
+        fields = {field for field, _, _ in found}
+        flags = [
+            f"--config.model.{field.removeprefix('backbone.')}={there!r}"
+            for field, _, there in found
+            if field.startswith("backbone.")
+        ]
+        others = any(not field.startswith("backbone.") for field in fields)
+        remedy = [" ".join(flags)] * bool(flags) + ["the speech encoder that belongs to it"] * others
+        raise UserError(f"{where} ({source.words}) is of another model: {said}; use {' and '.join(remedy)}")
+
+
+def load_initial(
+    config: InitConfig,
+    model: OmniConfig,
+    target: Any,
+    fresh: Callable[[jax.Array], Any],
+    key: jax.Array,
+    tokenizers: str = "",
+) -> dict[str, Any]:
     """The parameters that a run starts from, on its mesh.
 
     Args:
         config: where from.
+        model: of the run; what it shares with the checkpoint's must be alike.
         target: the model's parameters as `jax.ShapeDtypeStruct`s with shardings.
         fresh: makes parameters from a key; only the parts that the checkpoint lacks are computed.
         key: for them.
+        tokenizers: fingerprint of those that this run's ids come from; "" = not known.
 
     Raises:
-        UserError: the folder is no converted backbone, or an array has another shape than the model's.
+        UserError: the folder holds no backbone or one of another architecture, its ids mean something else, or an array
+            has another shape than the model's.
     """
-    folder = Path(config.folder)
-    _check_component(folder)
     wanted = flatten_dict(target, sep="/")
-    with open_arrays(folder) as store:
-        loaded = {path: _load(store, path, leaf, config) for path, leaf in wanted.items() if path in store.arrays}
+    with open_source(config.folder) as source:
+        arrays = source.arrays
+        check_sizes(model, source, f"config.init.folder = {config.folder}")
+        if not config.rows and tokenizers and source.tokenizers not in ("", tokenizers):
+            raise UserError(
+                f"config.init.folder = {config.folder} ({source.words}) has other tokenizers (fingerprint "
+                f"{source.tokenizers}, here {tokenizers}): its ids mean something else; use those of before, or say "
+                "with config.init.rows how many of the first ids mean the same"
+            )
+        loaded = {path: _load(arrays, path, leaf, config) for path, leaf in wanted.items() if path in arrays.shapes}
         parts = {path.split("/")[0] for path in loaded}
         for path in wanted:
             if path.split("/")[0] in parts and path not in loaded:
-                raise UserError(f"{folder} lacks the array {path}, which config.model asks for")
+                raise UserError(f"{config.folder} lacks the array {path}, which config.model asks for")
     if "backbone" not in parts:
-        raise UserError(f"{folder} holds no backbone; give a checkpoint converted as --component=omni")
+        raise UserError(f"{config.folder} holds no backbone; give a checkpoint converted as --component=omni")
     rest = {path: leaf for path, leaf in wanted.items() if path not in loaded}
     if rest:
         make = jax.jit(
@@ -72,19 +211,7 @@ def load_initial(config: InitConfig, target: Any, fresh: Callable[[jax.Array], A
     return unflatten_dict(loaded, sep="/")
 
 
-def _check_component(folder: Path) -> None:
-    try:
-        component = json.loads((folder / ABOUT).read_text())["component"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"config.init.folder = {folder} is not a converted checkpoint ({type(error).__name__}); make one with "
-            "omnidiff convert --from=released --to=orbax"
-        ) from error
-    if component != "omni":
-        raise UserError(f"config.init.folder = {folder} holds a {component} checkpoint; a run starts from an omni one")
-
-
-def _load(store: ArrayFolder, path: str, leaf: Any, config: InitConfig) -> jax.Array:
+def _load(store: Arrays, path: str, leaf: Any, config: InitConfig) -> jax.Array:
     """One array, each device reading its own part."""
     shape = store.shapes[path]
     axis = {EMBEDDING: 0, HEAD: 1}.get(path)
@@ -100,7 +227,7 @@ def _load(store: ArrayFolder, path: str, leaf: Any, config: InitConfig) -> jax.A
     )
 
 
-def _grown(store: ArrayFolder, path: str, leaf: Any, axis: int, config: InitConfig) -> jax.Array:
+def _grown(store: Arrays, path: str, leaf: Any, axis: int, config: InitConfig) -> jax.Array:
     """Embedding [V, D] or head [D, V] with rows for the ids that the checkpoint does not know."""
     shape, size = store.shapes[path], leaf.shape[axis]
     known = min(config.rows or shape[axis], shape[axis], size)

@@ -1,7 +1,6 @@
 """The training loop: one for the backbone and every tokenizer."""
 
 import contextlib
-import dataclasses
 import os
 import sys
 import time
@@ -10,115 +9,29 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from omnidiff_jax import rng
 from omnidiff_jax.config import difference, to_dict
 from omnidiff_jax.data.mixture import stage_at
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.progress import Progress
 from omnidiff_jax.sharding.distributed import is_primary
+from omnidiff_jax.signals import PREEMPTED, check
 from omnidiff_jax.training import checkpoint as ckpt
-from omnidiff_jax.training.config import TrainingConfig
-from omnidiff_jax.training.goodput import Compilations, Goodput
-from omnidiff_jax.training.guard import Rewind
-from omnidiff_jax.training.journal import Journal, seconds_of
-from omnidiff_jax.training.metrics import MetricsWriter, Progress
-from omnidiff_jax.training.optimizer import make_optimizer, split_params, stage_schedule
-from omnidiff_jax.training.profiling import Profiler
+from omnidiff_jax.training.layout import abstract_state, jitted_step, learning_rates, schedule
+from omnidiff_jax.training.operations.goodput import Compilations, Goodput
+from omnidiff_jax.training.operations.guard import Rewind
+from omnidiff_jax.training.operations.host_log import HostLog
+from omnidiff_jax.training.operations.interrupt import Interrupt
+from omnidiff_jax.training.operations.journal import Journal, seconds_of
+from omnidiff_jax.training.operations.lock import RunLock, only_run
+from omnidiff_jax.training.operations.metrics import MetricsWriter
+from omnidiff_jax.training.operations.profiling import Profiler
+from omnidiff_jax.training.operations.watchdog import Watchdog
+from omnidiff_jax.training.optimizer import make_optimizer
 from omnidiff_jax.training.program import BatchStream
 from omnidiff_jax.training.run import Run
-from omnidiff_jax.training.step import TrainState, init_state, make_train_step
-from omnidiff_jax.training.watchdog import PREEMPTED, HostLog, Interrupt, Watchdog
-
-
-def state_shardings(state: TrainState, specs: Any, mesh: Mesh, moments_on: str = "device") -> TrainState:
-    """Shardings of a train state: moments and averages lie as their parameters do, counters are replicated.
-
-    Args:
-        state: abstract or concrete state.
-        specs: tree of `PartitionSpec` like `state.params`.
-        moments_on: see `OptimizerConfig`.
-
-    Raises:
-        UserError: moments on the host of devices that cannot reach it.
-    """
-    spec_of: dict[str, Any] = split_params(specs, ())[0]
-    shape_of = {k: v.shape for k, v in split_params(state.params, ())[0].items()}
-
-    def place(path: Any, leaf: Any) -> NamedSharding:
-        names = [getattr(k, "key", None) for k in path]
-        matches = [n for n in names if isinstance(n, str) and n in spec_of and shape_of[n] == leaf.shape]
-        if moments_on == "host" and matches and getattr(path[0], "name", None) == "opt_state":
-            return NamedSharding(mesh, spec_of[matches[-1]], memory_kind=_host_memory(mesh))
-        return NamedSharding(mesh, spec_of[matches[-1]] if matches else PartitionSpec())
-
-    params = jax.tree.map(lambda s: NamedSharding(mesh, s), specs, is_leaf=lambda s: isinstance(s, PartitionSpec))
-    rest = jax.tree_util.tree_map_with_path(place, dataclasses.replace(state, params=None))
-    return dataclasses.replace(rest, params=params)
-
-
-def _host_memory(mesh: Mesh) -> str:
-    device = mesh.devices.flat[0]
-    kinds = {memory.kind for memory in device.addressable_memories()}
-    if device.platform == "cpu" or "pinned_host" not in kinds:
-        raise UserError(
-            f"optimizer.moments_on = 'host' needs devices beside a host's memory; these are {device.platform}: "
-            "use 'device'"
-        )
-    return "pinned_host"
-
-
-def abstract_state(run: Run) -> Any:
-    """The train state as shapes with shardings, without computing anything."""
-    optimizer = run.config.optimizer_used
-    tx = make_optimizer(optimizer, schedule(run.config))
-    # Nothing may run where the mesh is of devices that are not there, not even the making of a key.
-    shapes = jax.eval_shape(lambda: init_state(run.program.init(rng.stream(run.config.seed, "init")), tx, optimizer))
-    shardings = state_shardings(
-        shapes, run.program.param_specs(shapes.params, run.mesh), run.mesh, optimizer.moments_on
-    )
-    return jax.tree.map(lambda s, h: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=h), shapes, shardings)
-
-
-# Without it XLA copies the moments of embedding and head before it updates them in place.
-CPU_OPTIONS: dict[str, bool | str] = {"xla_cpu_copy_insertion_use_region_analysis": True}
-
-
-def jitted_step(run: Run, state: Any) -> Any:
-    """The step that training runs, `(state, batch, limit=inf) -> (state, metrics)`, jitted with the state donated.
-
-    Args:
-        run: its program and config.
-        state: from `abstract_state`; its shardings are those of the new state. Metrics are whole on every device.
-    """
-    config, optimizer = run.config, run.config.optimizer_used
-    tx = make_optimizer(optimizer, schedule(config))
-    shardings = jax.tree.map(lambda s: s.sharding, state)
-    update = make_train_step(
-        run.program.loss,
-        tx,
-        optimizer,
-        seed=config.seed,
-        accumulate=config.accumulate,
-        shardings=split_params(shardings.params, optimizer.frozen)[0],
-    )
-    mesh = shardings.step.mesh
-    out = shardings, NamedSharding(mesh, PartitionSpec())
-    options = CPU_OPTIONS if mesh.devices.flat[0].platform == "cpu" else None
-    if optimizer.moments_on == "device":
-        return jax.jit(update, donate_argnums=0, out_shardings=out, compiler_options=options)
-    near = jax.tree.map(lambda s: s.with_memory_kind("device"), shardings.opt_state)
-
-    def fetch_and_update(state: TrainState, batch: Any, *limit: Any) -> Any:
-        return update(dataclasses.replace(state, opt_state=jax.device_put(state.opt_state, near)), batch, *limit)
-
-    return jax.jit(fetch_and_update, donate_argnums=0, out_shardings=out, compiler_options=options)
-
-
-def schedule(config: TrainingConfig) -> Any:
-    """Learning rate by step (from 0) of all stages."""
-    lengths, peaks, finals = zip(*((s.steps, s.learning_rate, s.final_fraction) for s in config.plan), strict=True)
-    return stage_schedule(lengths, peaks, config.optimizer_used, finals)
+from omnidiff_jax.training.step import TrainState, init_state
 
 
 def train(
@@ -144,16 +57,22 @@ def train(
         The state after the last step.
 
     Raises:
-        UserError: checkpoint of another config, save failed, or a step that the guard does not let pass.
-        SystemExit: SIGTERM came; the state is saved and the status is `PREEMPTED`.
+        UserError: another run trains in `workdir`, its checkpoint is of another config, a save failed, a full disk, or
+            a step that the guard does not let pass.
+        SystemExit: SIGTERM came; the state is saved, if a step was done, and the status is `PREEMPTED`.
     """
-    with jax.set_mesh(run.mesh), contextlib.ExitStack() as stack:
-        # First of all, so that a refused run leaves nothing behind.
+    check()
+    with contextlib.ExitStack() as stack:
+        lock = stack.enter_context(only_run(workdir))
+        rates = learning_rates(run.config)
+        stack.enter_context(jax.set_mesh(run.mesh))
+        stack.enter_context(ckpt.one_error_a_failure())
+        # Before anything is written, so that a refused run leaves nothing behind.
         saver = stack.enter_context(contextlib.closing(ckpt.Checkpointer(workdir, run.config.checkpoint)))
         newest = saver.latest()
         if newest is not None:
             _check_same(run, saver.config(newest), f"{workdir}, checkpoint {newest}")
-        return _Start(run, workdir, profile, began, saver, stack).train(newest, stop_after)
+        return _Start(run, workdir, profile, began, saver, stack).train(newest, stop_after, lock, rates)
 
 
 def _check_same(run: Run, stored: Mapping[str, Any], where: str) -> None:
@@ -182,12 +101,12 @@ class _Start:
         self.compilations = enter(Compilations())
         self.profiler = enter(Profiler(workdir, profile))
         self.saver = saver
-        batches = run.program.batches(config.seed)
+        batches: Any = run.program.batches(config.seed)
         self.stream = enter(contextlib.closing(batches if hasattr(batches, "get_state") else BatchStream(batches)))
         self.workdir, self._stack = workdir, stack
         self.recompilations = 0
 
-    def train(self, newest: int | None, stop_after: int | None) -> TrainState:
+    def train(self, newest: int | None, stop_after: int | None, lock: RunLock, rates: np.ndarray) -> TrainState:
         config, saver, optimizer = self.config, self.saver, self.config.optimizer_used
         tx, initial_params = make_optimizer(optimizer, schedule(config)), self.run.initial_params
         stored_config = to_dict(config)
@@ -197,13 +116,16 @@ class _Start:
         step = newest or 0
         writer = MetricsWriter(self.workdir, step) if is_primary() else None
         progress = Progress(self.total, step) if is_primary() else None
-        self.journal = Journal(self.program, self.stages, config.operations, self.goodput, self.log, writer, progress)
+        self.journal = Journal(
+            self.program, self.stages, config.operations, self.goodput, self.log, writer, progress, rates
+        )
         for part in (writer, progress):
             if part is not None:
                 self._stack.enter_context(contextlib.closing(part))
         if newest is not None:
             if writer is not None:
                 self.goodput.lose(len(writer.dropped), seconds_of(writer.dropped))
+            self.journal.say(f"resuming from checkpoint {newest} of {self.total} steps")
             state, data = self._restore(target, newest)
             self.stream.set_state(data)
         elif initial_params is None:
@@ -217,6 +139,7 @@ class _Start:
         self.goodput.enter("step")
         while step < end:
             try:
+                lock.check()
                 state = self._step(state, step, start)
                 step += 1
                 stopping = self.interrupt.requested(step) or step >= end

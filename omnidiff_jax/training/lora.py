@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from omnidiff_jax.config import Natural, Positive
 from omnidiff_jax.errors import UserError
 
 SUBTREE = "lora"
@@ -29,13 +30,9 @@ class LoraConfig:
     targets: patterns over "/"-joined parameter paths, of scanned matrices of the backbone.
     """
 
-    rank: int = 0
-    alpha: float = 16.0
+    rank: Natural = 0
+    alpha: Positive = 16.0
     targets: tuple[str, ...] = ("backbone/layers/attention/*/kernel",)
-
-    def __post_init__(self) -> None:
-        if self.rank < 0 or self.alpha <= 0:
-            raise ValueError(f"lora rank = {self.rank} must not be negative and alpha = {self.alpha} must be positive")
 
 
 def _sides(path: str, shape: tuple[int, ...]) -> tuple[int, int, int]:

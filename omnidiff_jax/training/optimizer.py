@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from flax import traverse_util
 
-from omnidiff_jax.config import free
+from omnidiff_jax.config import Count, DecayRate, NonNegative, Positive, Share, free
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.training.muon import muon
 
@@ -38,24 +38,22 @@ class OptimizerConfig:
     """
 
     algorithm: Literal["adamw", "muon"] = "adamw"
-    matrix_rate: float = 8.0
-    newton_schulz_steps: int = 5
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    clip_norm: float = 1.0
-    warmup_fraction: float = 0.03
-    final_fraction: float = 0.0
+    matrix_rate: Positive = 8.0
+    newton_schulz_steps: Count = 5
+    b1: DecayRate = 0.9
+    b2: DecayRate = 0.95
+    eps: Positive = 1e-8
+    weight_decay: NonNegative = 0.0
+    clip_norm: Positive = 1.0
+    warmup_fraction: Share = 0.03
+    final_fraction: Share = 0.0
     moment_dtype: Literal["float32", "bfloat16"] = "float32"
     second_moment_dtype: Literal["float32", "bfloat16"] = "float32"
     moments_on: Literal["device", "host"] = free("device")
     frozen: tuple[str, ...] = ("speech_encoder/*",)
-    ema_decay: float = 0.0
+    ema_decay: DecayRate = 0.0
 
     def __post_init__(self):
-        if self.newton_schulz_steps < 1:
-            raise ValueError(f"newton_schulz_steps = {self.newton_schulz_steps} must be at least 1")
         if self.second_moment_dtype == "bfloat16" and self.b2 > 0.99:
             raise ValueError(f"b2 = {self.b2} must be at most 0.99 for second_moment_dtype = 'bfloat16'")
 

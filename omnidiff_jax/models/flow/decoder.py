@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from omnidiff_jax.config import Count, DecayRate, Natural, NonNegative, Positive, Share
 from omnidiff_jax.models.flow.encoder import TokenEncoder, TokenEncoderConfig
 from omnidiff_jax.models.flow.layers import dense, length_mask
 from omnidiff_jax.models.flow.regulator import LengthRegulator, frames_per_code
@@ -45,24 +46,24 @@ class FlowConfig:
       dtype: compute dtype; parameters, norms and the integration are float32.
     """
 
-    codes: int = 16384
-    code_rate: float = 12.5
-    sample_rate: int = 22050
-    hop: int = 256
-    mels: int = 80
-    speaker_dim: int = 192
-    code_width: int | None = None
+    codes: Count = 16384
+    code_rate: Positive = 12.5
+    sample_rate: Count = 22050
+    hop: Count = 256
+    mels: Count = 80
+    speaker_dim: Count = 192
+    code_width: Count | None = None
     encoder: TokenEncoderConfig = field(default_factory=TokenEncoderConfig)
-    regulator_layers: int = 4
+    regulator_layers: Natural = 4
     estimator: EstimatorConfig = field(default_factory=EstimatorConfig)
     padding: Literal["masked", "released"] = "masked"
     mel_mean: float = 0.0
-    mel_std: float = 1.0
-    sigma_min: float = 1e-6
-    drop_rate: float = 0.2
-    guidance: float = 0.7
-    steps: int = 10
-    temperature: float = 1.0
+    mel_std: Positive = 1.0
+    sigma_min: DecayRate = 1e-6
+    drop_rate: Share = 0.2
+    guidance: NonNegative = 0.7
+    steps: Count = 10
+    temperature: NonNegative = 1.0
     dtype: str = "float32"
 
     def frames(self, codes: int) -> int:

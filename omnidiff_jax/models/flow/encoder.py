@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from omnidiff_jax.config import Count
 from omnidiff_jax.models.flow.layers import dense, layer_norm, length_mask
 
 
@@ -28,11 +29,15 @@ class TokenEncoderConfig:
       block_size: codes per block; a code attends to its own block and to everything before it.
     """
 
-    width: int = 512
-    heads: int = 8
-    hidden: int = 2048
-    layers: int = 6
-    block_size: int = 10
+    width: Count = 512
+    heads: Count = 8
+    hidden: Count = 2048
+    layers: Count = 6
+    block_size: Count = 10
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
 
 
 def relative_positions(length: int, width: int) -> np.ndarray:

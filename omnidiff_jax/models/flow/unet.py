@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from omnidiff_jax.config import Count, Natural
 from omnidiff_jax.models.flow.layers import Conv1d, ConvTranspose1d, GroupNorm, dense, layer_norm, mish
 
 
@@ -29,13 +30,20 @@ class EstimatorConfig:
       groups: groups of the group norms.
     """
 
-    channels: tuple[int, ...] = (256, 256)
-    mid_blocks: int = 12
-    transformers: int = 4
-    heads: int = 8
-    head_dim: int = 64
-    expansion: int = 4
-    groups: int = 8
+    channels: tuple[Count, ...] = (256, 256)
+    mid_blocks: Natural = 12
+    transformers: Natural = 4
+    heads: Count = 8
+    head_dim: Count = 64
+    expansion: Count = 4
+    groups: Count = 8
+
+    def __post_init__(self) -> None:
+        for width in self.channels:
+            if width % self.groups:
+                raise ValueError(f"groups {self.groups} does not divide the width {width}")
+        if not self.channels:
+            raise ValueError("channels must name at least one level")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from omnidiff_jax.config import Count, Natural, NonNegative, Positive
 from omnidiff_jax.models.hift.source import SourceNoise, harmonic_source
 from omnidiff_jax.models.hift.spectral import istft, stft
 
@@ -40,25 +41,25 @@ class HiftConfig:
       dtype: compute dtype of the convolutions; source and transforms are float32.
     """
 
-    mels: int = 80
-    sample_rate: int = 22050
-    base_channels: int = 512
-    pitch_channels: int = 512
-    pitch_layers: int = 5
-    upsample_rates: tuple[int, ...] = (8, 8)
-    upsample_kernels: tuple[int, ...] = (16, 16)
-    resblock_kernels: tuple[int, ...] = (3, 7, 11)
-    resblock_dilations: tuple[tuple[int, ...], ...] = ((1, 3, 5), (1, 3, 5), (1, 3, 5))
-    source_kernels: tuple[int, ...] = (7, 11)
-    source_dilations: tuple[tuple[int, ...], ...] = ((1, 3, 5), (1, 3, 5))
-    harmonics: int = 8
-    n_fft: int = 16
-    hop: int = 4
-    slope: float = 0.1
-    limit: float = 0.99
-    sine_amplitude: float = 0.1
-    noise_amplitude: float = 0.003
-    voiced_above: float = 10.0
+    mels: Count = 80
+    sample_rate: Count = 22050
+    base_channels: Count = 512
+    pitch_channels: Count = 512
+    pitch_layers: Count = 5
+    upsample_rates: tuple[Count, ...] = (8, 8)
+    upsample_kernels: tuple[Count, ...] = (16, 16)
+    resblock_kernels: tuple[Count, ...] = (3, 7, 11)
+    resblock_dilations: tuple[tuple[Count, ...], ...] = ((1, 3, 5), (1, 3, 5), (1, 3, 5))
+    source_kernels: tuple[Count, ...] = (7, 11)
+    source_dilations: tuple[tuple[Count, ...], ...] = ((1, 3, 5), (1, 3, 5))
+    harmonics: Natural = 8
+    n_fft: Count = 16
+    hop: Count = 4
+    slope: NonNegative = 0.1
+    limit: Positive = 0.99
+    sine_amplitude: NonNegative = 0.1
+    noise_amplitude: NonNegative = 0.003
+    voiced_above: NonNegative = 10.0
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
@@ -70,6 +71,8 @@ class HiftConfig:
         ):
             if len(getattr(self, kind)) != count:
                 raise ValueError(f"{kind} has {len(getattr(self, kind))} entries where {count} are needed")
+        if self.base_channels % 2 ** len(self.upsample_rates):
+            raise ValueError(f"base_channels {self.base_channels} cannot be halved {len(self.upsample_rates)} times")
 
     @property
     def frame_samples(self) -> int:

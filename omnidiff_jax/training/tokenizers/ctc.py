@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from omnidiff_jax import rng
 from omnidiff_jax.batch import SpeechFrames
+from omnidiff_jax.config import Count, DecayRate, Natural, NonNegative
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.media import features
 from omnidiff_jax.media.features import FbankConfig
@@ -53,15 +54,15 @@ class Augmentation:
         time_masks, time_width: number of stretches that are hidden, and their largest length in 10 ms frames.
     """
 
-    tempo: float = 0.1
-    gain_db: float = 8.0
-    tilt_db: float = 6.0
+    tempo: DecayRate = 0.1
+    gain_db: NonNegative = 8.0
+    tilt_db: NonNegative = 6.0
     babble_db: tuple[float, float] = (-60.0, -15.0)
     floor_db: tuple[float, float] = (-70.0, -30.0)
-    mel_masks: int = 2
-    mel_width: int = 10
-    time_masks: int = 2
-    time_width: int = 12
+    mel_masks: Natural = 2
+    mel_width: Natural = 10
+    time_masks: Natural = 2
+    time_width: Natural = 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,11 +81,11 @@ class CtcTraining:
     encoder: SpeechEncoderConfig
     fbank: FbankConfig = FbankConfig()
     augmentation: Augmentation = Augmentation()
-    batch_size: int = 24
-    row_frames: int = 128
-    utterances: int = 8000
-    cmvn_utterances: int = 256
-    validation_size: int = 300
+    batch_size: Count = 24
+    row_frames: Count = 128
+    utterances: Count = 8000
+    cmvn_utterances: Count = 256
+    validation_size: Count = 300
 
 
 @dataclasses.dataclass(frozen=True)

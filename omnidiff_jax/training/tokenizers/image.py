@@ -11,6 +11,7 @@ import numpy as np
 from flax.core import meta
 
 from omnidiff_jax import rng
+from omnidiff_jax.config import Count, Natural, NonNegative
 from omnidiff_jax.models import lfq, patchgan
 from omnidiff_jax.models.magvit import Magvit, MagvitConfig
 from omnidiff_jax.tokenizers.image import ImageTokenizer, to_unit
@@ -33,8 +34,8 @@ class AdversarialConfig:
     discriminator: its sizes.
     """
 
-    weight: float = 0.1
-    start: int = 0
+    weight: NonNegative = 0.1
+    start: Natural = 0
     discriminator: patchgan.DiscriminatorConfig = dataclasses.field(default_factory=patchgan.DiscriminatorConfig)
 
 
@@ -61,14 +62,14 @@ class ImageTokenizerTraining:
 
     model: MagvitConfig
     quantizer: lfq.LfqLossConfig = dataclasses.field(default_factory=lfq.LfqLossConfig)
-    spread_steps: int = 0
-    absolute: float = 1.0
-    squared: float = 1.0
-    gradient: float = 0.5
-    agreement: float = 0.0
+    spread_steps: Natural = 0
+    absolute: NonNegative = 1.0
+    squared: NonNegative = 1.0
+    gradient: NonNegative = 0.5
+    agreement: NonNegative = 0.0
     adversarial: AdversarialConfig | None = None
-    batch_size: int = 32
-    validation_size: int = 512
+    batch_size: Count = 32
+    validation_size: Count = 512
 
 
 class ImageTokenizerProgram(TrainProgram):

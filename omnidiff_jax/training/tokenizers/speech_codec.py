@@ -17,6 +17,7 @@ import numpy as np
 from flax.core import meta
 
 from omnidiff_jax import rng
+from omnidiff_jax.config import Count
 from omnidiff_jax.media.features import resample
 from omnidiff_jax.models.vq import VqLossConfig, vq_losses
 from omnidiff_jax.models.whisper_vq import RATE, WhisperVQConfig, WhisperVQEncoder, log_mel_batch
@@ -42,9 +43,9 @@ class SpeechCodecTraining:
 
     model: WhisperVQConfig = dataclasses.field(default_factory=WhisperVQConfig)
     quantizer: VqLossConfig = dataclasses.field(default_factory=VqLossConfig)
-    crop_codes: int = 25
-    batch_size: int = 32
-    validation_size: int = 200
+    crop_codes: Count = 25
+    batch_size: Count = 32
+    validation_size: Count = 200
 
 
 class SpeechCodecProgram(TrainProgram):

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from flax.core import meta
 
+from omnidiff_jax.config import Count, NonNegative, Share
 from omnidiff_jax.media.features import log_mel, resample
 from omnidiff_jax.models.flow import FlowDecoder, matching
 from omnidiff_jax.models.flow.layers import length_mask
@@ -38,13 +39,13 @@ class SpeechDecoderTraining:
     """
 
     model: SpeechDecoderConfig = dataclasses.field(default_factory=SpeechDecoderConfig)
-    crop_codes: int = 100
-    batch_size: int = 32
-    utterances: int = 10_000
-    prior: float = 0.0
-    prompt_rate: float = 0.5
-    prompt_length: float = 0.3
-    validation_size: int = 100
+    crop_codes: Count = 100
+    batch_size: Count = 32
+    utterances: Count = 10_000
+    prior: NonNegative = 0.0
+    prompt_rate: Share = 0.5
+    prompt_length: Share = 0.3
+    validation_size: Count = 100
 
 
 class SpeechDecoderProgram(TrainProgram):

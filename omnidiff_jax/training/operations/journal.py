@@ -4,19 +4,21 @@ import collections
 import dataclasses
 import time
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
 
+from omnidiff_jax.config import Count, NonNegative, Range
 from omnidiff_jax.data.mixture import Stage, stage_at
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.models.flops import COUNT, peak_flops
-from omnidiff_jax.training.goodput import Goodput
-from omnidiff_jax.training.guard import Guard, GuardConfig
-from omnidiff_jax.training.metrics import MetricsWriter, Progress
+from omnidiff_jax.progress import Progress
+from omnidiff_jax.training.operations.goodput import Goodput
+from omnidiff_jax.training.operations.guard import Guard, GuardConfig
+from omnidiff_jax.training.operations.host_log import HostLog
+from omnidiff_jax.training.operations.metrics import MetricsWriter
 from omnidiff_jax.training.program import TrainProgram
-from omnidiff_jax.training.watchdog import HostLog
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,14 +34,10 @@ class OperationsConfig:
     """
 
     guard: GuardConfig = GuardConfig()
-    hang_seconds: float = 1800.0
+    hang_seconds: NonNegative = 1800.0
     hang: Literal["report", "abort"] = "report"
-    stall_share: float = 0.1
-    stall_window: int = 50
-
-    def __post_init__(self):
-        if self.hang_seconds < 0 or not 0 < self.stall_share <= 1 or self.stall_window < 1:
-            raise UserError("operations: hang_seconds >= 0, 0 < stall_share <= 1 and stall_window >= 1 are needed")
+    stall_share: Annotated[float, Range(above=0, at_most=1)] = 0.1
+    stall_window: Count = 50
 
 
 @dataclasses.dataclass
@@ -64,12 +62,13 @@ class Journal:
         log: HostLog,
         writer: MetricsWriter | None,
         progress: Progress | None,
+        rates: np.ndarray,
     ):
-        """Args: writer and progress are None on all processes but one."""
+        """Args: writer and progress are None on all processes but one; rates, the learning rate of each step."""
         self._program, self._stages, self._config = program, stages, config
         self._goodput, self._log = goodput, log
         self._rejected: dict[str, int] = {}
-        self._writer, self._progress = writer, progress
+        self._writer, self._progress, self._rates = writer, progress, rates
         self.guard = Guard(config.guard)
         self._pending: _Pending | None = None
         self._notes: dict[str, Any] = {}
@@ -141,7 +140,8 @@ class Journal:
         step, stage = pending.step, self._stages[stage_at(self._stages, pending.step - 1)].name
         finite, loss = bool(metrics.pop("finite")), float(metrics["loss"])
         metrics.pop("accepted")
-        values: dict[str, Any] = {"stage": stage, "loss": loss} | self._program.report(metrics)
+        values: dict[str, Any] = {"stage": stage, "loss": loss, "learning_rate": float(self._rates[step - 1])}
+        values |= self._program.report(metrics)
         if "sum/tokens" in metrics:
             tokens = float(metrics["sum/tokens"])
             values["tokens_per_second"] = tokens / seconds
@@ -152,6 +152,7 @@ class Journal:
                     values["mfu"] = self._goodput.facts["mfu"] = flops / seconds / self._peak
         values |= {"seconds": seconds, "data_wait_seconds": pending.waited, "data_stall_seconds": pending.stalled}
         values |= self._notes
+        steady = not {"save_seconds", "restore_seconds"} & self._notes.keys()
         self._notes = {}
         try:
             trouble = self.guard.judge(
@@ -170,7 +171,7 @@ class Journal:
         if self._progress is not None:
             rate = f"  {values['tokens_per_second']:.0f} tokens/s" if "tokens_per_second" in values else ""
             rate += f"  MFU {values['mfu']:.1%}" if "mfu" in values else ""
-            self._progress.update(step, f"{stage}  loss {loss:.4f}{rate}")
+            self._progress.update(step, f"{stage}  loss {loss:.4f}{rate}", steady)
 
     def _write(self, step: int, values: dict[str, Any]) -> None:
         if self._writer is not None:

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable
 from typing import Any, Literal
 
+from omnidiff_jax.config import Count, Positive
 from omnidiff_jax.errors import UserError
 
 _FEWEST = 16  # losses before which nothing counts as a jump
@@ -27,14 +28,10 @@ class GuardConfig:
 
     nonfinite: Literal["skip", "abort", "rewind"] = "skip"
     spike: Literal["off", "report", "skip", "abort", "rewind"] = "report"
-    sigmas: float = 8.0
-    window: int = 128
-    max_in_row: int = 5
-    max_rewinds: int = 3
-
-    def __post_init__(self):
-        if self.sigmas <= 0 or min(self.window, self.max_in_row, self.max_rewinds) < 1:
-            raise UserError("guard: sigmas must be positive, window, max_in_row and max_rewinds at least 1")
+    sigmas: Positive = 8.0
+    window: Count = 128
+    max_in_row: Count = 5
+    max_rewinds: Count = 3
 
 
 class Rewind(Exception):

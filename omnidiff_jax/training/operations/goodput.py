@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import math
 import os
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,7 +109,10 @@ class Goodput:
     def write(self) -> None:
         """Brings `goodput.json` up to date."""
         self._written = time.perf_counter()
-        if self._keep:
+        if not self._keep:
+            return
+        # Accounts are no reason to end a run; where the disk is full, its metrics are.
+        with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             temporary = self._path.with_suffix(".tmp")
             temporary.write_text(json.dumps(self.summary(), indent=2) + "\n")
@@ -115,9 +120,17 @@ class Goodput:
 
     def _read(self) -> dict[str, Any]:
         try:
-            return json.loads(self._path.read_text())
-        except (OSError, ValueError):
+            found = json.loads(self._path.read_text())
+            numbers = [found[name] for name in ("starts", "saves", "restores")]
+            numbers += [*found["seconds"].values(), *found["lost"].values()]
+            if all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers):
+                return found
+        except FileNotFoundError:
             return {}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            pass
+        print(f"{self._path} does not hold the accounts of a run; they begin anew", file=sys.stderr)
+        return {}
 
 
 def process_age() -> float:

@@ -22,7 +22,7 @@ from experiments.programs import READERS
 from omnidiff_jax.data.building import build_sets
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.runs.config import run_config
-from omnidiff_jax.training.metrics import read_metrics
+from omnidiff_jax.training.operations.metrics import read_metrics
 
 COMMAND = Command("soak", __doc__)
 CONFIG = COMMAND.config("experiments/configs/soak.py")
