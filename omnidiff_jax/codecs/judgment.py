@@ -62,7 +62,7 @@ def check_trainable(record: Record) -> None:
 def _check_task(record: Record, task: Task) -> None:
     """What a task hears, sees, draws and speaks must be there; no answer may hold what it does not give.
 
-    More may stand in the user's turns: a conversation may wander. An answer in text and speech may leave the speech out,
+    More may stand in the user's turns: conversations wander. An answer in text and speech may leave the speech out,
     and a drawing may be spoken to: samples that name no task are called so by what they hold.
     """
     draws, speaks = task.answer in ("image", "hole"), task.answer in ("speech", "text_and_speech")

@@ -56,7 +56,7 @@ def check_jsonl(
     }
 
 
-def described(report: Mapping[str, Any]) -> list[str]:
+def report_lines(report: Mapping[str, Any]) -> list[str]:
     """Lines for people of what `check_jsonl` found."""
     rejected = report["rejected"]
     lines = [f"{report['accepted']} accepted, {sum(rejected.values())} rejected"]
