@@ -21,7 +21,7 @@ from experiments.common import Command
 from experiments.programs import READERS
 from omnidiff_jax.config import choose, suggest
 from omnidiff_jax.data.building import build_sets, described, encode_set
-from omnidiff_jax.data.check import check_jsonl
+from omnidiff_jax.data.check import check_jsonl, report_lines
 from omnidiff_jax.data.readers import SourceConfig
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.runs.config import run_config
@@ -33,7 +33,7 @@ JSONL = COMMAND.string("jsonl", "manifest to build from")
 TFDS = COMMAND.string("tfds", "version folder of a data set that the builder of data_pipelines/tfds_builders wrote")
 SPLIT = COMMAND.string("split", "of --tfds, or a slice of it such as train[:10%]", "train")
 SDVI = COMMAND.string("sdvi", "manifest of written questions or prompts to speak")
-TASK = COMMAND.choice("task", "task that the manifest's samples train", tuple(TASKS))
+TASK = COMMAND.choice("task", "task that the manifest's samples train or are checked for", tuple(TASKS))
 ROOT = COMMAND.string("root", "folder of the manifest's media (default: its own)")
 PROCESSES = COMMAND.integer("processes", "worker processes (default: one a core)", minimum=1)
 AS_JSON = COMMAND.switch("json", "end with one line of JSON")
@@ -41,11 +41,9 @@ AS_JSON = COMMAND.switch("json", "end with one line of JSON")
 
 def run(action: str, path: str) -> None:
     if action == "check":
-        report = check_jsonl(path, ROOT.value)
+        report = check_jsonl(path, ROOT.value, TASK.value)
         if not AS_JSON.value:
-            print(f"{report['accepted']} accepted, {sum(report['rejected'].values())} rejected")
-            for reason, count in report["rejected"].items():
-                print(f"  {count} × {reason}, such as {report['examples_of_rejects'][reason]}")
+            print(*report_lines(report), sep="\n")
     elif action == "build":
         report = _build(Path(path)) if SDVI.value is None else _build_sdvi(Path(path), SDVI.value)
         if not AS_JSON.value:

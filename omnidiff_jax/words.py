@@ -1,4 +1,4 @@
-"""Word error rate, and the normalisation of text under which answers are compared."""
+"""Words and text: what a request holds, what is the same when answers are compared, and the word error rate."""
 
 import itertools
 import re
@@ -9,6 +9,8 @@ import numpy as np
 
 # ‘quoted’: the mark that closes is no apostrophe, which looks the same.
 _QUOTED = re.compile("‘(.*?)’(?!\\w)", re.DOTALL)
+# Letters and signs that are drawn as nothing: of Hangul, and Braille's.
+_FILLERS = "\u115f\u1160\u3164\uffa0\u2800"
 _APOSTROPHES = "'’‘ʼ´＇‛"
 
 
@@ -32,16 +34,32 @@ def _plain(character: str) -> str:
     """The character, or what stands for it between words: an apostrophe, a space, or nothing."""
     if character in _APOSTROPHES:
         return "'"
-    if unicodedata.category(character) == "Cf" or character == "\u034f" or "\ufe00" <= character <= "\ufe0f":
+    if unicodedata.category(character) != "Cc" and _is_unseen(character):
         return ""
     if character.isalnum() or _is_mark(character):
         return character
     return " "
 
 
+def _is_unseen(character: str) -> bool:
+    """Control and format characters, the joiner of graphemes, and what picks a variant of the letter before it."""
+    unseen = unicodedata.category(character) in ("Cc", "Cf")
+    return unseen or character == "\u034f" or "\ufe00" <= character <= "\ufe0f"
+
+
 def _is_mark(character: str) -> bool:
     """Accents and vowel signs, which stand on the letter before them."""
     return unicodedata.category(character) in ("Mn", "Mc")
+
+
+def is_blank(text: str) -> bool:
+    """Whether nothing in `text` can be seen: spaces, line breaks, control characters, joiners and fillers."""
+    return all(character.isspace() or character in _FILLERS or _is_unseen(character) for character in text)
+
+
+def clean(text: str) -> str:
+    """`text` as a request holds it: accents composed (Unicode's NFC), line breaks as \\n."""
+    return unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def edit_distance(reference: Sequence[str], hypothesis: Sequence[str]) -> int:

@@ -37,6 +37,9 @@ class Letters:
     def decode(self, ids):
         return bytes(ids).decode()
 
+    def untaught(self, text):
+        return [character for character in dict.fromkeys(text) if not character.isascii()]
+
 
 VOCABULARY = Vocabulary.compact(Letters.size, LEVELS, LEVELS)
 

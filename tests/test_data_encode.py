@@ -1,6 +1,7 @@
 """Records to examples to bytes to disk and back; JSONL and TFDS sources; bad media counted, never fatal."""
 
 import collections
+import dataclasses
 import json
 
 import numpy as np
@@ -11,13 +12,15 @@ from hypothesis import strategies as st
 from tfds_toys import write_tfds
 
 from omnidiff_jax.codecs import encode
+from omnidiff_jax.codecs.judgment import check_trainable
 from omnidiff_jax.data import codec, sources, storage
-from omnidiff_jax.data.check import check_jsonl
+from omnidiff_jax.data.check import check_jsonl, report_lines
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.media.audio import write_wav
 from omnidiff_jax.media.image import write_png
-from omnidiff_jax.records import Message, Record, Waveform
+from omnidiff_jax.records import AUDIO_TAG, IMAGE_TAG, Message, Record, RejectedRecord, Waveform
 from omnidiff_jax.tasks.chat import ChatLayout
+from omnidiff_jax.tasks.registry import TASKS
 from omnidiff_jax.tokenizers import assets
 
 FINGERPRINT = "those of the test"
@@ -31,6 +34,9 @@ class Letters:
 
     def decode(self, ids):
         return bytes(ids).decode()
+
+    def untaught(self, text):
+        return []
 
 
 def tone(seconds, rate=16000):
@@ -312,6 +318,91 @@ def test_tfds_sets_are_read_without_tensorflow(tmp_path):
     for folder, name in ((tmp_path, "test"), (tmp_path / "none", "train")):
         with pytest.raises(UserError, match=f"cannot open split '{name}'"):
             sources.TfdsRecords(folder, name, parse)
+
+
+SILENCE = Waveform(np.zeros(8000, np.float32), 16000)
+UNTRAINABLE = {
+    "nothing said": Record(1, "text_qa", turn("hi", " \n\u200b")),
+    "one of two answers blank": Record(1, "text_qa", (*turn("hi", ""), *turn("and?", "ho"))),
+    "no answer": Record(1, "text_qa", (Message("user", "hi"),)),
+    "text called asr": Record(1, "asr", turn("hi", "ho")),
+    "a drawing called asr": Record(1, "asr", turn("<|audio|>", "<|image|>"), (picture(1),), (tone(1),)),
+    "speech called asr": Record(1, "asr", turn("<|audio|>", "<|audio|>"), audios=(tone(1), tone(1))),
+    "text called a drawing": Record(1, "t2i", turn("draw", "done")),
+    "text called speech": Record(1, "tts", turn("say", "done")),
+    "no picture to ask about": Record(1, "vqa", turn("what?", "red")),
+    "a picture where none is seen": Record(1, "vqa", turn("what?", "<|image|>"), (picture(1),)),
+    "heard in the wrong turn": Record(1, "spoken_qa", turn("hi", "ho\n<|audio|>"), audios=(tone(1),)),
+    "silence heard": Record(1, "asr", turn("<|audio|>", "ho"), audios=(SILENCE,)),
+    "one sample heard": Record(1, "asr", turn("<|audio|>", "ho"), audios=(tone(1 / 16000),)),
+    "one sample spoken": Record(1, "tts", turn("say", "<|audio|>"), audios=(tone(1 / 16000),)),
+    "nothing heard": Record(1, "asr", turn("<|audio|>", "ho"), audios=(tone(0),)),
+    "an unknown task": Record(1, "dance", turn("hi", "ho")),
+}
+
+
+def written(folder, records):
+    """A manifest of records, with their media beside it."""
+    lines = []
+    for number, record in enumerate(records):
+        images = [f"{number}-{place}.png" for place in range(len(record.images))]
+        audios = [f"{number}-{place}.wav" for place in range(len(record.audios))]
+        for name, image in zip(images, record.images, strict=True):
+            write_png(folder / name, image)
+        for name, wave in zip(audios, record.audios, strict=True):
+            write_wav(folder / name, wave)
+        messages = [dataclasses.asdict(message) for message in record.messages]
+        lines.append(json.dumps({"messages": messages, "images": images, "audios": audios, "task": record.task}))
+    (folder / "set.jsonl").write_text("\n".join(lines) + "\n")
+    return folder / "set.jsonl"
+
+
+@pytest.mark.parametrize("record", [*RECORDS, *UNTRAINABLE.values()], ids=[*(r.task for r in RECORDS), *UNTRAINABLE])
+def test_checking_building_and_training_judge_alike(tmp_path, record):
+    """What `check` accepts is encoded and trained on, what it rejects is not."""
+    path, good = written(tmp_path, [record]), record in RECORDS
+    report = check_jsonl(path)
+    records, codecs = sources.JsonlRecords(path), FakeTokenizers().codecs()
+    assert report["accepted"] == good and sum(report["rejected"].values()) == 1 - good
+    assert ("nothing in this set can be trained on" in report_lines(report)) == (not good)
+    if good:
+        assert len(sources.EncodedRecords(records, codecs)[0].tokens)
+        assert len(list(encode.encode([records[0]], codecs, collections.Counter()))) == 1
+        return
+    (reason,) = report["rejected"]
+    for refused in (lambda: sources.EncodedRecords(records, codecs)[0], lambda: encode.encode_one(records[0], codecs)):
+        with pytest.raises(RejectedRecord) as caught:
+            refused()
+        assert caught.value.reason == reason
+
+
+@given(st.sampled_from(list(TASKS)), st.sampled_from(list(TASKS)))
+def test_a_sample_trains_its_own_task_and_no_unlike_one(of, called):
+    """Of every task's own training sample, and the name that its media amount to."""
+    chosen = TASKS[of]
+    messages = chosen.conversation("ask" if "text" in chosen.inputs else "", "say")
+    content = "".join(message.content for message in messages)
+    images, audios = (picture(1),) * content.count(IMAGE_TAG), (tone(0.5),) * content.count(AUDIO_TAG)
+    for name in (of, sources.infer_task(messages)):
+        check_trainable(Record(1, name, messages, images, audios))
+    # Of the answer's media, in this order: what a task answers with is not taken for another's. Text beside speech is
+    # free in both directions, and holes are in pictures.
+    media = {"text": 0, "text_and_speech": 1, "speech": 2, "image": 3, "hole": 3}
+    one, other = media[TASKS[called].answer], media[chosen.answer]
+    if abs(one - other) > 1 or {one, other} == {2, 3} or (one, other) == (0, 1):
+        with pytest.raises(RejectedRecord, match="not a sample of its task"):
+            check_trainable(Record(1, called, messages, images, audios))
+
+
+def test_a_set_of_rejects_is_not_built(tmp_path):
+    rejected = collections.Counter()
+    examples = encode.encode(list(UNTRAINABLE.values()), FakeTokenizers().codecs(), rejected)
+    with pytest.raises(UserError, match=f"none of {len(UNTRAINABLE)} records can be used: not a sample of its task"):
+        storage.write_set(tmp_path / "set", examples, FINGERPRINT, 1, rejected)
+    assert not list(tmp_path.iterdir())
+    assert not report_lines(check_jsonl(written(tmp_path, RECORDS)))[1:]
+    (tmp_path / "set.jsonl").write_text("")
+    assert "this set is empty" in report_lines(check_jsonl(tmp_path / "set.jsonl"))
 
 
 @pytest.mark.parametrize(

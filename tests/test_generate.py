@@ -1,15 +1,20 @@
 """From requests to answers in their media, with a random model and stand-in codecs."""
 
 import dataclasses
+import unicodedata
 
 import numpy as np
 import pytest
-from omni_toys import CODECS, GRID, SIZE, VOCABULARY, generator, left_half, picture, quick, request, tone
+from hypothesis import given
+from hypothesis import strategies as st
+from omni_toys import CODECS, GRID, RATE, SIZE, VOCABULARY, generator, left_half, picture, quick, request, tone
 
-from omnidiff_jax.answering.queries import Request
+from omnidiff_jax.answering.conversation import conversation_query, read_turns
+from omnidiff_jax.answering.media import to_audio
+from omnidiff_jax.answering.queries import Query, Request, task_query
 from omnidiff_jax.codecs.encode import fit_image
-from omnidiff_jax.errors import UserError
-from omnidiff_jax.records import Waveform
+from omnidiff_jax.errors import UserError, notice
+from omnidiff_jax.records import Message, Waveform
 from omnidiff_jax.sampling import Guidance
 from omnidiff_jax.tasks.registry import TASKS, task
 
@@ -120,3 +125,48 @@ def test_unusable_media_are_named():
 
     make.codecs = dataclasses.replace(CODECS, features=deaf)
     assert "unusable audio: audio of 1 samples" in message(make, task("asr"), [Request(audio=tone(1.0))])
+
+
+@pytest.mark.parametrize("name", [name for name in TASKS if "text" in TASKS[name].inputs])
+@pytest.mark.parametrize("blank", [" ", "\n", "\u200b\ufeff", "\u3000\t\0"])
+def test_blank_text_is_missing(name, blank):
+    chosen = task(name)
+    asked = dataclasses.replace(request(chosen), text=blank)
+    if chosen.default_text:
+        assert task_query(chosen, asked, chosen.decoding).messages == chosen.prompt()
+        return
+    assert f"task {name} needs --text" in message(generator(), chosen, [asked])
+    with pytest.raises(UserError, match="message 1 is empty"):
+        read_turns([{"role": "user", "content": blank}])
+
+
+@given(st.text(min_size=1))
+def test_requests_that_look_alike_are_one_query(text):
+    chosen = task("text_qa")
+    spellings = [text.replace("\n", "\r\n")] + [unicodedata.normalize(form, text) for form in ("NFC", "NFD")]
+    asked = [Query("a", (Message("user", one),), "text", chosen.decoding, chosen.prompt, text=one) for one in spellings]
+    assert len({(query.messages, query.text) for query in asked}) == 1
+    turns = [read_turns([{"role": "user", "content": "x" + one.replace("<", "")}]) for one in spellings]
+    assert len({conversation_query(turn, "text", {"text_qa": chosen.decoding}).messages for turn in turns}) == 1
+
+
+@pytest.mark.parametrize("name", ["text_qa", "tts", "t2i", "vqa"])
+def test_what_was_never_taught_is_said(name, capfd):
+    chosen, make = task(name), generator()
+    asked = dataclasses.replace(request(chosen), text="赤い 円\u200b")
+    said = message(make, chosen, [asked])
+    assert f"task {name}: the model was never taught: '赤' 'い' '円' U+200B" in said
+    notice.cache_clear()
+    for _ in range(2):
+        make(chosen, [dataclasses.replace(asked, text="red 円")])
+    assert capfd.readouterr().err.count("the model was never taught '円';") == 1
+    make(chosen, [dataclasses.replace(asked, text="red")])
+    assert not capfd.readouterr().err
+
+
+def test_silence_is_not_answered():
+    for samples in (np.zeros(RATE, np.float32), np.full(RATE, 0.3, np.float32), np.zeros(2, np.float32)):
+        said = message(generator(), task("asr"), [Request(audio=Waveform(samples, RATE))])
+        assert "no speech heard (peak" in said or "audio of 2 samples" in said
+    with pytest.raises(UserError, match="2 channels cancel each other out"):
+        to_audio((np.stack([tone(0.5).samples, -tone(0.5).samples]), RATE))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_pipelines.scenes.speech import heard_voice, say
+from omnidiff_jax.answering.media import to_image
 from omnidiff_jax.errors import UserError, notice
 from omnidiff_jax.media.audio import AudioLimits, read_audio, wav_bytes, write_wav
 from omnidiff_jax.media.image import ImageLimits, read_image, write_png
@@ -343,6 +345,70 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["a.bin"]
     with pytest.raises(UserError, match="cannot write"):
         write_bytes(path / "under_a_file", b"")
+
+
+# Deep pixels
+
+
+def tiff(path: Path, pixels: np.ndarray, bits: int, sample_format: int = 1, photometric: int = 1) -> Path:
+    """An uncompressed grey TIFF of one strip, as scanners and scientific tools write them; 12 bits are packed."""
+    height, width = pixels.shape
+    if bits == 12:
+        pairs = pixels.reshape(-1, 2).astype(np.uint32)
+        packed = (pairs[:, 0] << 12) | pairs[:, 1]
+        content = np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=1).astype(np.uint8).tobytes()
+    else:
+        content = pixels.tobytes()
+    entries = [(256, width), (257, height), (258, bits), (259, 1), (262, photometric), (273, 8), (277, 1)]
+    entries += [(278, height), (279, len(content)), (339, sample_format)]
+    directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", tag, 4, 1, v) for tag, v in entries)
+    path.write_bytes(b"II*\0" + struct.pack("<I", 8 + len(content)) + content + directory + b"\0\0\0\0")
+    return path
+
+
+RAMP = np.linspace(0, 1, 64).reshape(8, 8)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bits", "white_is_zero"),
+    # Pillow reads no other form with 0 as white.
+    [
+        ("<u1", 8, False),
+        ("<u2", 12, False),
+        ("<u2", 16, False),
+        ("<u4", 32, False),
+        ("<u1", 8, True),
+        ("<u2", 16, True),
+    ],
+)
+def test_deep_pixels_keep_their_scale(tmp_path: Path, dtype: str, bits: int, white_is_zero: bool) -> None:
+    full = 2**bits - 1
+    shown = np.round(RAMP * full)
+    path = tiff(
+        tmp_path / "a.tif", (full - shown if white_is_zero else shown).astype(dtype), bits, 1, 1 - white_is_zero
+    )
+    np.testing.assert_allclose(read_image(path)[..., 0], RAMP * 255, atol=0.51)
+    with Image.open(path) as image:
+        np.testing.assert_array_equal(to_image(image), read_image(path))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "bits", "sample_format", "named"),
+    [
+        ((RAMP * 32767).astype("<i2"), 16, 2, r"signed pixels \(mode I\)"),
+        ((RAMP * 70000 - 900).astype("<i4"), 32, 2, r"signed pixels \(mode I\)"),
+        ((RAMP * 65535).astype("<u4"), 32, 1, r"32-bit pixels \(mode I\) of which none is over 65535"),
+        (RAMP.astype("<f4"), 32, 3, r"floating-point pixels \(mode F\)"),
+    ],
+)
+def test_pixels_without_a_scale_are_refused_by_their_mode(
+    tmp_path: Path, pixels: np.ndarray, bits: int, sample_format: int, named: str
+) -> None:
+    path = tiff(tmp_path / "a.tif", pixels, bits, sample_format)
+    message = refusal(read_image, path)
+    assert re.search(named, message) and "damaged" not in message and "8 or 16 bits" in message
+    with Image.open(path) as image, pytest.raises(UserError, match=named):
+        to_image(image)
 
 
 # What is heard

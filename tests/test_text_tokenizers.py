@@ -194,3 +194,14 @@ def test_the_shipped_tokenizer_is_what_its_config_trains(tmp_path):
     places = re.compile("|".join(PLACES))
     words = {word.strip(".,?!") for text in sentences for word in places.sub("", text).split()}
     assert [word for word in [*words, *PLACES] if len(shipped.encode(word)) > 1] == []
+
+
+@given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="▁")))
+def test_untaught_is_what_becomes_bytes(pieces, text):
+    """What training never showed is spelled in bytes, all else in pieces; line breaks part lines."""
+    taught = set("".join(CORPUS))
+    assert pieces.untaught(text) == [c for c in dict.fromkeys(text) if c not in taught]
+
+
+def test_a_byte_level_tokenizer_was_taught_everything(bpe_json):
+    assert texts.ByteLevelBPETokenizer.load(bpe_json).untaught("red 円 …") == []

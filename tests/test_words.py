@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omnidiff_jax.words import edit_distance, normalize, word_error_rate, word_errors
+from omnidiff_jax.words import clean, edit_distance, is_blank, normalize, word_error_rate, word_errors
 
 WORDS = st.lists(st.sampled_from(("red", "green", "blue")), max_size=6)
 INVISIBLE = ("\u00ad", "\u200b", "\u200c", "\u200d", "\u2060", "\ufeff", "\u200e", "\ufe0f")
@@ -91,3 +91,16 @@ def test_spellings_of_the_same(text, same):
 )
 def test_words_that_differ_in_a_sign_differ(one, other):
     assert word_error_rate([one], [other]) == 1 and len(normalize(one).split()) == 1
+
+
+@given(st.text(st.sampled_from((*INVISIBLE, *" \n\t\r\0\u3000\u00a0\u3164\u2800"))), st.text("a.…ก", min_size=1))
+def test_blank_is_what_cannot_be_seen(nothing, something):
+    assert is_blank(nothing) and not is_blank(nothing + something + nothing)
+
+
+@given(st.text())
+def test_requests_have_one_spelling(text):
+    cleaned = clean(text)
+    assert "\r" not in cleaned and clean(cleaned) == cleaned
+    assert clean(unicodedata.normalize("NFD", text)) == clean(unicodedata.normalize("NFC", text)) == cleaned
+    assert clean(text.replace("\n", "\r\n")) == clean(text.replace("\n", "\r")) == clean(cleaned)

@@ -14,6 +14,7 @@ from omnidiff_jax.errors import UserError
 from omnidiff_jax.records import AUDIO_TAG, IMAGE_TAG, Message
 from omnidiff_jax.tasks.chat import ROLES
 from omnidiff_jax.tasks.registry import AnswerKind, Decoding, task
+from omnidiff_jax.words import is_blank
 
 ANSWERS: tuple[AnswerKind, ...] = ("text", "speech", "image", "text_and_speech")
 PARTS = ("text", "image", "audio")
@@ -102,7 +103,7 @@ def _parts(turn: Any, where: str) -> tuple[str, list[tuple[str, Any]]]:
     else:
         found = ((kind, getattr(content, kind, None)) for kind in ("text", "image", "audio"))
         parts = [(kind, value) for kind, value in found if value is not None and not _empty(value)]
-    if not parts or all(kind == "text" and not str(value).strip() for kind, value in parts):
+    if not parts or all(kind == "text" and is_blank(str(value)) for kind, value in parts):
         raise UserError(f"{where} is empty; give it text, an image or audio")
     return role, parts
 

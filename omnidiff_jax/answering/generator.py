@@ -83,10 +83,12 @@ class Generator:
         """Answers any queries, in order; those that are decoded alike share a batch.
 
         Raises:
-            UserError: a medium that cannot be used, or a query that does not fit the canvas.
+            UserError: a medium that cannot be used, characters the model was never taught and no others, or a query
+                that does not fit the canvas.
         """
         alike: dict[Any, list[int]] = {}
         for number, query in enumerate(queries):
+            query.check_taught(self.codecs.layout.text)
             alike.setdefault((query.answer, query.decoding, query.seed), []).append(number)
         responses: dict[int, Response] = {}
         for numbers in alike.values():

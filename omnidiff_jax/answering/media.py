@@ -12,7 +12,7 @@ from PIL import Image
 
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.media.audio import read_audio, wav_bytes, write_wav
-from omnidiff_jax.media.image import read_image
+from omnidiff_jax.media.image import read_image, to_rgb
 from omnidiff_jax.media.speech import ChannelMix
 from omnidiff_jax.records import Waveform
 
@@ -124,10 +124,10 @@ def to_hole(value: Any, size: int) -> np.ndarray:
 
 
 def _from_pil(image: Image.Image) -> np.ndarray:
-    if image.has_transparency_data:
-        layered = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered)
-    return np.asarray(image.convert("RGB"))
+    try:
+        return to_rgb(image, dict(getattr(image, "tag_v2", {})))
+    except UserError as error:
+        raise UserError(f"the image {error}") from error
 
 
 def _through_a_file(content: bytes, read: Callable[[Path], T], what: str) -> T:

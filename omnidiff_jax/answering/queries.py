@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 
 from omnidiff_jax.config import build, suggest, to_dict
-from omnidiff_jax.errors import UserError
+from omnidiff_jax.errors import UserError, notice
 from omnidiff_jax.records import AUDIO_TAG, IMAGE_TAG, Message, Waveform
 from omnidiff_jax.tasks.registry import AnswerKind, Decoding, Task
+from omnidiff_jax.tokenizers.text import TextTokenizer
+from omnidiff_jax.words import clean, is_blank
 
 # Short names of what is set most, as `settings` of a request takes them.
 SHORT = {
@@ -22,13 +24,16 @@ SHORT = {
     "block": "sampler.blocks.size",
 }
 
+# Unknown characters that a message names.
+_NAMED = 12
+
 
 @dataclasses.dataclass(frozen=True)
 class Request:
     """What a user asks of one task.
 
     Attributes:
-        text: the request; "" = the task's default.
+        text: the request; blank = the task's default.
         image: uint8 [H, W, 3] to look at, or to inpaint.
         audio: heard speech.
         hole: bool [size, size] over the assistant's image size, True where the picture is to be drawn anew.
@@ -44,12 +49,14 @@ class Request:
     def check(self, task: Task) -> None:
         """Raises UserError if an input of the task is missing, or one is given that it does not use."""
         given = {name for name in ("image", "audio", "hole") if getattr(self, name) is not None}
-        task.check_inputs(given | ({"text"} if self.text else set()))
+        task.check_inputs(given | (set() if is_blank(self.text) else {"text"}))
 
 
 @dataclasses.dataclass(frozen=True)
 class Query:
     """What is decoded: a conversation, and the form of its answer. Every task is a way to write one.
+
+    Whatever the user wrote is here in one spelling (`words.clean`): the same letters and lines get the same answer.
 
     Attributes:
         what: names it in messages: "task t2i".
@@ -79,6 +86,30 @@ class Query:
     hole: np.ndarray | None = None
     request_id: int = 0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        messages = tuple(Message(message.role, clean(message.content)) for message in self.messages)
+        object.__setattr__(self, "messages", messages)
+        object.__setattr__(self, "text", clean(self.text))
+
+    def check_taught(self, tokenizer: TextTokenizer) -> None:
+        """Says on stderr which characters of the request the model was never taught.
+
+        Raises:
+            UserError: all of them, so that the answer would be to something else.
+        """
+        unknown = tokenizer.untaught(self.text)
+        if not unknown:
+            return
+        named = f"{' '.join(map(_shown, unknown[:_NAMED]))}{' …' if len(unknown) > _NAMED else ''}"
+        if is_blank("".join(character for character in self.text if character not in unknown)):
+            raise UserError(f"{self.what}: the model was never taught: {named}; ask in characters that it knows")
+        notice(f"{self.what}: the model was never taught {named}; the answer may not be to what was asked")
+
+
+def _shown(character: str) -> str:
+    """A character to be read in a message, by its number where it could not be seen."""
+    return f"U+{ord(character):04X}" if is_blank(character) or not character.isprintable() else f"'{character}'"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from omnidiff_jax.codecs.judgment import check_audios, check_tags, check_trainable
 from omnidiff_jax.codecs.media import Codecs
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.media.audio import read_audio
 from omnidiff_jax.media.image import read_image
-from omnidiff_jax.media.speech import check_heard
 from omnidiff_jax.records import AUDIO_TAG, IMAGE_TAG, EncodedExample, Record, RejectedRecord, Waveform
 from omnidiff_jax.tasks.chat import ChatLayout, media_roles
 from omnidiff_jax.tokenizers.image import fit
@@ -38,13 +38,23 @@ def encode(
 
     Yields:
         an example for each record that can be used; frames are float16.
+
+    Raises:
+        UserError: at the end, every record was left out: such a set would only stand in the way of the mended one.
     """
+    usable = 0
     for group in _chunks(records, chunk):
         for result in _encode(group, codecs, generate=False):
             if isinstance(result, RejectedRecord):
                 rejected[result.reason] += 1
             else:
+                usable += 1
                 yield result
+    if not usable and rejected:
+        reasons = ", ".join(f"{reason} ({count})" for reason, count in rejected.most_common(3))
+        raise UserError(
+            f"none of {rejected.total()} records can be used: {reasons}; `omnidiff data check` shows one of each"
+        )
 
 
 def encode_prompts(records: Sequence[Record], codecs: Codecs) -> list[EncodedExample]:
@@ -78,8 +88,9 @@ def load_media(record: Record) -> Record:
     A user's audio is the mean of its channels, an assistant's the first one (released code).
 
     Raises:
-        RejectedRecord: a file is missing or unusable.
+        RejectedRecord: a file is missing or unusable, or they do not match the tags.
     """
+    check_tags(record)
     roles = media_roles(record.messages, AUDIO_TAG)
     images = tuple(_load("image", image, read_image) for image in record.images)
     audios = tuple(
@@ -116,7 +127,9 @@ def _encode(records: Sequence[Record], codecs: Codecs, generate: bool) -> list[E
     loaded: list[Record | RejectedRecord] = []
     for record in records:
         try:
-            loaded.append(load_media(_counted(record)))
+            whole = load_media(record)
+            (check_audios if generate else check_trainable)(whole)
+            loaded.append(whole)
         except RejectedRecord as error:
             loaded.append(error)
     usable = [record for record in loaded if isinstance(record, Record)]
@@ -133,14 +146,6 @@ def _encode(records: Sequence[Record], codecs: Codecs, generate: bool) -> list[E
         except RejectedRecord as error:
             results.append(error)
     return results
-
-
-def _counted(record: Record) -> Record:
-    for kind, tag, media in (("image", IMAGE_TAG, record.images), ("audio", AUDIO_TAG, record.audios)):
-        tags = len(media_roles(record.messages, tag))
-        if tags != len(media):
-            raise RejectedRecord(f"{kind}s do not match the tags", f"{tags} {tag} tags, {len(media)} {kind}s")
-    return record
 
 
 def _images(records: Sequence[Record], codecs: Codecs) -> list[np.ndarray]:
@@ -167,7 +172,7 @@ def _audios(records: Sequence[Record], codecs: Codecs) -> list[np.ndarray | Reje
     spoken = [wave for wave, role in zip(waves, roles, strict=True) if role == "assistant"]
     codes = iter(_all_or_each(codecs.speech, spoken))
     return [
-        next(codes) if role == "assistant" else _guarded(functools.partial(_heard, codecs.features), wave)
+        next(codes) if role == "assistant" else _guarded(codecs.features, wave)
         for wave, role in zip(waves, roles, strict=True)
     ]
 
@@ -182,11 +187,6 @@ def _all_or_each(
         return list(encode_all(waves))
     except UserError:
         return [_guarded(lambda one: encode_all([one])[0], wave) for wave in waves]
-
-
-def _heard(features: Callable[[Waveform], np.ndarray], wave: Waveform) -> np.ndarray:
-    check_heard(wave)
-    return features(wave)
 
 
 def _guarded(make: Callable[[Waveform], np.ndarray], wave: Waveform) -> np.ndarray | RejectedRecord:

@@ -5,7 +5,9 @@ import io
 import os
 import struct
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -15,6 +17,9 @@ from omnidiff_jax.media.paths import check_file, write_bytes
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 _WHAT = "image"
+# Tags of TIFF, and what they say (TIFF 6.0).
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
+_WHITE_IS_ZERO, _UNSIGNED = 0, 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,13 +33,13 @@ class ImageLimits:
 def read_image(path: str | os.PathLike[str], limits: ImageLimits = ImageLimits()) -> np.ndarray:
     """Reads png, jpeg, webp, bmp, gif or tiff (the first frame), turned as its EXIF orientation says.
 
-    Grey, palette, CMYK and 16-bit images become 8-bit RGB; transparent ones are laid on white.
+    Grey, palette, CMYK and deep images become 8-bit RGB (`to_rgb`); transparent ones are laid on white.
 
     Returns:
         uint8 [H, W, 3].
 
     Raises:
-        UserError: the file is missing, empty, not an image, damaged, or over a limit.
+        UserError: the file is missing, empty, not an image, damaged, over a limit, or of pixels without a known scale.
     """
     file = Path(path)
     check_file(file, _WHAT, limits.max_bytes)
@@ -43,13 +48,11 @@ def read_image(path: str | os.PathLike[str], limits: ImageLimits = ImageLimits()
         with warnings.catch_warnings(action="ignore"), Image.open(file, formats=FORMATS) as image:
             width, height = image.size
             if width * height > limits.max_pixels:
-                raise UserError(
-                    f"{_WHAT} {file} is {width}x{height}, over {limits.max_pixels / 1e6:g} million pixels; "
-                    "scale it down"
-                )
+                raise UserError(f"is {width}x{height}, over {limits.max_pixels / 1e6:g} million pixels; scale it down")
             image.load()
-            upright = ImageOps.exif_transpose(image)
-            return np.array(_to_rgb(upright))
+            return to_rgb(ImageOps.exif_transpose(image), dict(getattr(image, "tag_v2", {})))
+    except UserError as error:
+        raise UserError(f"{_WHAT} {file} {error}") from error
     except UnidentifiedImageError as error:
         raise UserError(f"{_WHAT} {file} is not a readable image; give a {', '.join(FORMATS).lower()} file") from error
     except Image.DecompressionBombError as error:
@@ -76,14 +79,43 @@ def png_bytes(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16") or image.mode == "I":
-        # Pillow would clip 16-bit grey at 255 instead of scaling it.
-        deep = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-        return Image.fromarray(np.round(deep / 257.0).astype(np.uint8)).convert("RGB")
+def to_rgb(image: Image.Image, tags: Mapping[int, Any] | None = None) -> np.ndarray:
+    """Pixels of any mode as uint8 [H, W, 3], transparent ones laid on white.
+
+    Args:
+        image: upright, in memory.
+        tags: of the TIFF file that it is from: how deep its pixels are, signed or not, and whether 0 is white.
+
+    Raises:
+        UserError: pixels whose black and white nobody can tell: floating-point, signed, or 32 bits that use little of
+            their range; or a mode that is no colour. The message begins with a verb: the caller names the image.
+    """
     if image.mode == "F":
-        raise ValueError("floating-point pixels have no agreed scale")
-    if image.has_transparency_data:
-        layered = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered).convert("RGB")
-    return image.convert("RGB")
+        raise UserError("has floating-point pixels (mode F), which have no agreed scale; export it with 8 or 16 bits")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        grey = _scaled(np.asarray(image), image.mode, dict(tags or {}))
+        return np.repeat(grey[..., None], 3, axis=2)
+    try:
+        if image.has_transparency_data:
+            layered = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered)
+        return np.array(image.convert("RGB"))
+    except ValueError as error:
+        raise UserError(f"has pixels of mode {image.mode} ({error}); export it as RGB") from error
+
+
+def _scaled(pixels: np.ndarray, mode: str, tags: dict[int, Any]) -> np.ndarray:
+    """Deep grey as uint8; Pillow would clip it at 255."""
+    (bits, *_), (kind, *_) = tags.get(_BITS, (16 if mode != "I" else 32,)), tags.get(_SAMPLE_FORMAT, (None,))
+    if mode == "I" and kind != _UNSIGNED:
+        signed = "signed" if tags else "32-bit"
+        raise UserError(f"has {signed} pixels (mode I), whose black is unknown; export it with 8 or 16 bits")
+    if mode == "I":
+        pixels = pixels.astype(np.uint32)  # Pillow keeps them in signed ones
+        if pixels.max(initial=0) < 1 << 24:
+            raise UserError(
+                f"has 32-bit pixels (mode I) of which none is over {int(pixels.max(initial=0))}, 1/256 of their "
+                "range: its scale is unclear; export it with 8 or 16 bits"
+            )
+    grey = np.round(pixels.astype(np.float64) * (255 / (2**bits - 1))).astype(np.uint8)
+    return 255 - grey if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else grey

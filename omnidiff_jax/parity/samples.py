@@ -40,6 +40,9 @@ class CharacterTokenizer:
         back = {number: byte for byte, number in self._ids.items()}
         return bytes(back[int(i)] for i in ids if i < self.size).decode(errors="replace")
 
+    def untaught(self, text: str) -> list[str]:
+        return []
+
 
 def forward_process(fixture: Fixture, check: Check, _: FixtureSet) -> None:
     for name, case in fixture.setting("cases").items():

@@ -21,6 +21,7 @@ from omnidiff_jax.sampling import (
     SamplerConfig,
 )
 from omnidiff_jax.sampling.ranges import POSITIONS, OutOfRange, within
+from omnidiff_jax.words import is_blank
 
 AnswerKind = Literal["text", "image", "speech", "text_and_speech", "hole"]
 
@@ -85,7 +86,7 @@ class Task:
         """System and user turns.
 
         Args:
-            text: the request, for tasks that take text.
+            text: the request, for tasks that take text; blank = the task's default.
             style: "released" adds the newline of the released inference code before a lone audio tag.
 
         Raises:
@@ -96,7 +97,7 @@ class Task:
                 raise UserError(
                     f"the text holds {tag}, the place of a medium; leave it out: media are inputs of their own"
                 )
-        user = self.user.format(text=text or self.default_text)
+        user = self.user.format(text=self.default_text if is_blank(text) else text)
         if style == "released" and user == AUDIO_TAG:
             user = "\n" + user
         turns = [Message("system", self.system)] if self.system else []
@@ -114,7 +115,14 @@ class Task:
         return (*self.prompt(text), Message("assistant", content))
 
     def check_inputs(self, given: set[str]) -> None:
-        """Raises UserError if an input is missing, or given and not used."""
+        """Refuses a request by its inputs.
+
+        Args:
+            given: names of the inputs that hold something: blank text does not count (`words.is_blank`).
+
+        Raises:
+            UserError: an input is missing, or given and not used.
+        """
         optional = {"text"} if self.default_text else set()
         takes = f"it takes {', '.join('--' + name for name in self.inputs)}"
         for name in sorted(set(self.inputs) - optional - given):

@@ -42,6 +42,9 @@ class TextTokenizer(Protocol):
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`; ids that are no text pieces are skipped."""
 
+    def untaught(self, text: str) -> list[str]:
+        """Characters of `text` that no piece of text stands for, each once, in order; a model saw none of them."""
+
 
 @dataclasses.dataclass(frozen=True)
 class SentencePieceConfig:
@@ -162,6 +165,17 @@ class SentencePieceTokenizer:
                 lines[-1].append(piece)
         return "\n".join(self._processor.decode(line) for line in lines)
 
+    def untaught(self, text: str) -> list[str]:
+        # Lines are parted by the newline's byte, which is the one byte that training shows.
+        return [
+            character
+            for character in dict.fromkeys(text.encode("utf-8", "replace").decode())
+            if character != "\n" and any(map(self._is_foreign, self._processor.encode(character)))
+        ]
+
+    def _is_foreign(self, piece: int) -> bool:
+        return self._processor.is_byte(piece) or self._processor.is_unknown(piece)
+
 
 class ByteLevelBPETokenizer:
     """The released model's byte-level BPE (Qwen2): NFC, Qwen2's word split, bytes, merges.
@@ -237,6 +251,10 @@ class ByteLevelBPETokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         size = self.size
         return self._tokenizer.decode([int(i) for i in ids if 0 <= i < size], skip_special_tokens=False)
+
+    def untaught(self, text: str) -> list[str]:
+        """None: its pieces are made of bytes that the released model has all seen."""
+        return []
 
     def check(self, vocabulary: Vocabulary) -> None:
         """Refuses a vocabulary that gives the text another size, or a listed special token another id.

@@ -46,6 +46,11 @@ class WordUnits:
     def decode(self, ids: Sequence[int]) -> str:
         return " ".join(self.words[i] for i in ids)
 
+    def untaught(self, text: str) -> list[str]:
+        """Characters of no word."""
+        known = set(" ".join(self.words))
+        return [character for character in dict.fromkeys(normalize(text)) if character not in known]
+
 
 def heard_text(rng: np.random.Generator, split: str) -> str:
     """What a user may say, of every kind that the tasks have: captions, questions, descriptions with a question."""
