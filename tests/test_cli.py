@@ -15,6 +15,7 @@ import pytest
 from experiments import common
 from experiments.common import Command, load_config
 from omnidiff_jax import cli
+from omnidiff_jax.compilation import use_cache
 from omnidiff_jax.errors import UserError
 
 CONFIG = """
@@ -184,7 +185,7 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (package / "train.py").write_text(f'"""Trains.\n\nMore."""\nimport sys\n{main}print(__name__, sys.argv)\n')
     (package / "sample.py").write_text(f'"""Samples."""\n{main}raise SystemExit(3)\n')
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(cli, "SCRIPTS", package.name)
+    monkeypatch.setattr(cli, "SCRIPTS", {package.name: "commands"})
     monkeypatch.setattr(sys, "argv", ["omnidiff"])
 
 
