@@ -24,7 +24,7 @@ from omnidiff_jax.tokenizers.speech import (
     decoder_shapes,
     tokenizer_shapes,
 )
-from omnidiff_jax.tokenizers.speech_features import HearingConfig, encoder_shapes, save_speech_encoder
+from omnidiff_jax.tokenizers.speech_encoder import HearingConfig, encoder_shapes, save_speech_encoder
 from omnidiff_jax.training.checkpoint import CheckpointConfig, Checkpointer
 from omnidiff_jax.training.optimizer import make_optimizer
 from omnidiff_jax.training.step import init_state
