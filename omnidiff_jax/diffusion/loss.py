@@ -28,9 +28,10 @@ class LossConfig:
 
     Attributes:
         alignment: a name in `alignment.ALIGNMENTS`.
-        weighting: "none" = mean over masked positions (paper); "inverse_t" = each divided by the probability with which
-            it was masked, over the number of targets: the variational bound; "sample" = each divided by the length of its
-            sample's answer (without tail pads), over the number of samples, so that a word weighs as much as a picture.
+        weighting: "none" = mean over masked positions (paper); "inverse_t" = each divided by the probability with
+            which it was masked, over the number of targets: the variational bound; "sample" = each divided by the
+            length of its sample's answer (without tail pads), over the number of samples, so that a word weighs as much
+            as a picture.
         capacity: share of positions that may be scored; at 1 nothing can overflow. Memory and compile-time
             sizes grow with it, time does not. Rows over it are dropped and counted in `Loss.dropped`.
         chunk: rows whose logits exist at once (in each group).

@@ -36,10 +36,6 @@ class CharacterTokenizer:
     def encode(self, text: str) -> list[int]:
         return [self._ids[byte] for byte in text.encode()]
 
-    def unknown(self, text: str) -> str:
-        """None: it spells bytes."""
-        return ""
-
     def decode(self, ids: Iterable[int]) -> str:
         back = {number: byte for byte, number in self._ids.items()}
         return bytes(back[int(i)] for i in ids if i < self.size).decode(errors="replace")

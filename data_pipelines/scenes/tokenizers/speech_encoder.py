@@ -43,11 +43,6 @@ class WordUnits:
         except ValueError as error:
             raise UserError(f"{text!r} has a word outside the {self.size} heard words ({error})") from error
 
-    def unknown(self, text: str) -> str:
-        """Letters and digits that are in none of the words."""
-        known = set("".join(self.words))
-        return "".join(character for character in dict.fromkeys(normalize(text)) if character not in known | {" "})
-
     def decode(self, ids: Sequence[int]) -> str:
         return " ".join(self.words[i] for i in ids)
 
