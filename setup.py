@@ -15,6 +15,7 @@ CORE = [
     "flax>=0.12,<0.13",
     "grain>=0.2.16,<0.3",
     "jax>=0.10,<0.12",
+    # Griffin-Lim. It is an import of milliseconds until it is called, and brings soxr, which nothing here asks for.
     "librosa>=0.11,<0.12",
     "ml-collections>=1.1",
     "numpy>=2.1",

@@ -16,6 +16,7 @@ from omnidiff_jax.evaluation.run import evaluate
 from omnidiff_jax.runs.config import run_config
 from omnidiff_jax.runs.stored import newest
 from omnidiff_jax.training.loop import train
+from omnidiff_jax.training.operations.lock import only_run
 
 COMMAND = Command("quickstart", __doc__)
 CONFIG = COMMAND.config("experiments/configs/nano.py")
@@ -33,10 +34,11 @@ def run() -> None:
         seconds[name], last = now - last, now
         print(f"{name}: {seconds[name]:.0f} s", file=sys.stderr, flush=True)
 
-    opened = open_model(config, workdir)
-    lap("data")
-    train(opened, workdir)
-    lap("train")
+    with only_run(workdir):
+        opened = open_model(config, workdir)
+        lap("data")
+        train(opened, workdir)
+        lap("train")
     step = newest(workdir).step
     exams = {"scenes": EXAMS["scenes"]}
     evaluate(str(workdir), exams, CASES.value or 1, folder=workdir, step=step, seconds=seconds)

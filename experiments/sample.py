@@ -2,7 +2,7 @@
 
 omnidiff sample --workdir=DIR --task=t2i --text="small red circle top left, on white" --out=picture.png
 omnidiff sample --workdir=DIR --task=asr --audio=speech.wav
-omnidiff sample --model=CONVERTED_FOLDER --task=vqa --image=… --text=…
+omnidiff sample --config=experiments/configs/dream7b.py --config.init.folder=CONVERTED --task=vqa --image=… --text=…
 omnidiff sample --workdir=DIR --task=t2i --text="…" --config.decoding.t2i.sampler.guidance.scale=2.0
 omnidiff sample --workdir=DIR --task=inpainting --image=in.png --text="..." --hole=0,0,32,32 --out=filled.png
 """
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from experiments.common import Command, decoding_words, model_flags, model_named
+from experiments.common import Command, model_and_config, model_flags
 from omnidiff_jax.answering.load import load
 from omnidiff_jax.answering.model import Answer
 from omnidiff_jax.errors import UserError
@@ -42,8 +42,7 @@ SUFFIXES: dict[AnswerKind, str] = {
 
 
 def run() -> None:
-    what = model_named(WORKDIR.value, MODEL.value)
-    decoding = decoding_words(CONFIG)
+    what, options = model_and_config(CONFIG, WORKDIR.value, MODEL.value)
     chosen = task(str(TASK.value))
     asked: dict[str, Any] = {
         "text": TEXT.value or "",
@@ -54,7 +53,7 @@ def run() -> None:
     chosen.check_inputs(_given(asked))
     out = out_file(chosen.answer, str(OUT.value))
     settings = {"steps": STEPS.value, "length": LENGTH.value, "temperature": TEMPERATURE.value}
-    answer = load(what, rows=1, decoding=decoding).answer(
+    answer = load(what, rows=1, **options).answer(
         chosen.name,
         **asked,
         seed=SEED.value or 0,

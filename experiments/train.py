@@ -24,6 +24,7 @@ from omnidiff_jax.config import build
 from omnidiff_jax.sharding.distributed import METHODS, initialize, is_primary
 from omnidiff_jax.training.loop import train
 from omnidiff_jax.training.operations.goodput import process_age
+from omnidiff_jax.training.operations.lock import only_run
 from omnidiff_jax.training.operations.profiling import parse_steps
 from omnidiff_jax.training.step import eval_params
 
@@ -46,8 +47,9 @@ def run() -> None:
         return
     initialize(str(DISTRIBUTED.value), COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     use_cache(config.get("compilation_cache", ""))
-    opened = open_program(config, workdir)
-    state = train(opened, workdir, profile=profile, began=began)
+    with only_run(workdir):  # before its data is built
+        opened = open_program(config, workdir)
+        state = train(opened, workdir, profile=profile, began=began)
     if not is_primary():
         return
     # One process computes alone from here on; what is exported is replicated, so it has a whole copy.

@@ -300,11 +300,11 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 def _check_number(value: float, where: str) -> None:
     if isinstance(value, int):
         if not -(2**63) <= value < 2**63:
-            raise UserError(f"{where} = {value!r} must fit 64 bits")
+            raise UserError(f"{where} = {value!r} must be a whole number of 64 bits")
     elif not abs(value) <= _LARGEST:
         raise UserError(f"{where} = {value!r} must be a finite number of float32")
     elif 0 < abs(value) < _SMALLEST:
-        raise UserError(f"{where} = {value!r} is nothing in float32, whose numbers begin at {_SMALLEST:.2g}; use 0")
+        raise UserError(f"{where} = {value!r} must be 0, or at least float32's smallest, {_SMALLEST:.2g}")
 
 
 def _is_mapping(value: Any) -> bool:

@@ -85,7 +85,7 @@ class RejectedRecord(Exception):
     """
 
     def __init__(self, reason: str, detail: str = ""):
-        """Args: reason, to count by; detail, what is wrong in this very sample."""
+        """Rejects for `reason`, to count by; `detail` is what is wrong in this very sample."""
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
 

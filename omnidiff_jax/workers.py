@@ -48,7 +48,10 @@ class Workers:
             self._pool.shutdown()
             return
         mine = self._mine()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        closing = threading.Thread(
+            target=self._pool.shutdown, args=(True,), kwargs={"cancel_futures": True}, daemon=True
+        )
+        closing.start()
         for process in mine:
             process.terminate()
         deadline = time.monotonic() + _SECONDS_TO_CLEAN_UP
@@ -56,6 +59,7 @@ class Workers:
             process.join(max(deadline - time.monotonic(), 0.01))
             process.kill()
             process.join()
+        closing.join(_SECONDS_TO_CLEAN_UP)  # its threads give their semaphores back
 
     def run(
         self, function: Callable[..., Any], jobs: Mapping[Key, tuple[Any, ...]], progress: Progress | None = None

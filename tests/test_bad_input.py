@@ -138,7 +138,7 @@ def test_unknown_config_keys_and_tasks(refusal, tiny, tmp_path):
     wrong = tmp_path / "wrong.py"
     wrong.write_text(config.read_text().replace('"vqa": 1.0', '"vqq": 1.0'))
     said = refusal(train_command, f"--config={wrong}", base[1])
-    assert "unknown task 'vqq'; did you mean 'vqa'?" in said
+    assert "config.stages weighs 'vqq', no source or task; did you mean 'vqa'?" in said
     assert not (tmp_path / "run").exists()
 
 
@@ -247,7 +247,7 @@ def test_jsonl_is_trained_on_past_its_faults(tiny, media, tmp_path, capfd):
     command = train_command.COMMAND
     assert guard(command.program, lambda: command.call(train_command.run, words)) == 0, capfd.readouterr().err
     counted = [line["rejected"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "rejected" in line]
-    assert set(counted[-1]) == {"missing image", "unusable image"} and min(counted[-1].values()) >= 1
+    assert set(counted[-1]) == {"vqa: missing image", "vqa: unusable image"} and min(counted[-1].values()) >= 1
 
 
 def test_a_misspelt_task_is_answered_with_the_nearest(refusal, tiny):

@@ -38,7 +38,7 @@ def config_file(tmp_path):
 
 
 def test_rows_of_the_long_tailed_mixture_are_full_and_quickly_made(tmp_path):
-    """SPEC's row of 3072 tokens and 1536 frames; the released loader's shape, 98 % full at least."""
+    """The paper's row of 3072 tokens and 1536 frames; the released loader's shape, 98 % full at least."""
     config = DataConfig(batch_size=16, streams=2, max_tail_pads=16, packing=PackingConfig(3072, 1536, 96, 24))
     speed = bench_input(tmp_path, Vocabulary.released(), config, batches=6, examples=600, consumption=12_700.0)
     assert speed.packing_efficiency >= 0.98

@@ -15,6 +15,7 @@ import pytest
 from experiments import common
 from experiments.common import Command, load_config
 from omnidiff_jax import cli
+from omnidiff_jax.compilation import use_cache
 from omnidiff_jax.errors import UserError
 
 CONFIG = """
@@ -159,11 +160,11 @@ def test_help_shows_every_flag_and_runs_nothing(capsys: pytest.CaptureFixture[st
 def test_the_compilation_cache_is_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = jax.config.jax_compilation_cache_dir
     try:
-        common.use_compilation_cache()
+        use_cache()
         assert jax.config.jax_compilation_cache_dir == before
         monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-        common.use_compilation_cache()
+        use_cache()
         assert jax.config.jax_compilation_cache_dir == str(tmp_path / "omnidiff_jax" / "xla")
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
@@ -184,7 +185,7 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (package / "train.py").write_text(f'"""Trains.\n\nMore."""\nimport sys\n{main}print(__name__, sys.argv)\n')
     (package / "sample.py").write_text(f'"""Samples."""\n{main}raise SystemExit(3)\n')
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(cli, "SCRIPTS", package.name)
+    monkeypatch.setattr(cli, "SCRIPTS", {package.name: "commands"})
     monkeypatch.setattr(sys, "argv", ["omnidiff"])
 
 

@@ -159,7 +159,7 @@ class Outer:
         ({"share": math.nan}, "config.share = nan must be a finite number of float32"),
         ({"free": 10**400}, "config.free = inf must be a finite number"),
         ({"free": 1e39}, "config.free = 1e.39 must be a finite number of float32"),
-        ({"free": 1e-39}, "config.free = 1e-39 is nothing in float32"),
+        ({"free": 1e-39}, "config.free = 1e-39 must be 0, or at least float32's smallest"),
     ],
 )
 def test_a_refusal_names_field_value_and_bound(change, said):

@@ -36,7 +36,7 @@ from omnidiff_jax.conversion.to_orbax import Layout, to_orbax
 from omnidiff_jax.conversion.to_released import to_released
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.tokenizers import assets
-from omnidiff_jax.tokenizers.speech_features import load_speech_encoder
+from omnidiff_jax.tokenizers.speech_encoder import load_speech_encoder
 
 
 @pytest.mark.parametrize("name", list(TINY))

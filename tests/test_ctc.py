@@ -23,7 +23,8 @@ from omnidiff_jax.models.sanm import SpeechEncoder, SpeechEncoderConfig
 from omnidiff_jax.records import Waveform
 from omnidiff_jax.speech_frames import padded_frames
 from omnidiff_jax.tokenizers import assets
-from omnidiff_jax.tokenizers.speech_features import FrontendConfig, SpeechFrontend, load_speech_encoder
+from omnidiff_jax.tokenizers.frontend import FrontendConfig, SpeechFrontend
+from omnidiff_jax.tokenizers.speech_encoder import load_speech_encoder
 from omnidiff_jax.training.loop import train
 from omnidiff_jax.training.tokenizers import ctc
 from omnidiff_jax.words import word_error_rate

@@ -13,7 +13,7 @@ from tfds_toys import write_tfds
 
 from omnidiff_jax.codecs import encode
 from omnidiff_jax.codecs.judgment import check_trainable
-from omnidiff_jax.data import codec, sources, storage
+from omnidiff_jax.data import serialization, sources, storage
 from omnidiff_jax.data.check import check_jsonl, report_lines
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.media.audio import write_wav
@@ -159,7 +159,7 @@ def test_images_are_resized_and_cropped_in_the_centre():
 )
 def test_bytes_give_the_example_back(sample_id, task, text, heard):
     made = example(sample_id, task, text, tuple(heard), width=4)
-    back = codec.from_bytes(codec.to_bytes(made))
+    back = serialization.from_bytes(serialization.to_bytes(made))
     assert (back.sample_id, back.task) == (made.sample_id, made.task)
     for field in ("tokens", "targets", "frame_counts"):
         np.testing.assert_array_equal(getattr(back, field), getattr(made, field))
@@ -168,10 +168,10 @@ def test_bytes_give_the_example_back(sample_id, task, text, heard):
 
 
 def test_bytes_that_are_no_example_are_refused():
-    data = codec.to_bytes(example(1, heard=(2,)))
+    data = serialization.to_bytes(example(1, heard=(2,)))
     for broken in (b"", data[:-1], b"XXXX" + data[4:], data[:4] + b"\x09\x00" + data[6:], data + b"0"):
         with pytest.raises(UserError, match="build the data set again"):
-            codec.from_bytes(broken)
+            serialization.from_bytes(broken)
 
 
 @pytest.mark.parametrize("shards", [1, 3])

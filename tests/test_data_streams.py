@@ -182,7 +182,7 @@ def test_wrong_runs_are_refused():
         corpus((Stage(1, weights={"read": 0.0}, name="one"),))
     with pytest.raises(UserError, match=r"stages.one.weights.read = -1.0 must be at least 0"):
         build(Stage, {"steps": 1, "weights": {"read": -1.0}}, "stages.one")
-    with pytest.raises(UserError, match="stages.one: steps = 0 must be at least 1"):
+    with pytest.raises(UserError, match="stages.one.steps = 0 must be at least 1"):
         build(Stage, {"steps": 0}, "stages.one")
     with pytest.raises(UserError, match="empty"):
         corpus(sizes=(0, 3, 3))

@@ -100,7 +100,7 @@ def test_the_file_has_the_contracts_shape(tmp_path):
     write_scorecard(tmp_path, entries, {}, {"train": 1.5}, 7)
     (written,) = tmp_path.iterdir()
     content = json.loads(written.read_text())
-    assert written.name == "scorecard.json" and set(content) == {"step", "tasks", "seconds", "versions"}
+    assert written.name == "scorecard.json" and set(content) == {"step", "tasks", "exams", "seconds", "versions"}
     assert ENTRY <= set(content["tasks"]["text_qa"]) and content["seconds"] == {"train": 1.5}
     assert {"python", "jax", "omnidiff_jax"} <= set(content["versions"])
     decoding = content["tasks"]["text_qa"]["decoding"]

@@ -73,10 +73,16 @@ def test_a_command_that_still_imports(tmp_path, config, number, seconds):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_command_that_builds_data(tmp_path, config, number):
+    """Meanwhile a second start is refused."""
     data = tmp_path / "run" / "data"
     words = ("train", f"--config={config}", f"--workdir={tmp_path / 'run'}")
     process = start("-m", "omnidiff_jax.cli", *words)
     until(lambda: data.is_dir() and len(list(data.glob(".*/*"))) >= 1)
+    if number == signal.SIGTERM:
+        second = start("-m", "omnidiff_jax.cli", *words)
+        said = second.communicate(timeout=60)[1]
+        assert second.returncode == 2 and said.count("\n") == 1, said
+        assert f"is in use: process {process.pid} on " in said
     process.send_signal(number)
     if number == signal.SIGKILL:
         process.communicate(timeout=10)

@@ -13,6 +13,7 @@ from omnidiff_jax.codecs import encode
 from omnidiff_jax.data.loader import HostBatches
 from omnidiff_jax.data.mixture import Stage
 from omnidiff_jax.data.packing import PackingConfig
+from omnidiff_jax.data.sources import Source
 from omnidiff_jax.data.streams import Corpus, DataConfig
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.models.omni import OmniModel, init_params
@@ -49,8 +50,8 @@ def test_every_encoder_is_heard(queries, width):
     assert len(examples) == len(RECORDS) and not rejected
 
     packing = PackingConfig(length=256, frames=64, samples=4, open_rows=2, speech=layout)
-    corpus = Corpus({"asr": examples}, (Stage(5, weights={"asr": 1.0}),), VOCABULARY)
-    batches = HostBatches(corpus, DataConfig(1, 2, 2, 0, packing), ("asr",))
+    corpus = Corpus({"asr": Source(examples, "asr")}, (Stage(5, weights={"asr": 1.0}),), VOCABULARY)
+    batches = HostBatches(corpus, DataConfig(1, 2, 2, 0, packing))
     packed = next(batches).inputs
     assert batches.rejected == {}
     prompts = [

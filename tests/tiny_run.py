@@ -1,5 +1,6 @@
 """A run small enough to train, interrupt and sample in a test: random speech tokenizers and the nano config shrunk."""
 
+import dataclasses
 import textwrap
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from omnidiff_jax.tokenizers.speech import (
     decoder_shapes,
     tokenizer_shapes,
 )
-from omnidiff_jax.tokenizers.speech_features import HearingConfig, encoder_shapes, save_speech_encoder
+from omnidiff_jax.tokenizers.speech_encoder import HearingConfig, encoder_shapes, save_speech_encoder
 from omnidiff_jax.training.checkpoint import CheckpointConfig, Checkpointer
 from omnidiff_jax.training.optimizer import make_optimizer
 from omnidiff_jax.training.step import init_state
@@ -98,7 +99,10 @@ def write_config(folder: Path, steps: int = 24) -> Path:
 def untrained(config, workdir: Path) -> None:
     """A checkpoint of the config's initial state, as training would have saved it."""
     typed = run_config(config)
-    opened = open_here(typed, open_tokenizers(typed.tokenizers))
+    tokenizers = open_tokenizers(typed.tokenizers)
+    named = dataclasses.replace(typed.tokenizers, fingerprint=tokenizers.fingerprint)
+    typed = dataclasses.replace(typed, tokenizers=named)
+    opened = open_here(typed, tokenizers)
     optimizer = typed.optimizer_used
     with jax.set_mesh(opened.mesh):
         make = jax.jit(

@@ -1,4 +1,4 @@
-"""Which question-answer pairs can be spoken, and how (SPEC §4; Omni-Diffusion, section on SDVI).
+"""Which question-answer pairs can be spoken, and how (arXiv 2603.06577, section on SDVI).
 
 Pairs with mathematics or programming and answers over 100 words are dropped; a multiple-choice question becomes an
 open one, and the words of its choice replace the letter. The rules read text and know nothing of any data set.

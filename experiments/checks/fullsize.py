@@ -34,7 +34,7 @@ from omnidiff_jax.records import Waveform
 from omnidiff_jax.speech_frames import packed_frames
 from omnidiff_jax.tokenizers import image as images
 from omnidiff_jax.tokenizers import speech
-from omnidiff_jax.tokenizers.speech_features import SpeechFrontend
+from omnidiff_jax.tokenizers.frontend import SpeechFrontend
 from omnidiff_jax.vocabulary import Vocabulary
 
 COMMAND = Command("fullsize", __doc__, "FILE...")

@@ -1,4 +1,4 @@
-"""Omni-Diffusion at its released size: the Dream-7B backbone, 3072-token rows, 128 rows a step (SPEC §3 and §4).
+"""Omni-Diffusion at its released size: the Dream-7B backbone, 3072-token rows, 128 rows a step (arXiv 2603.06577).
 
 Tokenizers are folders converted from the released weights (`omnidiff convert`); `data.set` names encoded sets.
 `dream7b.py:v5p:4x4x4` is this config with the preset of that slice (`slices.py`).

@@ -1,4 +1,4 @@
-"""The three-stage curriculum of the paper: what each stage trains on (SPEC §4), as mixture weights over tasks.
+"""The three-stage curriculum of the paper: what each stage trains on (arXiv 2603.06577), as mixture weights over tasks.
 
 Sources of the released model by task: text QA Tulu-3; captioning LAION; text-to-image JourneyDB; VQA LLaVA-OneVision;
 ASR LibriSpeech, CommonVoice, GigaSpeech, People's Speech, VoxPopuli; TTS LibriTTS, GLOBE, Emilia; speech QA

@@ -152,7 +152,7 @@ class Model:
         else:
             raise UserError(f"{where} names neither a task ({suggest('', TASKS)}) nor messages")
         if "length" in settings and query.answer in ("image", "hole"):
-            raise UserError(f"{where}: a picture has the length of its codes; leave out the setting length")
+            raise UserError(f"{where}: its answer has the length of a picture; leave out the setting length")
         return dataclasses.replace(query, decoding=adjusted(query.decoding, settings))
 
     @property

@@ -32,7 +32,7 @@ class Kind:
     heard: float = 0.0
 
 
-# After SPEC: 256 codes a drawn image, 1,024 a seen one, 12.5 speech codes a second; the rest is judgment.
+# After arXiv 2603.06577: 256 codes a drawn image, 1,024 a seen one, 12.5 speech codes a second; the rest is judgment.
 LONG_TAILED = (
     Kind("text_qa", 0.30, 0, 180.0, 0.9),
     Kind("captioning", 0.10, 1024, 40.0, 0.6),

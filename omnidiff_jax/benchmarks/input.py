@@ -18,13 +18,15 @@ H200_TOKENS_PER_SECOND = 12_700.0
 
 @dataclasses.dataclass(frozen=True)
 class InputSpeed:
-    """Attributes:
-    tokens_per_second_per_core: tokens read, packed and laid out in a second of one core's time.
-    packing_efficiency: share of the positions of all measured rows that hold a sample.
-    examples_per_second_per_core: samples, likewise.
-    consumption: tokens a second that the device uses up.
-    times_consumption: how often eight cores' supply covers it.
-    batches, examples, tokens: measured.
+    """What the loader was measured at, beside what a device uses up.
+
+    Attributes:
+        tokens_per_second_per_core: tokens read, packed and laid out in a second of one core's time.
+        packing_efficiency: share of the positions of all measured rows that hold a sample.
+        examples_per_second_per_core: samples, likewise.
+        consumption: tokens a second that the device uses up.
+        times_consumption: how often eight cores' supply covers it.
+        batches, examples, tokens: measured.
     """
 
     tokens_per_second_per_core: float

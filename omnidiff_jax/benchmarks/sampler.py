@@ -56,17 +56,19 @@ class Variant:
 
 @dataclasses.dataclass(frozen=True)
 class SamplerSpeed:
-    """Attributes:
-    name: of the variant.
-    seconds_per_sample: median of the measured calls, over the canvases of a call.
-    seconds_per_step: of a call over its steps.
-    floor_seconds: what a sample cannot undercut at the measured rates: in each step the larger of the operations that
-        the masked rows need and the weights read once.
-    peak_bytes: that the compiled loop holds at most, weights included.
-    compile_seconds: the first call, less a later one.
-    compilations_after_warmup: programs compiled in the measured calls, whose prompts differ; 0 is right.
-    tokens_equal_to: variant -> whether the first canvas has the same tokens.
-    steps, rows: of a call.
+    """What one variant of the sampler was measured at.
+
+    Attributes:
+        name: of the variant.
+        seconds_per_sample: median of the measured calls, over the canvases of a call.
+        seconds_per_step: of a call over its steps.
+        floor_seconds: what a sample cannot undercut at the measured rates: in each step the larger of the operations
+            that the masked rows need and the weights read once.
+        peak_bytes: that the compiled loop holds at most, weights included.
+        compile_seconds: the first call, less a later one.
+        compilations_after_warmup: programs compiled in the measured calls, whose prompts differ; 0 is right.
+        tokens_equal_to: variant -> whether the first canvas has the same tokens.
+        steps, rows: of a call.
     """
 
     name: str

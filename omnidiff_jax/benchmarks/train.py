@@ -22,19 +22,21 @@ from omnidiff_jax.training.step import init_state
 
 @dataclasses.dataclass(frozen=True)
 class TrainSpeed:
-    """Attributes:
-    tokens_per_second: tokens that hold something, over all devices.
-    mfu: `flops_per_step` / median step time / (`matmul_flops_measured` x devices).
-    mfu_of_peak: the same over the data sheet's dense bfloat16 FLOP/s; None where that is not known (CPUs).
-    peak_bytes: largest memory of a device; on CPUs, of the process.
-    compile_seconds: tracing, lowering and compiling the step.
-    matmul_flops_measured: FLOP/s of one device on plain matrix products, in this run.
-    step_seconds: median of the measured steps.
-    steps: seconds of each measured step.
-    tokens: that hold something, in the batch.
-    recompilations: programs compiled after the second step.
-    flops_per_step, flops_count: what MFU counts.
-    device, devices, layers: what was measured.
+    """What the train step was measured at.
+
+    Attributes:
+        tokens_per_second: tokens that hold something, over all devices.
+        mfu: `flops_per_step` / median step time / (`matmul_flops_measured` x devices).
+        mfu_of_peak: the same over the data sheet's dense bfloat16 FLOP/s; None where that is not known (CPUs).
+        peak_bytes: largest memory of a device; on CPUs, of the process.
+        compile_seconds: tracing, lowering and compiling the step.
+        matmul_flops_measured: FLOP/s of one device on plain matrix products, in this run.
+        step_seconds: median of the measured steps.
+        steps: seconds of each measured step.
+        tokens: that hold something, in the batch.
+        recompilations: programs compiled after the second step.
+        flops_per_step, flops_count: what MFU counts.
+        device, devices, layers: what was measured.
     """
 
     tokens_per_second: float

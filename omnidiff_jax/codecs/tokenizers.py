@@ -16,7 +16,7 @@ from omnidiff_jax.tokenizers import assets
 from omnidiff_jax.tokenizers import text as text_tokenizers
 from omnidiff_jax.tokenizers.image import ImageTokenizer
 from omnidiff_jax.tokenizers.speech import SpeechDecoder, SpeechTokenizer
-from omnidiff_jax.tokenizers.speech_features import load_speech_encoder
+from omnidiff_jax.tokenizers.speech_encoder import load_speech_encoder
 from omnidiff_jax.vocabulary import RELEASED_SPECIALS, Vocabulary
 
 # Those whose files ids and frames depend on; the decoder only turns codes into sound.

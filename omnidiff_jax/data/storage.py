@@ -1,4 +1,4 @@
-"""Encoded data sets on disk: ArrayRecord shards of `codec` examples beside a `manifest.json`."""
+"""Encoded data sets on disk: ArrayRecord shards of `serialization` examples beside a `manifest.json`."""
 
 import collections
 import dataclasses
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from omnidiff_jax.data.codec import from_bytes, to_bytes
+from omnidiff_jax.data.serialization import from_bytes, to_bytes
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.media.paths import new_folder
 from omnidiff_jax.records import EncodedExample

@@ -111,7 +111,11 @@ class Corpus:
         for name, old in stored.items():
             new = here.get(name)
             if new is None:
-                twins = [other for other, found in here.items() if found == old and other not in stored]
+                twins = [
+                    other
+                    for other, found in here.items()
+                    if found["fingerprint"] and found == old and other not in stored
+                ]
                 again = f"; {twins[0]!r} has the same content: call it {name!r} again" if twins else ""
                 raise UserError(
                     f"the checkpoint was trained on source {name!r} ({old['examples']} samples), which this run does "

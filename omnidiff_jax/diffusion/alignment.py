@@ -10,9 +10,11 @@ from omnidiff_jax.config import choose
 
 @dataclasses.dataclass(frozen=True)
 class Alignment:
-    """Attributes:
-    offset: the token at i is predicted by the hidden state at i - offset.
-    within_segment: False also scores a token whose predictor lies in the sample before it.
+    """Which hidden state predicts a token.
+
+    Attributes:
+        offset: the token at i is predicted by the hidden state at i - offset.
+        within_segment: False also scores a token whose predictor lies in the sample before it.
     """
 
     offset: int
@@ -22,7 +24,9 @@ class Alignment:
 ALIGNMENTS: dict[str, Alignment] = {
     "shifted": Alignment(offset=1),  # Dream, an autoregressive model's weights kept in use
     "same_position": Alignment(offset=0),  # LLaDA, MaskGIT
-    "shifted_released": Alignment(offset=1, within_segment=False),  # a released quirk: NOTES on its training loss
+    "shifted_released": Alignment(
+        offset=1, within_segment=False
+    ),  # the released training code's loss, which shifts across packed samples
 }
 
 

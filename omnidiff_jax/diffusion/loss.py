@@ -24,17 +24,20 @@ from omnidiff_jax.sharding.axes import constrain
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """Attributes:
-    alignment: a name in `alignment.ALIGNMENTS`.
-    weighting: "none" = mean over masked positions (paper); "inverse_t" = each divided by the probability with which
-        it was masked, over the number of targets: the variational bound; "sample" = each divided by the length of its
-        sample's answer (without tail pads), over the number of samples, so that a word weighs as much as a picture.
-    capacity: share of positions that may be scored; at 1 nothing can overflow. Memory and compile-time
-        sizes grow with it, time does not. Rows over it are dropped and counted in `Loss.dropped`.
-    chunk: rows whose logits exist at once (in each group).
-    groups: rows of the batch are gathered within this many groups; the number of batch shards, so that no
-        row leaves its device.
-    noise_buckets: equal intervals of the noise level in which loss is reported.
+    """How the masked positions of a batch become one loss.
+
+    Attributes:
+        alignment: a name in `alignment.ALIGNMENTS`.
+        weighting: "none" = mean over masked positions (paper); "inverse_t" = each divided by the probability with
+            which it was masked, over the number of targets: the variational bound; "sample" = each divided by the
+            length of its sample's answer (without tail pads), over the number of samples, so that a word weighs as much
+            as a picture.
+        capacity: share of positions that may be scored; at 1 nothing can overflow. Memory and compile-time
+            sizes grow with it, time does not. Rows over it are dropped and counted in `Loss.dropped`.
+        chunk: rows whose logits exist at once (in each group).
+        groups: rows of the batch are gathered within this many groups; the number of batch shards, so that no
+            row leaves its device.
+        noise_buckets: equal intervals of the noise level in which loss is reported.
     """
 
     alignment: str = "shifted"

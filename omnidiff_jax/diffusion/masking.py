@@ -19,12 +19,14 @@ from omnidiff_jax.vocabulary import Vocabulary
 
 @dataclasses.dataclass(frozen=True)
 class MaskingConfig:
-    """Attributes:
-    mode: "paper" draws one t per sample; "released" draws a threshold per token, so that half of all targets
-        are masked, always (`released_forward_process`).
-    tail_pad_gamma: γ, mask probability of tail pads relative to other targets.
-    min_noise: smallest t of "paper", which is uniform from there to 1: a clipped noise schedule (arXiv 2503.09573).
-    eps: smallest threshold of "released".
+    """How a clean batch is corrupted (arXiv 2603.06577, training).
+
+    Attributes:
+        mode: "paper" draws one t per sample; "released" draws a threshold per token, so that half of all targets
+            are masked, always (`released_forward_process`).
+        tail_pad_gamma: γ, mask probability of tail pads relative to other targets.
+        min_noise: smallest t of "paper", which is uniform from there to 1: a clipped noise schedule (arXiv 2503.09573).
+        eps: smallest threshold of "released".
     """
 
     mode: Literal["paper", "released"] = "paper"
@@ -35,12 +37,14 @@ class MaskingConfig:
 
 @struct.dataclass
 class Corrupted:
-    """Attributes:
-    tokens: int32 [B, L], masked positions hold the mask id.
-    masked: bool [B, L], a subset of the batch's targets.
-    ratio: float32 [B, S], noise level of each sample: t ("paper"), or the share of its targets that is masked
-        ("released"); 0 where there is no sample.
-    probability: float32 [B, L], with which each target was masked; 1 elsewhere.
+    """A batch after masking.
+
+    Attributes:
+        tokens: int32 [B, L], masked positions hold the mask id.
+        masked: bool [B, L], a subset of the batch's targets.
+        ratio: float32 [B, S], noise level of each sample: t ("paper"), or the share of its targets that is masked
+            ("released"); 0 where there is no sample.
+        probability: float32 [B, L], with which each target was masked; 1 elsewhere.
     """
 
     tokens: jax.Array

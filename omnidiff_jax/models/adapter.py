@@ -12,12 +12,14 @@ from omnidiff_jax.sharding import axes
 
 @dataclasses.dataclass(frozen=True)
 class AdapterConfig:
-    """Attributes:
-    inputs: width of the speech encoder's vectors.
-    outputs: D of the backbone.
-    norm_epsilon: of the LayerNorm.
-    init_stddev: of the initial kernels.
-    dtype: of the matmuls; parameters and the norm are float32.
+    """Sizes of the map from heard speech to the backbone's embeddings.
+
+    Attributes:
+        inputs: width of the speech encoder's vectors.
+        outputs: D of the backbone.
+        norm_epsilon: of the LayerNorm.
+        init_stddev: of the initial kernels.
+        dtype: of the matmuls; parameters and the norm are float32.
     """
 
     inputs: Count = 512

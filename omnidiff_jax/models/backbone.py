@@ -58,7 +58,7 @@ class BackboneConfig:
         dtype: of activations and matmuls; parameters, norms and softmax are float32.
         attention: a name in `attention.BACKENDS`.
         remat: a name in `REMAT_POLICIES`.
-        scan_layers: roll the layer loop (small program) or unroll it (no weight copies: PERF.md).
+        scan_layers: roll the layer loop (small program) or unroll it (no weight copies: docs/performance.md).
         padding_idx: released quirk: this token's embedding row never receives a gradient (torch's `padding_idx`).
         padding_visible: released quirk: padding belongs, as keys only, to the row's last sample.
     """

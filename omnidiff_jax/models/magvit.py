@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from omnidiff_jax.config import Count, Range
+from omnidiff_jax.config import Count, Natural, Range
 from omnidiff_jax.models import lfq
 
 
@@ -38,11 +38,11 @@ class MagvitConfig:
 
     channels: Count = 128
     encoder_multipliers: tuple[Count, ...] = (1, 2, 2, 4, 4)
-    encoder_blocks: tuple[Count, ...] = (4, 3, 4, 3, 4)
+    encoder_blocks: tuple[Natural, ...] = (4, 3, 4, 3, 4)
     encoder_kernels: tuple[Count, ...] = (3, 3, 3, 3, 3)
     downsample_kernel: Count = 3
     decoder_multipliers: tuple[Count, ...] = (1, 1, 2, 2, 4)
-    decoder_blocks: tuple[Count, ...] = (4, 4, 3, 4, 3)
+    decoder_blocks: tuple[Natural, ...] = (4, 4, 3, 4, 3)
     encoder_middle: bool = True
     decoder_middle: bool = True
     patch: Count = 1

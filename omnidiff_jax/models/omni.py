@@ -19,10 +19,12 @@ from omnidiff_jax.sharding.axes import constrain
 
 @dataclasses.dataclass(frozen=True)
 class OmniConfig:
-    """Attributes:
-    backbone: the transformer.
-    speech_encoder: None for a model that hears nothing.
-    adapter: from the encoder's width to the backbone's; unused without an encoder.
+    """Sizes of the whole model.
+
+    Attributes:
+        backbone: the transformer.
+        speech_encoder: None for a model that hears nothing.
+        adapter: from the encoder's width to the backbone's; unused without an encoder.
     """
 
     backbone: BackboneConfig = BackboneConfig()

@@ -11,10 +11,12 @@ from omnidiff_jax.config import Count
 
 @dataclasses.dataclass(frozen=True)
 class DiscriminatorConfig:
-    """Attributes:
-    channels: width of the first layer; doubled by each further one up to eightfold.
-    layers: stride-2 convolutions; the judged patch grows with them (70 pixels for 3).
-    norm_groups: channel groups of the normalisation.
+    """Sizes of the patch discriminator.
+
+    Attributes:
+        channels: width of the first layer; doubled by each further one up to eightfold.
+        layers: stride-2 convolutions; the judged patch grows with them (70 pixels for 3).
+        norm_groups: channel groups of the normalisation.
     """
 
     channels: Count = 64

@@ -61,7 +61,7 @@ class Check:
     def share(self, output: str, actual: Any, tolerance: float, least: float, where: np.ndarray) -> None:
         """As `relative`, of the elements `where` (bool), over all of them but the worst 1 - `least`.
 
-        For values that a cut-off at float noise may move (NOTES_core on top-p); elements of no meaning are NaN in
+        For values that a cut-off at float noise may move (top-p); elements of no meaning are NaN in
         the recording.
         """
         expected = self._expected(output, actual)

@@ -16,9 +16,11 @@ from omnidiff_jax.parity.fixtures import Fixture, FixtureSet
 
 @dataclass(frozen=True)
 class Kind:
-    """Attributes:
-    run: repeats the recorded computation and compares.
-    required: patterns of output names.
+    """A kind of fixture: how its recording is repeated, and what that must reproduce.
+
+    Attributes:
+        run: repeats the recorded computation and compares.
+        required: patterns of output names.
     """
 
     run: Callable[[Fixture, Check, FixtureSet], None]

@@ -27,12 +27,14 @@ _ON_CHIP = re.compile(r"S\([1-46-9]\)")
 
 @dataclasses.dataclass
 class Instruction:
-    """Attributes:
-    name, kind: as in the text, `%name = … kind(…)`.
-    arrays: what it results in.
-    on_chip: whether each of them lies on the device's cores, not in its memory.
-    operands: names of instructions of the same computation.
-    text: from the kind on.
+    """One line of a compiled program.
+
+    Attributes:
+        name, kind: as in the text, `%name = … kind(…)`.
+        arrays: what it results in.
+        on_chip: whether each of them lies on the device's cores, not in its memory.
+        operands: names of instructions of the same computation.
+        text: from the kind on.
     """
 
     name: str

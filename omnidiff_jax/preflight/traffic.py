@@ -47,11 +47,13 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """Attributes:
-    collectives: largest first.
-    bytes: read from and written to one device's memory in a step: operands and results of every fused kernel, slices as
-        slices; what stays on the cores (a TPU's vector memory) is not counted.
-    unknown_loops: loops whose number of rounds the program does not say.
+    """What one step moves, between devices and within one.
+
+    Attributes:
+        collectives: largest first.
+        bytes: read from and written to one device's memory in a step: operands and results of every fused kernel,
+            slices as slices; what stays on the cores (a TPU's vector memory) is not counted.
+        unknown_loops: loops whose number of rounds the program does not say.
     """
 
     collectives: tuple[Collective, ...]

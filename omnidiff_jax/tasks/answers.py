@@ -33,7 +33,7 @@ class AnswerForms:
     """
 
     def __init__(self, layout: ChatLayout, image_codes: int):
-        """Args: layout, of the prompts; image_codes, number of codes of a generated image."""
+        """Forms for prompts of `layout` and generated images of `image_codes` codes."""
         v = layout.vocabulary
         self._layout, self._vocabulary, self._image_codes = layout, v, image_codes
         self._newline = layout.encode_text("\n")

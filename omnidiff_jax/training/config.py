@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Literal
 
 from jax.sharding import Mesh
 
@@ -47,7 +48,7 @@ class TrainingConfig:
     total_steps: Natural = 0
     stages: Mapping[str, Stage]
     optimizer: OptimizerConfig = OptimizerConfig()
-    dtype: str = "float32"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     checkpoint_every: Count = free(1000)
     keep_checkpoints: Count = free(2)
     keep_period: Natural = free(0)

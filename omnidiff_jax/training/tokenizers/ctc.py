@@ -26,7 +26,8 @@ from omnidiff_jax.media.features import FbankConfig
 from omnidiff_jax.models.sanm import SpeechEncoder, SpeechEncoderConfig
 from omnidiff_jax.records import Waveform
 from omnidiff_jax.speech_frames import packed_frames
-from omnidiff_jax.tokenizers.speech_features import FrontendConfig, HearingConfig, save_speech_encoder
+from omnidiff_jax.tokenizers.frontend import FrontendConfig
+from omnidiff_jax.tokenizers.speech_encoder import HearingConfig, save_speech_encoder
 from omnidiff_jax.tokenizers.text import TextTokenizer
 from omnidiff_jax.training.program import BatchStream, TrainProgram
 

@@ -1,0 +1,186 @@
+"""Sources by name: weights by source or task, what a resume takes and refuses, states of before sources had names."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from data_world import VOCABULARY, corpus, example
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ml_collections import ConfigDict
+
+from experiments.configs import nano
+from omnidiff_jax.data.loader import HostBatches
+from omnidiff_jax.data.mixture import Stage
+from omnidiff_jax.data.packing import PackingConfig
+from omnidiff_jax.data.readers import READERS, SourceConfig, check_source
+from omnidiff_jax.data.sources import Source
+from omnidiff_jax.data.storage import MANIFEST, EncodedSet, write_set
+from omnidiff_jax.data.streams import Corpus, DataConfig
+from omnidiff_jax.errors import UserError
+from omnidiff_jax.runs.config import run_config
+from omnidiff_jax.speech_frames import SpeechLayout
+
+PACKING = PackingConfig(length=64, frames=32, samples=8, open_rows=3, speech=SpeechLayout(width=3))
+CONFIG = DataConfig(seed=3, batch_size=4, streams=2, max_tail_pads=4, packing=PACKING)
+SIZES = st.lists(st.integers(1, 1000), min_size=1, max_size=5)
+
+
+def same(one, other):
+    for left, right in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def marked(given_corpus, **fingerprints):
+    """The corpus with fingerprints: those given, else each source's name."""
+    sources = {
+        name: dataclasses.replace(source, fingerprint=fingerprints.get(name, name))
+        for name, source in given_corpus.sources.items()
+    }
+    return dataclasses.replace(given_corpus, sources=sources)
+
+
+@given(SIZES, st.floats(0.01, 100))
+def test_a_tasks_weight_is_shared_by_its_sources_in_proportion_to_their_sizes(counts, weight):
+    sizes = {f"set{i}": count for i, count in enumerate(counts)} | {"other": 7}
+    tasks = dict.fromkeys(sizes, "asr") | {"other": "tts"}
+    shares = Stage(1, weights={"asr": weight, "other": 2.0}, name="s").shares(tasks, sizes)
+    assert list(shares) == list(sizes) and shares["other"] == 2.0
+    np.testing.assert_allclose(sum(shares.values()) - 2.0, weight)
+    for name, count in list(sizes.items())[:-1]:
+        np.testing.assert_allclose(shares[name], weight * count / sum(counts))
+
+
+@given(SIZES, st.data())
+def test_sources_weighed_by_name_have_just_those_weights(counts, data):
+    sizes = {f"set{i}": count for i, count in enumerate(counts)}
+    weights = {name: data.draw(st.floats(0.01, 100)) for name in sizes}
+    assert Stage(1, weights=weights, name="s").shares(dict.fromkeys(sizes, "asr"), sizes) == weights
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [
+        ({"asr": 1.0, "clean": 1.0}, "by its own name and by that of its task"),
+        ({"clena": 1.0}, "'clena'.*clean"),
+        ({"clean": 0.0}, "positive weight"),
+        ({"void": 1.0}, "is empty"),
+    ],
+)
+def test_weights_that_cannot_be_are_refused_by_name(weights, words):
+    tasks, sizes = {"clean": "asr", "far": "asr", "void": "tts"}, {"clean": 3, "far": 5, "void": 0}
+    with pytest.raises(UserError, match=words):
+        Stage(1, weights=weights, name="s").shares(tasks, sizes)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 6), st.permutations(["read", "hear", "draw"]))
+def test_a_resume_finds_every_source_by_its_name_whatever_the_order(cut, order):
+    first = marked(corpus())
+    batches = HostBatches(first, CONFIG)
+    for _ in range(cut):
+        next(batches)
+    state = json.loads(json.dumps(batches.get_state()))
+    again = HostBatches(dataclasses.replace(first, sources={name: first.sources[name] for name in order}), CONFIG)
+    again.set_state(state)
+    restored = json.loads(json.dumps(again.get_state()))
+    for stream in map(str, range(CONFIG.streams)):
+        assert restored[stream] == state[stream]
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 6))
+def test_a_state_of_before_sources_had_names_goes_on_with_the_same_batches(cut):
+    batches = HostBatches(corpus(), CONFIG)
+    for _ in range(cut):
+        next(batches)
+    state = batches.get_state()
+    names = list(state.pop("sources"))
+    for stream in state.values():
+        for key in ("taken", "draws"):
+            stream[key] = [stream[key][name] for name in names]
+        for key in ("open", "ready"):
+            stream[key] = [[[names.index(name), count] for name, count in row] for row in stream[key]]
+    again = HostBatches(corpus(), CONFIG)
+    again.set_state(json.loads(json.dumps(state)))
+    for _ in range(3):
+        same(next(batches), next(again))
+
+
+def test_a_new_source_begins_with_its_first_sample():
+    both = marked(corpus())
+    stages = (Stage(10, weights={"read": 1.0, "hear": 1.0}, name="all"),)
+    old = Corpus({name: both.sources[name] for name in ("read", "hear")}, stages, VOCABULARY)
+    batches = HostBatches(old, CONFIG)
+    next(batches)
+    again = HostBatches(both, CONFIG)
+    again.set_state(batches.get_state())
+    assert again.get_state()["0"]["draws"] == batches.get_state()["0"]["draws"] | {"draw": 0}
+
+
+@pytest.mark.parametrize(
+    ("now", "words"),
+    [
+        (marked(corpus(), hear="replaced"), "'hear' is not what .* of other content"),
+        (marked(corpus(sizes=(40, 31, 20))), "'hear' is not what .*30 samples then, 31 now"),
+        (marked(corpus(sizes=(40, 30, 19))), "'draw' is not what .*20 samples then, 19 now"),
+    ],
+)
+def test_other_samples_under_the_same_name_are_refused(now, words):
+    with pytest.raises(UserError, match=words) as refused:
+        HostBatches(now, CONFIG).set_state(HostBatches(marked(corpus()), CONFIG).get_state())
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(("fingerprint", "known"), [("print", True), ("", False)])
+def test_a_missing_source_is_named_and_its_twin_only_where_content_is_known(fingerprint, known):
+    def named(name):
+        samples = Source([example(i) for i in range(5)], "read", fingerprint)
+        return Corpus({name: samples}, (Stage(1, weights={name: 1.0}, name="s"),), VOCABULARY)
+
+    with pytest.raises(UserError, match="source 'old'") as refused:
+        HostBatches(named("new"), CONFIG).set_state(HostBatches(named("old"), CONFIG).get_state())
+    assert ("call it 'old' again" in str(refused.value)) == known
+
+
+def test_sets_are_told_apart_by_content_with_and_without_a_digest_in_the_manifest(tmp_path):
+    def prints(name, first):
+        folder = tmp_path / name
+        write_set(folder, [example(first + i) for i in range(5)], "tokens", shards=2)
+        new = EncodedSet(folder, "tokens").fingerprint
+        content = json.loads((folder / MANIFEST).read_text())
+        del content["content"]
+        (folder / MANIFEST).write_text(json.dumps(content))
+        return new, EncodedSet(folder, "tokens").fingerprint
+
+    one, again, other = prints("one", 1), prints("again", 1), prints("other", 50)
+    assert one == again and one[0] != other[0] and one[1] != other[1]
+
+
+def test_the_example_of_the_docs_builds_in_canonical_order():
+    text = (Path(__file__).parents[1] / "docs" / "data.md").read_text()
+    config = nano.get_config()
+    exec(text.split("```python\n")[1].split("```")[0], {"config": config, "ConfigDict": ConfigDict})
+    run = run_config(config)
+    assert list(run.sources) == ["t2i", "librispeech", "meetings"]
+    assert run.groups == (("t2i", "t2i"), ("librispeech", "asr"), ("meetings", "asr"))
+    shares = run.plan[1].shares(
+        {n: s.task for n, s in run.sources.items()}, {"t2i": 5, "librispeech": 30, "meetings": 10}
+    )
+    assert shares == {"t2i": 1.0, "librispeech": 0.75, "meetings": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (SourceConfig("jsnl", path="x"), "config.data.sources.mine.reader.*jsonl"),
+        (SourceConfig("jsonl"), "config.data.sources.mine.path is missing"),
+    ],
+)
+def test_a_source_that_cannot_be_opened_is_refused_by_its_field(given, words):
+    with pytest.raises(UserError, match=words) as refused:
+        check_source("mine", given, READERS)
+    assert "\n" not in str(refused.value)
