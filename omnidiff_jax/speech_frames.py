@@ -35,6 +35,19 @@ class SpeechLayout:
 
 
 RELEASED_SPEECH = SpeechLayout()
+# Six windows, 10 ms apart, to a frame.
+FRAME_SECONDS = 0.06
+
+
+def seconds_of(counts: Sequence[int] | np.ndarray, over: int) -> str:
+    """What a message adds to a count of tokens that is too high: " (30.0 s of speech, 4.2 s too long)".
+
+    Args:
+        counts: frames of the utterances; none gives "".
+        over: tokens, which are frames where there is speech, above the limit.
+    """
+    heard = float(np.sum(counts)) * FRAME_SECONDS
+    return f" ({heard:.1f} s of speech, {min(over * FRAME_SECONDS, heard):.1f} s too long)" if heard else ""
 
 
 def packed_frames(

@@ -375,10 +375,16 @@ def test_bad_lines_are_counted_and_the_rest_is_used(tiny, media, tmp_path, capsy
     assert guard(command.program, lambda: command.call(data_command.run, ["check", str(lines), "--json"])) == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert report["accepted"] == 4 and report["rejected"] == expected
+    # The first line is heard nowhere: as a sample of this task, checking and building leave it out alike.
+    expected["not a sample of its task"] = 1
+    words = ["check", str(lines), "--task=spoken_vqa", "--json"]
+    assert guard(command.program, lambda: command.call(data_command.run, words)) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report["accepted"] == 3 and report["rejected"] == expected
     words = ["build", str(tmp_path / "sets"), f"--config={tiny[0]}", "--task=spoken_vqa", f"--jsonl={lines}", "--json"]
     assert guard(command.program, lambda: command.call(data_command.run, words)) == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])["spoken_vqa"]
-    assert report["examples"] == 4 and report["rejected"] == expected
+    assert report["examples"] == 3 and report["rejected"] == expected
 
 
 def test_sdvi_is_built_from_written_questions(capfd, refusal, media, tmp_path):

@@ -1,6 +1,7 @@
 """From requests to answers in their media, with a random model and stand-in codecs."""
 
 import dataclasses
+import re
 import unicodedata
 
 import numpy as np
@@ -103,7 +104,13 @@ def test_a_request_over_the_canvas_is_refused_with_the_numbers():
     said = message(generator(limit=96), task("text_qa"), [Request(text)])
     assert "answer of 12" in said and "the canvas has 96" in said
     assert str(len(CODECS.layout.prompt(task("text_qa").prompt(text)))) in said
-    assert "the canvas has 96" in message(generator(limit=96), task("asr"), [Request(audio=tone(30.0))])
+    said = message(generator(limit=96), task("asr"), [Request(audio=tone(30.0))])
+    (tokens,) = re.findall(r"prompt of (\d+) tokens", said)
+    over = (int(tokens) + 12 - 96) * 0.06
+    assert "the canvas has 96" in said and f"tokens (30.0 s of speech, {over:.1f} s too long)" in said
+    assert "of speech" not in message(generator(limit=96), task("text_qa"), [Request(text)])
+    # What is said to be too long is: without it the request fits.
+    assert generator(limit=96)(task("asr"), [Request(audio=tone(29.9 - over))])
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -21,6 +21,7 @@ from omnidiff_jax.data.packing import Packer, PackingConfig
 from omnidiff_jax.data.sources import Source
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.records import EncodedExample, RejectedRecord
+from omnidiff_jax.speech_frames import seconds_of
 from omnidiff_jax.tasks.registry import TASKS
 from omnidiff_jax.vocabulary import Vocabulary
 
@@ -255,9 +256,11 @@ class Stream(grain.DatasetIterator):
             raise RejectedRecord("unknown task", f"sample {example.sample_id} is of {example.task!r}")
         sample = Sample(example, epoch, pads, len(example.tokens) + pads, frames, group)
         if sample.tokens > config.packing.length:
-            raise RejectedRecord("longer than a row", f"sample {example.sample_id} has {sample.tokens} tokens")
+            heard = seconds_of(counts, sample.tokens - config.packing.length)
+            raise RejectedRecord("longer than a row", f"sample {example.sample_id} has {sample.tokens} tokens{heard}")
         if frames > config.packing.frames:
-            raise RejectedRecord("more speech than a row's frames", f"sample {example.sample_id} has {frames}")
+            heard = seconds_of(counts, frames - config.packing.frames)
+            raise RejectedRecord("more speech than a row's frames", f"sample {example.sample_id} has {frames}{heard}")
         return sample
 
 

@@ -16,7 +16,7 @@ from omnidiff_jax.batch import ModelInputs, SpeechFrames
 from omnidiff_jax.config import suggest
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.sampling.ranges import OutOfRange
-from omnidiff_jax.speech_frames import RELEASED_SPEECH, SpeechLayout, packed_frames
+from omnidiff_jax.speech_frames import RELEASED_SPEECH, SpeechLayout, packed_frames, seconds_of
 from omnidiff_jax.vocabulary import IdRange, Vocabulary
 
 # Token that stands for an all-zero embedding (released guidance pads its shorter prompt with such vectors).
@@ -210,9 +210,10 @@ def build_canvas(
     lengths = [len(p.tokens) + len(a) for p, a in zip(prompts, answers, strict=True)]
     for i, n in enumerate(lengths):
         if limit is not None and n > limit:
+            heard = seconds_of(prompts[i].frame_counts, n - limit)
             raise UserError(
-                f"example {i}: prompt of {len(prompts[i].tokens)} tokens and answer of {len(answers[i])} need {n} "
-                f"positions, the canvas has {limit}; shorten the prompt or the answer"
+                f"example {i}: prompt of {len(prompts[i].tokens)} tokens{heard} and answer of {len(answers[i])} need "
+                f"{n} positions, the canvas has {limit}; shorten the prompt or the answer"
             )
     length = bucket(max(lengths, default=0), multiple)
     tokens: Any = np.full((total, length), vocabulary.pad, np.int32)
