@@ -14,15 +14,19 @@ import re
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from experiments.common import Command
+from omnidiff_jax.conversion.arrays import ABOUT
 from omnidiff_jax.conversion.components import COMPONENTS
+from omnidiff_jax.conversion.parts import Summary
 from omnidiff_jax.conversion.to_orbax import Layout, to_orbax
 from omnidiff_jax.conversion.to_released import SHARD, to_released
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.files import local_copy, written
 from omnidiff_jax.runs.stored import export_newest
 from omnidiff_jax.sharding.rules import MESH_AXES, STRATEGIES
 
@@ -52,29 +56,34 @@ def run(source: str, target: str) -> None:
         raise UserError(f"--from and --to are both {FROM.value}; one must be released, the other orbax")
     if TO.value == "orbax" and FROM.value == "run":
         raise UserError("--from=run goes to the released form; convert that with --from=released --to=orbax")
-    if TO.value == "orbax":
-        summary = to_orbax(
-            Path(source),
-            Path(target),
-            component=COMPONENT.value,
-            dtype=dtype,
-            allow_nan=ALLOW_NAN.value,
-            layout=Layout(parse_mesh(MESH.value), str(SHARDING.value)) if MESH.value else None,
-        )
-    else:
-        if MESH.value:
-            raise UserError(f"--mesh={MESH.value} cuts Orbax arrays; it has no meaning with --to=released")
-        wanted = {"dtype": dtype, "allow_nan": ALLOW_NAN.value, "shard_bytes": SHARD_SIZE.value or SHARD}
-        if FROM.value == "run":
-            summary = export_newest(Path(source), Path(target), **wanted)
-        else:
-            summary = to_released(Path(source), Path(target), **wanted)
+    # Of a folder in a bucket the config is written last: until then it is no checkpoint.
+    with written(target, ABOUT if TO.value == "orbax" else "config.json") as place:
+        summary = convert(source, place, dtype)
     if summary.assumed:
         said = ", ".join(f"{name} = {value!r}" for name, value in summary.assumed.items())
         print(f"convert: neither tensors nor config tell {said}; assumed as released", file=sys.stderr)
     seconds = time.monotonic() - started
     rate = summary.bytes / 1e6 / max(seconds, 1e-9)
     print(f"{summary.component}: {summary.tensors} tensors, {summary.bytes / 1e9:.2f} GB, {rate:.0f} MB/s -> {target}")
+
+
+def convert(source: str, target: Path, dtype: np.dtype | None) -> Summary:
+    """Moves the weights as the flags say."""
+    if TO.value == "orbax":
+        return to_orbax(
+            local_copy(source),
+            target,
+            component=COMPONENT.value,
+            dtype=dtype,
+            allow_nan=ALLOW_NAN.value,
+            layout=Layout(parse_mesh(MESH.value), str(SHARDING.value)) if MESH.value else None,
+        )
+    if MESH.value:
+        raise UserError(f"--mesh={MESH.value} cuts Orbax arrays; it has no meaning with --to=released")
+    wanted: dict[str, Any] = {"dtype": dtype, "allow_nan": ALLOW_NAN.value, "shard_bytes": SHARD_SIZE.value or SHARD}
+    if FROM.value == "run":
+        return export_newest(source, target, **wanted)
+    return to_released(local_copy(source), target, **wanted)
 
 
 def parse_mesh(text: str) -> dict[str, int]:

@@ -23,7 +23,9 @@ from omnidiff_jax.config import choose, suggest
 from omnidiff_jax.data.building import build_sets, described, encode_set
 from omnidiff_jax.data.check import check_jsonl, report_lines
 from omnidiff_jax.data.readers import SourceConfig
+from omnidiff_jax.data.storage import MANIFEST
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.files import whole_folders
 from omnidiff_jax.runs.config import run_config
 from omnidiff_jax.tasks.registry import TASKS
 
@@ -45,7 +47,8 @@ def run(action: str, path: str) -> None:
         if not AS_JSON.value:
             print(*report_lines(report), sep="\n")
     elif action == "build":
-        report = _build(Path(path)) if SDVI.value is None else _build_sdvi(Path(path), SDVI.value)
+        with whole_folders(path, MANIFEST) as out:
+            report = _build(out) if SDVI.value is None else _build_sdvi(out, SDVI.value)
         if not AS_JSON.value:
             for name, part in report.items():
                 counts = ", ".join(f"{count} {what}" for what, count in part.items() if what != "rejected")

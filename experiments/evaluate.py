@@ -8,14 +8,13 @@ Leaves scorecard.json (with the decoding settings), report.html, samples/ and pr
 what the scorecard says of other exams and tasks stays. With --task the report is report_TASK.html.
 """
 
-from pathlib import Path
-
 from experiments.common import Command, model_flags, model_named
 from experiments.programs import EXAMS
 from omnidiff_jax.config import choose
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.evaluation.exam import ExamSet
 from omnidiff_jax.evaluation.run import evaluate
+from omnidiff_jax.files import updated
 from omnidiff_jax.runs.stored import Stored, is_run, newest
 from omnidiff_jax.tasks.registry import task
 
@@ -43,7 +42,8 @@ def run() -> None:
     if folder is None:
         raise UserError("--out is missing: a folder for the scorecard, since --model names no workdir")
     step = found.step if found else 0
-    evaluate(what, exams, CASES.value or 1, names, folder=Path(folder), step=step, data=DATA.value)
+    with updated(folder, ("scorecard.json", "metrics.jsonl")) as place:
+        evaluate(what, exams, CASES.value or 1, names, folder=place, step=step, data=DATA.value)
 
 
 def _fitting(found: Stored | None) -> dict[str, ExamSet]:

@@ -8,7 +8,6 @@ workdir.
 
 import sys
 import time
-from pathlib import Path
 
 from experiments.common import Command
 from experiments.programs import EXAMS, open_model
@@ -17,6 +16,7 @@ from omnidiff_jax.runs.config import run_config
 from omnidiff_jax.runs.stored import newest
 from omnidiff_jax.training.loop import train
 from omnidiff_jax.training.operations.lock import only_run
+from omnidiff_jax.training.workdir import open_workdir
 
 COMMAND = Command("quickstart", __doc__)
 CONFIG = COMMAND.config("experiments/configs/nano.py")
@@ -25,7 +25,7 @@ CASES = COMMAND.integer("cases", "held-out cases of each task", 100, minimum=1)
 
 
 def run() -> None:
-    config, workdir = run_config(CONFIG.value), Path(str(WORKDIR.value))
+    config, word = run_config(CONFIG.value), str(WORKDIR.value)
     seconds, last = {}, time.perf_counter()
 
     def lap(name: str) -> None:
@@ -34,15 +34,17 @@ def run() -> None:
         seconds[name], last = now - last, now
         print(f"{name}: {seconds[name]:.0f} s", file=sys.stderr, flush=True)
 
-    with only_run(workdir):
-        opened = open_model(config, workdir)
-        lap("data")
-        train(opened, workdir)
-        lap("train")
-    step = newest(workdir).step
-    exams = {"scenes": EXAMS["scenes"]}
-    evaluate(str(workdir), exams, CASES.value or 1, folder=workdir, step=step, seconds=seconds)
-    print(f"open {workdir / 'report.html'}")
+    with open_workdir(word) as place:
+        workdir = place.path
+        with only_run(workdir):
+            opened = open_model(config, workdir)
+            lap("data")
+            train(opened, word)
+            lap("train")
+        step = newest(workdir).step
+        exams = {"scenes": EXAMS["scenes"]}
+        evaluate(str(workdir), exams, CASES.value or 1, folder=workdir, step=step, seconds=seconds)
+    print(f"open {word.rstrip('/')}/report.html")
 
 
 if __name__ == "__main__":

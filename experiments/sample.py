@@ -15,6 +15,7 @@ from experiments.common import Command, model_and_config, model_flags
 from omnidiff_jax.answering.load import load
 from omnidiff_jax.answering.model import Answer
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.files import path
 from omnidiff_jax.media.audio import read_audio
 from omnidiff_jax.media.image import read_image
 from omnidiff_jax.tasks.registry import TASKS, AnswerKind, task
@@ -90,8 +91,8 @@ def out_file(kind: AnswerKind, name: str) -> Path | None:
     suffix = SUFFIXES[kind]
     if not suffix:
         return None
-    out = Path(name).expanduser()
-    if not name.strip() or name.endswith("/") or out.is_dir() or not out.name:
+    out = path(name)
+    if name.endswith("/") or out.is_dir() or not out.name:
         raise UserError(f"--out={name} names no file; give one, such as answer{suffix}")
     if out.suffix and out.suffix.lower() != suffix:
         raise UserError(f"--out={out} must end with {suffix}, the form of this answer")

@@ -21,12 +21,15 @@ from experiments.common import Command
 from experiments.programs import open_program
 from omnidiff_jax.compilation import use_cache
 from omnidiff_jax.config import build
+from omnidiff_jax.files import write_bytes, written
 from omnidiff_jax.sharding.distributed import METHODS, initialize, is_primary
 from omnidiff_jax.training.loop import train
 from omnidiff_jax.training.operations.goodput import process_age
 from omnidiff_jax.training.operations.lock import only_run
 from omnidiff_jax.training.operations.profiling import parse_steps
-from omnidiff_jax.training.step import eval_params
+from omnidiff_jax.training.run import Run
+from omnidiff_jax.training.step import TrainState, eval_params
+from omnidiff_jax.training.workdir import open_workdir
 
 COMMAND = Command("train", __doc__)
 CONFIG = COMMAND.config("experiments/configs/nano.py")
@@ -40,24 +43,30 @@ PROFILE = COMMAND.string("profile", "trace these steps of this start for xprof: 
 
 def run() -> None:
     began = time.perf_counter() - process_age()
-    config, workdir = CONFIG.value, Path(str(WORKDIR.value))
+    config, word = CONFIG.value, str(WORKDIR.value)
     profile = parse_steps(PROFILE.value)
     if config.get("program") == "text_tokenizer":  # counted, not trained step by step
-        build(TextTokenizerRun, config).train(workdir / "export")
+        with written(f"{word}/export", "text.model") as export:
+            build(TextTokenizerRun, config).train(export)
         return
     initialize(str(DISTRIBUTED.value), COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     use_cache(config.get("compilation_cache", ""))
-    with only_run(workdir):  # before its data is built
-        opened = open_program(config, workdir)
-        state = train(opened, workdir, profile=profile, began=began)
-    if not is_primary():
-        return
+    with open_workdir(word) as place:
+        with only_run(place.path):  # before its data is built
+            opened = open_program(config, place.path)
+            state = train(opened, word, profile=profile, began=began)
+        if is_primary():
+            validate(opened, state, place.path)
+
+
+def validate(opened: Run, state: TrainState, workdir: Path) -> None:
+    """What a program leaves when it is trained: the tokenizers an export and numbers on held-out data."""
     # One process computes alone from here on; what is exported is replicated, so it has a whole copy.
     params = jax.tree.map(lambda x: x.addressable_data(0) if x.is_fully_replicated else x, eval_params(state))
     report = opened.program.validate(params)
     opened.program.export(params, workdir / "export")
     if report:
-        (workdir / "validation.json").write_text(json.dumps(report, indent=2) + "\n")
+        write_bytes(workdir / "validation.json", (json.dumps(report, indent=2) + "\n").encode())
         print("  ".join(f"{name} {value:.4g}" for name, value in report.items()))
 
 

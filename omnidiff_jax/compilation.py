@@ -5,10 +5,15 @@ from pathlib import Path
 
 import jax
 
+from omnidiff_jax.buckets import Bucket, is_remote
+
 
 def use_cache(folder: str = "") -> None:
-    """Keeps compiled programs in `folder`; "" = JAX_COMPILATION_CACHE_DIR, or the user's cache folder."""
+    """Keeps compiled programs in `folder`, which may be a URL; "" = JAX_COMPILATION_CACHE_DIR, or the user's cache
+    folder."""
     if folder:
+        if is_remote(folder):
+            Bucket(folder).check()
         jax.config.update("jax_compilation_cache_dir", folder)
     elif not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

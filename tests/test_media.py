@@ -19,9 +19,9 @@ from PIL import Image
 from data_pipelines.scenes.speech import heard_voice, say
 from omnidiff_jax.answering.media import to_image
 from omnidiff_jax.errors import UserError, notice
+from omnidiff_jax.files import safe_join, write_bytes
 from omnidiff_jax.media.audio import AudioLimits, read_audio, wav_bytes, write_wav
 from omnidiff_jax.media.image import ImageLimits, read_image, write_png
-from omnidiff_jax.media.paths import safe_join, write_bytes
 from omnidiff_jax.media.speech import check_heard
 from omnidiff_jax.records import Waveform
 

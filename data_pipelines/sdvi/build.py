@@ -15,8 +15,8 @@ from typing import Any, Protocol
 from data_pipelines.sdvi.rules import NOTHING_TO_SAY, speakable
 from omnidiff_jax.config import choose
 from omnidiff_jax.data.sources import JsonlRecords, RandomAccess
+from omnidiff_jax.files import new_folder
 from omnidiff_jax.media.audio import write_wav
-from omnidiff_jax.media.paths import new_folder
 from omnidiff_jax.records import Record, RejectedRecord, Waveform, stable_id
 from omnidiff_jax.tasks.registry import task
 

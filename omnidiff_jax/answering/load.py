@@ -11,10 +11,12 @@ import jax
 
 from omnidiff_jax.answering.generator import Generator
 from omnidiff_jax.answering.model import Model
+from omnidiff_jax.buckets import is_remote
 from omnidiff_jax.codecs.tokenizers import Tokenizers, TokenizersConfig, open_tokenizers
 from omnidiff_jax.config import build, suggest, to_dict
 from omnidiff_jax.data.mixture import Stage
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.files import local_copy, path
 from omnidiff_jax.models.omni import OmniModel
 from omnidiff_jax.runs import stored as runs
 from omnidiff_jax.runs.config import RunConfig, run_config
@@ -22,6 +24,7 @@ from omnidiff_jax.runs.opening import ModelRun
 from omnidiff_jax.sampling.denoiser import Denoiser, module_denoiser
 from omnidiff_jax.tokenizers import assets
 from omnidiff_jax.training.layout import abstract_state
+from omnidiff_jax.training.workdir import local_run
 
 
 def load(
@@ -61,9 +64,12 @@ def load(
 
 
 def _place(what: str | os.PathLike[str]) -> Path:
-    place, shipped = Path(what), assets.shipped_models()
+    shipped = assets.shipped_models()
     if str(what) in shipped:
         return shipped[str(what)]
+    if is_remote(what):
+        return local_run(what) if runs.is_run(what) else local_copy(what, ("omnidiff.json", "config.json"))
+    place = path(what)
     if not place.exists():
         known = f"shipped models: {', '.join(shipped)}" if shipped else "no models are shipped"
         hint = f"; {suggest(str(what), shipped)}" if shipped else ""

@@ -9,6 +9,7 @@ import numpy as np
 
 from omnidiff_jax.codecs.media import Codecs
 from omnidiff_jax.config import Count, free
+from omnidiff_jax.files import local_copy
 from omnidiff_jax.models.sanm import SpeechEncoderConfig
 from omnidiff_jax.records import Waveform
 from omnidiff_jax.tasks.chat import ChatLayout
@@ -60,7 +61,7 @@ class TokenizersConfig:
 
 def tokenizer_folder(value: str, name: str) -> Path:
     """Where a tokenizer lies: "nano" is the shipped one called `name`, anything else a path."""
-    return assets.nano_dir(name) if value == "nano" else Path(value)
+    return assets.nano_dir(name) if value == "nano" else local_copy(value)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,7 +31,7 @@ from omnidiff_jax.conversion.released_arrays import planned
 from omnidiff_jax.conversion.rules import Assignment, transform
 from omnidiff_jax.conversion.sources import ReleasedFolder, open_released
 from omnidiff_jax.errors import UserError
-from omnidiff_jax.media.paths import new_folder
+from omnidiff_jax.files import new_folder
 from omnidiff_jax.sharding.rules import param_specs
 
 _CARRIED = {".json", ".yaml", ".yml", ".txt", ".model", ".mvn", ".jinja", ".md"}

@@ -31,7 +31,7 @@ from omnidiff_jax.conversion.parts import (
 from omnidiff_jax.conversion.rules import Assignment, plan_inverse, torch_shapes, transform
 from omnidiff_jax.conversion.tensor_files import SafetensorsWriter
 from omnidiff_jax.errors import UserError
-from omnidiff_jax.media.paths import new_folder
+from omnidiff_jax.files import new_folder
 
 SHARD = 5 << 30
 """Bytes of a safetensors file where the checkpoint does not say how it was split."""

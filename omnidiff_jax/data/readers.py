@@ -13,8 +13,9 @@ from typing import Any, Literal
 from omnidiff_jax.codecs.tokenizers import Tokenizers
 from omnidiff_jax.config import Natural, choose, free
 from omnidiff_jax.data.sources import EncodedRecords, JsonlRecords, RandomAccess, Source
-from omnidiff_jax.data.storage import EncodedSet
+from omnidiff_jax.data.storage import MANIFEST, EncodedSet
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.files import local_copy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +113,6 @@ def open_source(
         records = reader.records(config)
         samples: RandomAccess[Any] = EncodedRecords(records, tokenizers.codecs)
         return Source(samples, config.task, reader.identity(config, records))
-    place = Path(config.path) if reader.gives == "examples" else Path(folder) / name
+    place = local_copy(config.path, (MANIFEST,)) if reader.gives == "examples" else Path(folder) / name
     found = EncodedSet(place, tokenizers.fingerprint)
     return Source(found, config.task, found.fingerprint)

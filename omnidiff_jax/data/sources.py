@@ -9,15 +9,15 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
+from omnidiff_jax.buckets import is_remote
 from omnidiff_jax.codecs.encode import encode_one
 from omnidiff_jax.codecs.media import Codecs
 from omnidiff_jax.errors import UserError
-from omnidiff_jax.media.paths import safe_join
+from omnidiff_jax.files import local_copy, safe_join
 from omnidiff_jax.records import AUDIO_TAG, IMAGE_TAG, EncodedExample, Message, Record, RejectedRecord, stable_id
 from omnidiff_jax.tasks.chat import ROLES, media_roles
 from omnidiff_jax.tasks.registry import TASKS
@@ -81,8 +81,8 @@ class JsonlRecords:
         Raises:
             UserError: the manifest cannot be read.
         """
-        self._path = Path(path)
-        self._root = Path(root) if root is not None else self._path.parent
+        self._path = local_copy(path)
+        self._root = os.path.dirname(os.fspath(path)) or "." if root is None else root
         starts, at, digest = [], 0, hashlib.blake2b(digest_size=16)
         try:
             with open(self._path, "rb") as file:
@@ -97,7 +97,10 @@ class JsonlRecords:
         self.fingerprint = digest.hexdigest()
         self._task = task
         # Sets are often all called data.jsonl: the folder and the task tell their samples apart.
-        self._first_id = stable_id("jsonl", self._path.absolute().parent.name, self._path.name, task or "")
+        home, name = os.path.split(os.fspath(path) if is_remote(path) else os.path.abspath(path))
+        self._first_id = stable_id("jsonl", os.path.basename(home), name, task or "")
+            "jsonl", os.path.basename(os.path.dirname(os.path.abspath(path))), os.path.basename(path), task or ""
+        )
 
     def __len__(self) -> int:
         return len(self._starts)

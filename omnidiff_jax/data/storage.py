@@ -14,7 +14,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 
 from omnidiff_jax.data.serialization import from_bytes, to_bytes
 from omnidiff_jax.errors import UserError
-from omnidiff_jax.media.paths import new_folder
+from omnidiff_jax.files import new_folder
 from omnidiff_jax.records import EncodedExample
 
 MANIFEST = "manifest.json"

@@ -11,7 +11,7 @@ import numpy as np
 import soundfile
 
 from omnidiff_jax.errors import UserError
-from omnidiff_jax.media.paths import check_file, write_bytes
+from omnidiff_jax.files import check_file, local_copy, write_bytes
 from omnidiff_jax.media.speech import ChannelMix
 from omnidiff_jax.records import Waveform
 
@@ -55,7 +55,7 @@ def read_audio(
         UserError: the file is missing, empty, not audio, cut short, without samples, over a limit, holds NaN, infinite
             or unscaled samples, or channels that cancel each other out in their mean.
     """
-    file = Path(path)
+    file = local_copy(path)
     size = check_file(file, _WHAT, limits.max_bytes)
     _check_wav_length(file, size)
     try:

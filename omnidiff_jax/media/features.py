@@ -18,7 +18,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from omnidiff_jax.config import Count, NonNegative, Positive, Share
 from omnidiff_jax.errors import UserError
-from omnidiff_jax.media.paths import check_file
+from omnidiff_jax.files import check_file
 
 LOG_FLOOR = float(np.finfo(np.float32).eps)
 _PCM_SCALE = 32768.0  # Kaldi's features are defined on 16-bit samples

@@ -6,14 +6,13 @@ import os
 import struct
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from omnidiff_jax.errors import UserError
-from omnidiff_jax.media.paths import check_file, write_bytes
+from omnidiff_jax.files import check_file, local_copy, write_bytes
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 _WHAT = "image"
@@ -41,7 +40,7 @@ def read_image(path: str | os.PathLike[str], limits: ImageLimits = ImageLimits()
     Raises:
         UserError: the file is missing, empty, not an image, damaged, over a limit, or of pixels without a known scale.
     """
-    file = Path(path)
+    file = local_copy(path)
     check_file(file, _WHAT, limits.max_bytes)
     try:
         # Pillow's own warnings (size, odd tags) would come on top of the one line said here.

@@ -2,21 +2,25 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
 
 from omnidiff_jax import rng
+from omnidiff_jax.buckets import Bucket, is_remote
 from omnidiff_jax.codecs.tokenizers import Sizes, Tokenizers
 from omnidiff_jax.data.loader import Loader
 from omnidiff_jax.data.sources import Source
 from omnidiff_jax.data.streams import Corpus
+from omnidiff_jax.files import local_copy
 from omnidiff_jax.records import EncodedExample
 from omnidiff_jax.runs.config import RunConfig, run_config
 from omnidiff_jax.sharding.mesh import batch_parts, batch_sharding
 from omnidiff_jax.training.initial import load_initial
 from omnidiff_jax.training.omni import OmniProgram
 from omnidiff_jax.training.run import Run
+from omnidiff_jax.training.workdir import local_run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +82,20 @@ def initial_params(config: RunConfig, program: OmniProgram) -> Callable[[Any], A
     if not config.init.folder:
         return None
     key, known = rng.stream(config.seed, "init"), config.tokenizers.fingerprint
-    return lambda target: load_initial(config.init, program.model, target, program.init, key, known)
+
+    def load(target: Any) -> Any:
+        init = dataclasses.replace(config.init, folder=str(_near(config.init.folder)))
+        return load_initial(init, program.model, target, program.init, key, known)
+
+    return load
 
 
 def _no_data(seed: int) -> Loader:
     raise AssertionError("this run reads no training data")
+
+
+def _near(folder: str) -> Path:
+    """A run's or a checkpoint's folder to read from, wherever it lies."""
+    if is_remote(folder) and Bucket(folder).list("checkpoints/"):
+        return local_run(folder)
+    return local_copy(folder)

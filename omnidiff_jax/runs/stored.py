@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from omnidiff_jax.buckets import Bucket, is_remote
 from omnidiff_jax.codecs.tokenizers import Tokenizers, sizes
 from omnidiff_jax.config import build, to_dict
 from omnidiff_jax.conversion.arrays import ABOUT
@@ -16,6 +17,7 @@ from omnidiff_jax.conversion.components import OmniParts, recognise
 from omnidiff_jax.conversion.parts import Summary
 from omnidiff_jax.conversion.sources import open_released
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.files import path
 from omnidiff_jax.models.attention import BACKENDS
 from omnidiff_jax.models.backbone import BackboneConfig
 from omnidiff_jax.runs.config import PROGRAM, RunConfig, run_config
@@ -25,6 +27,7 @@ from omnidiff_jax.training.checkpoint import CheckpointConfig, Checkpointer
 from omnidiff_jax.training.export import export_run
 from omnidiff_jax.training.layout import abstract_state
 from omnidiff_jax.training.step import eval_params
+from omnidiff_jax.training.workdir import CHECKPOINTS, local_run, steps_in
 
 # What `export_newest` leaves beside released weights: the run's config, for whoever loads them.
 ABOUT_RUN = "omnidiff_run.json"
@@ -55,7 +58,9 @@ class Stored:
 
 def is_run(folder: str | os.PathLike[str]) -> bool:
     """Whether a folder is the workdir of a run."""
-    return (Path(folder) / "checkpoints").is_dir()
+    if is_remote(folder):
+        return bool(steps_in(list(Bucket(folder).list(f"{CHECKPOINTS}/"))))
+    return (path(folder) / CHECKPOINTS).is_dir()
 
 
 def newest(workdir: str | os.PathLike[str]) -> Stored:
@@ -64,7 +69,8 @@ def newest(workdir: str | os.PathLike[str]) -> Stored:
     Raises:
         UserError: there is none, or it is of a tokenizer.
     """
-    with contextlib.closing(Checkpointer(workdir, CheckpointConfig(), read_only=True)) as saver:
+    place = local_run(workdir)
+    with contextlib.closing(Checkpointer(place, CheckpointConfig(), read_only=True)) as saver:
         step = saver.latest()
         if step is None:
             raise UserError(f"no checkpoints in {workdir}; train there first (omnidiff train --workdir={workdir})")
@@ -72,7 +78,7 @@ def newest(workdir: str | os.PathLike[str]) -> Stored:
     program = content.get("program")
     if program != PROGRAM:
         raise UserError(f"{workdir} trained the {program}; name the folder of a run of the whole model")
-    return Stored(Path(workdir), step, run_config(content))
+    return Stored(place, step, run_config(content))
 
 
 def open_here(config: RunConfig, tokenizers: Tokenizers) -> ModelRun:

@@ -21,7 +21,7 @@ from safetensors.numpy import save as format_tensors
 
 from omnidiff_jax import config as configs
 from omnidiff_jax.errors import UserError
-from omnidiff_jax.media.paths import write_bytes
+from omnidiff_jax.files import write_bytes
 
 Config = TypeVar("Config")
 CONFIG_FILE = "config.json"

@@ -18,7 +18,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from omnidiff_jax.config import Count
 from omnidiff_jax.errors import UserError
-from omnidiff_jax.media.paths import write_bytes
+from omnidiff_jax.files import write_bytes
 from omnidiff_jax.vocabulary import Vocabulary
 
 MODEL_FILE = "text.model"

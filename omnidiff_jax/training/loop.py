@@ -32,6 +32,7 @@ from omnidiff_jax.training.optimizer import make_optimizer
 from omnidiff_jax.training.program import BatchStream
 from omnidiff_jax.training.run import Run
 from omnidiff_jax.training.step import TrainState, init_state
+from omnidiff_jax.training.workdir import Workdir, open_workdir
 
 
 def train(
@@ -63,16 +64,18 @@ def train(
     """
     check()
     with contextlib.ExitStack() as stack:
-        lock = stack.enter_context(only_run(workdir))
+        place = stack.enter_context(open_workdir(workdir))
+        lock = stack.enter_context(only_run(place.path))
+        place.keep(run.config.checkpoint)
         rates = learning_rates(run.config)
         stack.enter_context(jax.set_mesh(run.mesh))
         stack.enter_context(ckpt.one_error_a_failure())
         # Before anything is written, so that a refused run leaves nothing behind.
-        saver = stack.enter_context(contextlib.closing(ckpt.Checkpointer(workdir, run.config.checkpoint)))
+        saver = stack.enter_context(contextlib.closing(ckpt.Checkpointer(place.path, run.config.checkpoint)))
         newest = saver.latest()
         if newest is not None:
             _check_same(run, saver.config(newest), f"{workdir}, checkpoint {newest}")
-        return _Start(run, workdir, profile, began, saver, stack).train(newest, stop_after, lock, rates)
+        return _Start(run, place, profile, began, saver, stack).train(newest, stop_after, lock, rates)
 
 
 def _check_same(run: Run, stored: Mapping[str, Any], where: str) -> None:
@@ -88,7 +91,8 @@ def _check_same(run: Run, stored: Mapping[str, Any], where: str) -> None:
 class _Start:
     """One start of a run: its jitted step, its state, and everything that watches it."""
 
-    def __init__(self, run: Run, workdir, profile, began, saver, stack):
+    def __init__(self, run: Run, place: Workdir, profile, began, saver, stack):
+        workdir = place.path
         self.run, self.program, self.config, self.mesh = run, run.program, run.config, run.mesh
         self.stages = run.config.plan
         self.total = sum(s.steps for s in self.stages)
@@ -103,7 +107,7 @@ class _Start:
         self.saver = saver
         batches: Any = run.program.batches(config.seed)
         self.stream = enter(contextlib.closing(batches if hasattr(batches, "get_state") else BatchStream(batches)))
-        self.workdir, self._stack = workdir, stack
+        self.place, self.workdir, self._stack = place, workdir, stack
         self.recompilations = 0
 
     def train(self, newest: int | None, stop_after: int | None, lock: RunLock, rates: np.ndarray) -> TrainState:
@@ -140,6 +144,7 @@ class _Start:
         while step < end:
             try:
                 lock.check()
+                self.place.check()
                 state = self._step(state, step, start)
                 step += 1
                 stopping = self.interrupt.requested(step) or step >= end

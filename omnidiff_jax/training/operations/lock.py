@@ -3,6 +3,8 @@
 What is needed of the place is little: to create a file only where there is none, to read, replace and delete it.
 """
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import json
@@ -15,6 +17,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 import jax
 import numpy as np
@@ -52,12 +55,12 @@ class Holder:
     beats: int = 0
 
     @classmethod
-    def me(cls) -> "Holder":
+    def me(cls) -> Holder:
         now = time.strftime("%Y-%m-%d %H:%M:%S")
         return cls(uuid.uuid4().hex, socket.gethostname(), _machine(), os.getpid(), _born(os.getpid()), now)
 
     @classmethod
-    def parse(cls, content: bytes) -> "Holder":
+    def parse(cls, content: bytes) -> Holder:
         """A file cut short, or of something else, is held by nobody known: only its beats could tell."""
         try:
             return cls(**json.loads(content))
@@ -77,7 +80,7 @@ class Holder:
 
 
 @contextlib.contextmanager
-def only_run(workdir: str | os.PathLike[str]) -> Iterator["RunLock"]:
+def only_run(workdir: str | os.PathLike[str]) -> Iterator[RunLock]:
     """Holds `workdir` for this run; the thread that holds it may ask again. Enter it before anything in the workdir is
     touched.
 
@@ -108,7 +111,7 @@ def only_run(workdir: str | os.PathLike[str]) -> Iterator["RunLock"]:
         lock.release()
 
 
-_held: dict[tuple[str, int], "RunLock"] = {}
+_held: dict[tuple[str, int], RunLock] = {}
 
 
 class RunLock:
@@ -119,8 +122,11 @@ class RunLock:
         workdir: str | os.PathLike[str],
         seconds_between_beats: float = SECONDS_BETWEEN_BEATS,
         seconds_to_die: float = SECONDS_TO_DIE,
+        place: Place | None = None,
     ):
-        self._workdir, self._path = workdir, Path(workdir) / NAME
+        """Args: workdir, for messages, and where the lock stands if `place` is None."""
+        self._workdir, self._folder = workdir, Path(workdir) if place is None else None
+        self._place: Place = Folder(Path(workdir)) if place is None else place
         self._beat_every, self._patience = seconds_between_beats, seconds_to_die
         self._me: Holder | None = None
         self._thief: Holder | None = None
@@ -135,12 +141,13 @@ class RunLock:
             UserError: somebody else has it, or it cannot be written.
         """
         me = Holder.me()
-        self._made = not self._path.parent.exists()
+        self._made = self._folder is not None and not self._folder.exists()
         try:
-            self._take(self._path, me)
+            self._take(NAME, me)
         except OSError as error:
             raise UserError(
-                f"cannot write {self._path}: {error.strerror or error}; name another --workdir, or make it writable"
+                f"cannot write {self._workdir}/{NAME}: {error.strerror or error}; name another --workdir, or make it "
+                "writable"
             ) from error
         self._me = me
         self._thread = threading.Thread(target=self._beat, daemon=True, name="run-lock")
@@ -160,59 +167,62 @@ class RunLock:
             return
         self._stop.set()
         self._thread.join()
-        with contextlib.suppress(OSError):
-            found = self._holder(self._path)
+        with contextlib.suppress(OSError, UserError):
+            found = self._holder(NAME)
             if found is not None and found.token == self._me.token:
-                _delete(self._path)
-            if self._made:
-                self._path.parent.rmdir()
+                self._place.delete(NAME)
+            if self._made and self._folder is not None:
+                self._folder.rmdir()
 
-    def _take(self, path: Path, me: Holder) -> None:
-        while not _create(path, me.dump()):
-            holder = self._holder(path)
+    def _take(self, name: str, me: Holder) -> None:
+        while not self._place.create(name, me.dump()):
+            holder = self._holder(name)
             if holder is None:
                 continue
-            if self._alive(path, holder):
+            if self._alive(name, holder):
                 raise UserError(
                     f"{self._workdir} is in use: process {holder.pid} on {holder.host} trains there since "
                     f"{holder.since}; wait for it, stop it, or name another --workdir"
                 )
             # One inheritor a holder: who creates the file of its token, and still finds it holding.
-            claim = path.with_name(f"{NAME}.{holder.token}")
+            claim = f"{NAME}.{holder.token}"
             self._take(claim, me)
             try:
-                found = self._holder(path)
+                found = self._holder(name)
                 if found is not None and found.token == holder.token:
-                    _replace(path, me.dump())
+                    self._place.write(name, me.dump())
                     return
             finally:
-                _delete(claim)
+                self._place.delete(claim)
 
-    def _alive(self, path: Path, holder: Holder) -> bool:
+    def _alive(self, name: str, holder: Holder) -> bool:
         known = holder.lives()
         if known is not None:
             return known
-        print(f"{path} is held from {holder.host}; looking for signs of life", file=sys.stderr, flush=True)
+        print(
+            f"{self._workdir}/{name} is held from {holder.host}; looking for signs of life", file=sys.stderr, flush=True
+        )
         deadline = time.monotonic() + self._patience
         while time.monotonic() < deadline:
             time.sleep(min(1.0, self._beat_every))
-            if self._holder(path) != holder:
-                return self._holder(path) is not None  # it beats, or was released or inherited: look again
+            if self._holder(name) != holder:
+                return self._holder(name) is not None  # it beats, or was released or inherited: look again
         return False
 
-    def _holder(self, path: Path) -> Holder | None:
-        content = _read(path)
+    def _holder(self, name: str) -> Holder | None:
+        content = self._place.read(name)
         return None if content is None else Holder.parse(content)
 
     def _beat(self) -> None:
         while not self._stop.wait(self._beat_every):
-            with contextlib.suppress(OSError):  # a disk that is full or away for a while does not end the holding
-                found = self._holder(self._path)
+            # A disk that is full, or a place away for a while, does not end the holding.
+            with contextlib.suppress(OSError, UserError):
+                found = self._holder(NAME)
                 if self._me is None or found is not None and found.token != self._me.token:
                     self._thief = found
                     return
                 beaten = dataclasses.replace(self._me, beats=self._me.beats + 1)
-                _replace(self._path, beaten.dump())
+                self._place.write(NAME, beaten.dump())
                 self._me = beaten
 
 
@@ -234,50 +244,65 @@ def _born(pid: int) -> str:
         return ""
 
 
-# What a place must be able to do.
+class Place(Protocol):
+    """What a lock needs of the folder or bucket that it stands in."""
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Writes a file where there is none, whole or not at all; returns whether it did."""
+
+    def read(self, name: str) -> bytes | None:
+        """Its content; None where there is none."""
+
+    def write(self, name: str, content: bytes) -> None:
+        """Replaces it, whole or not at all."""
+
+    def delete(self, name: str) -> None:
+        """Removes it, if it is there."""
 
 
-def _create(path: Path, content: bytes) -> bool:
-    """Writes a file where there is none, whole or not at all; returns whether it did."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _beside(path, content) as name:
+class Folder:
+    """A place on a disk."""
+
+    def __init__(self, path: Path):
+        self._path = path
+
+    def create(self, name: str, content: bytes) -> bool:
+        path = self._path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with self._beside(content) as beside:
+            try:
+                os.link(beside, path)
+                return True
+            except FileExistsError:
+                return False
+            except OSError:  # a file system without links: whoever reads too early sees a file cut short
+                pass
         try:
-            os.link(name, path)
+            with path.open("xb") as file:
+                file.write(content)
             return True
         except FileExistsError:
             return False
-        except OSError:  # a file system without links: whoever reads too early sees a file cut short
-            pass
-    try:
-        with path.open("xb") as file:
-            file.write(content)
-        return True
-    except FileExistsError:
-        return False
 
+    def read(self, name: str) -> bytes | None:
+        try:
+            return (self._path / name).read_bytes()
+        except FileNotFoundError:
+            return None
 
-def _read(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None
+    def write(self, name: str, content: bytes) -> None:
+        with self._beside(content) as beside:
+            os.replace(beside, self._path / name)
 
+    def delete(self, name: str) -> None:
+        (self._path / name).unlink(missing_ok=True)
 
-def _replace(path: Path, content: bytes) -> None:
-    with _beside(path, content) as name:
-        os.replace(name, path)
-
-
-@contextlib.contextmanager
-def _beside(path: Path, content: bytes) -> Iterator[str]:
-    number, name = tempfile.mkstemp(dir=path.parent, prefix=f".{NAME}.")
-    try:
-        with os.fdopen(number, "wb") as file:
-            file.write(content)
-        yield name
-    finally:
-        Path(name).unlink(missing_ok=True)
-
-
-def _delete(path: Path) -> None:
-    path.unlink(missing_ok=True)
+    @contextlib.contextmanager
+    def _beside(self, content: bytes) -> Iterator[str]:
+        number, name = tempfile.mkstemp(dir=self._path, prefix=f".{NAME}.")
+        try:
+            with os.fdopen(number, "wb") as file:
+                file.write(content)
+            yield name
+        finally:
+            Path(name).unlink(missing_ok=True)
