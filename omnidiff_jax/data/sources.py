@@ -99,8 +99,6 @@ class JsonlRecords:
         # Sets are often all called data.jsonl: the folder and the task tell their samples apart.
         home, name = os.path.split(os.fspath(path) if is_remote(path) else os.path.abspath(path))
         self._first_id = stable_id("jsonl", os.path.basename(home), name, task or "")
-            "jsonl", os.path.basename(os.path.dirname(os.path.abspath(path))), os.path.basename(path), task or ""
-        )
 
     def __len__(self) -> int:
         return len(self._starts)
