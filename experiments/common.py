@@ -246,9 +246,7 @@ def model_named(workdir: str | None, model: str | None) -> str:
     return workdir
 
 
-def model_and_config(
-    config: ConfigHolder, workdir: str | None, model: str | None
-) -> tuple[str, dict[str, Any]]:
+def model_and_config(config: ConfigHolder, workdir: str | None, model: str | None) -> tuple[str, dict[str, Any]]:
     """What to load, and the options of `omnidiff_jax.load` that the command line's config words amount to.
 
     A trained model has a config of its own, of which only decoding can be replaced; with neither `--workdir` nor
@@ -260,7 +258,9 @@ def model_and_config(
     if not workdir and not model and config.file:
         typed = run_config(config.value)
         if not typed.init.folder:
-            raise UserError("--workdir is missing: folder of a trained run (or --config.init.folder: converted weights)")
+            raise UserError(
+                "--workdir is missing: folder of a trained run (or --config.init.folder: converted weights)"
+            )
         return typed.init.folder, {"config": typed}
     what = model_named(workdir, model)
     if config.file:
