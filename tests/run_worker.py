@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from toy_training import Regression, run
 
 from omnidiff_jax.cli import guard
+from omnidiff_jax.data.mixture import Stage
 from omnidiff_jax.signals import leave
-from omnidiff_jax.training.program import StagePlan
 
 
 class Faulty(Regression):
@@ -49,7 +49,7 @@ class Faulty(Regression):
 
 def main():
     mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])
-    run(sys.argv[1], mesh, Faulty(*sys.argv[1:]), stages=(StagePlan("only", 20, 1e-2),))
+    run(sys.argv[1], mesh, Faulty(*sys.argv[1:]), stages={"only": Stage(20, 1e-2)})
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from toy_training import OPTIMIZER, STAGES, Regression, run
+from toy_training import OPTIMIZER, Regression, run
 
 from omnidiff_jax.cli import guard
 from omnidiff_jax.data.mixture import Stage
@@ -25,7 +25,6 @@ from omnidiff_jax.sharding.distributed import detect, initialize
 from omnidiff_jax.signals import PREEMPTED
 from omnidiff_jax.training.checkpoint import CheckpointConfig, Checkpointer
 from omnidiff_jax.training.digest import damage, write_digest, write_part
-from omnidiff_jax.training.layout import schedule
 from omnidiff_jax.training.operations.goodput import PHASES, Goodput
 from omnidiff_jax.training.operations.guard import Guard, GuardConfig, Rewind
 from omnidiff_jax.training.operations.host_log import HostLog
@@ -33,6 +32,7 @@ from omnidiff_jax.training.operations.journal import OperationsConfig
 from omnidiff_jax.training.operations.metrics import read_metrics
 from omnidiff_jax.training.operations.profiling import parse_steps
 from omnidiff_jax.training.operations.watchdog import Watchdog
+from omnidiff_jax.training.optimizer import stage_schedule
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,7 @@ def test_a_resumed_run_says_from_where_and_logs_its_rates(tmp_path, mesh, capfd)
     assert "resuming" not in capfd.readouterr().err
     run(tmp_path, mesh)
     assert "resuming from checkpoint 4 of 10 steps\n" in capfd.readouterr().err
-    rate = schedule(STAGES, OPTIMIZER)
+    rate = stage_schedule([6, 4], [1e-2, 1e-3], OPTIMIZER)
     assert [line["learning_rate"] for line in lines(tmp_path)] == pytest.approx([float(rate(i)) for i in range(10)])
 
 

@@ -24,7 +24,8 @@ def plant(folder, **fields):
     """Leaves a lock there, of a holder that is this process but for `fields`."""
     folder.mkdir(exist_ok=True)
     holder = dataclasses.replace(Holder.me(), **fields)
-    (folder / NAME).write_bytes(holder.dump())
+    (folder / "new").write_bytes(holder.dump())
+    os.replace(folder / "new", folder / NAME)
     return holder
 
 
