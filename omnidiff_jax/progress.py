@@ -23,7 +23,7 @@ class Progress:
     """
 
     def __init__(self, total: int, initial: int = 0, label: str = "step", seconds_between_lines: float = 20.0):
-        """Args: units of work in all, and of them done before; what a unit is called."""
+        """Begins at `initial` of `total` units of work, each called `label`."""
         self._total, self._label, self._every = total, label, seconds_between_lines
         self._done, self._at = initial, 0.0
         self._intervals: collections.deque[tuple[float, int]] = collections.deque(maxlen=_WINDOW)

@@ -34,7 +34,7 @@ class Workers:
     """
 
     def __init__(self, processes: int, prepare: Callable[[], None] | None = None):
-        """Args: processes, at least 1; prepare, called once in each of them, importable."""
+        """Starts `processes` workers, at least 1; `prepare`, importable, is called once in each of them."""
         self._context = multiprocessing.get_context("spawn")
         self._count = self._context.Value("q", 0)
         self._others = set(multiprocessing.active_children())

@@ -65,9 +65,11 @@ class Trainer:
     """
 
     def __init__(self, run: Run, batch: Any):
-        """Args:
-        run: whose step it is.
-        batch: numpy; its rows are split over the mesh's batch axes.
+        """Puts a batch on the mesh and traces nothing yet.
+
+        Args:
+            run: whose step it is.
+            batch: numpy; its rows are split over the mesh's batch axes.
         """
         self.program, self._optimizer, self._mesh = run.program, run.config.optimizer_used, run.mesh
         self.batch = jax.device_put(batch, batch_sharding(run.mesh))

@@ -141,7 +141,7 @@ class WhisperLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, allowed: jax.Array) -> tuple[jax.Array, None]:
-        """Args: x [B, T, D]; allowed bool [B, 1, T, T]. Returns ([B, T, D], None)."""
+        """One layer, in the form that `nn.scan` takes: x [B, T, D], allowed bool [B, 1, T, T] -> ([B, T, D], None)."""
         c = self.config
         head_dim = c.width // c.heads
         y = _norm(c.dtype, "attention_norm")(x)

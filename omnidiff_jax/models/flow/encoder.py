@@ -73,7 +73,7 @@ class RelativeAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, table: jax.Array) -> jax.Array:
-        """Args: x [B, L, D]; mask bool [B, L, L]; table [2L-1, D]. Returns [B, L, D]."""
+        """Attends: x [B, L, D], mask bool [B, L, L], table [2L-1, D] of relative positions -> [B, L, D]."""
         heads, head_dim = self.config.heads, self.config.width // self.config.heads
 
         def project(value: jax.Array, name: str, bias: bool = True) -> jax.Array:
@@ -117,7 +117,7 @@ class TokenEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, lengths: jax.Array) -> jax.Array:
-        """Args: x float [B, L, D], zero where padded; lengths int [B] of valid codes."""
+        """Encodes x float [B, L, D], zero where padded, of which lengths int [B] codes are valid."""
         length, width = x.shape[1], self.config.width
         x = dense(width, ("embed", "mlp"), dtype=self.dtype, name="input")(x)
         x = layer_norm(self.dtype, "input_norm")(x) * width**0.5

@@ -116,7 +116,7 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
-        """Args: x [B, T, D]; mask bool [B, T] of the frames that count, None = all of them."""
+        """Normalises x [B, T, D] over the frames that count: mask bool [B, T], None = all of them."""
         width = x.shape[-1]
         names = ("norm",)
         scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones_init(), names), (width,))

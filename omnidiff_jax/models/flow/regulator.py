@@ -47,7 +47,7 @@ class LengthRegulator(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, codes: jax.Array, mask: jax.Array) -> jax.Array:
-        """Args: x [B, L, M] code vectors; codes int [B]; mask bool [B, T]. Returns [B, T, M], zero where padded."""
+        """Codes to frames: x [B, L, M] code vectors, codes int [B], mask bool [B, T] -> [B, T, M], 0 where padded."""
         width = x.shape[-1]
         index = nearest_indices(codes, mask.sum(axis=1), mask.shape[1])
         x = jnp.take_along_axis(x, index[:, :, None], axis=1)

@@ -86,7 +86,7 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, time: jax.Array) -> jax.Array:
-        """Args: x [B, T, D]; mask bool [B, T]; time [B, F]. Returns [B, T, width]."""
+        """One block: x [B, T, D], mask bool [B, T], time [B, F] -> [B, T, width]."""
         dtype = self.context.dtype
         shift = dense(self.width, ("mlp", "embed"), dtype=dtype, name="time")(mish(time))
         hidden = ConvBlock(self.width, self.context, name="block_0")(x, mask) + shift[:, None]

@@ -10,10 +10,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event
-from tensorboardX.summary import scalar
-
 from omnidiff_jax.errors import UserError
 
 _SECONDS_BETWEEN_FLUSHES = 10.0
@@ -89,6 +85,9 @@ class _Board:
 
     def __init__(self, folder: Path):
         self._folder = folder
+        # It imports clients of object stores, which take a second that only a run has to pay.
+        from tensorboardX.event_file_writer import EventsWriter
+
         self._writer: EventsWriter | None = None
         self._flushed = -math.inf
         with self._trying():
@@ -96,6 +95,9 @@ class _Board:
             self._writer = EventsWriter(str(folder / "events"))
 
     def add(self, name: str, value: float, step: int) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
         with self._trying():
             if self._writer is None:
                 return
