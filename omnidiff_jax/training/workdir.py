@@ -30,6 +30,7 @@ from omnidiff_jax.training.operations.lock import RunLock
 CHECKPOINTS, DATA, MANIFEST = "checkpoints", "data", "manifest.json"
 # Written by this start alone, or never read again: not fetched.
 _ONE_WAY = ("tensorboard/", "profile/", "samples/", "predictions/", "export/")
+_UPLOADING = ".uploading"
 _SECONDS_BETWEEN_LOOKS = 0.2
 _SECONDS_BETWEEN_UPLOADS = 30.0
 
@@ -95,6 +96,7 @@ def _mirror(word: str | os.PathLike[str]) -> Iterator[Workdir]:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             fetch(bucket, folder)
+            forget_half(bucket)
             uploads = Uploads(bucket, folder)
         except UserError as error:
             refusal = error
@@ -209,6 +211,13 @@ def local_run(word: str | os.PathLike[str]) -> Path:
     return made_once(f"run-{key}", lambda folder: fetch(bucket, folder, data=False))
 
 
+def forget_half(bucket: Bucket) -> None:
+    """Removes what broken-off uploads of checkpoints left."""
+    names = list(bucket.list(f"{CHECKPOINTS}/"))
+    whole = {f"{CHECKPOINTS}/{step}" for step in steps_in(names)}
+    bucket.delete(*(name for name in names if "/".join(name.split("/")[:2]) not in whole))
+
+
 class Uploads(Workdir):
     """Uploads what a run writes: small files now and then, checkpoints and data sets when they are whole."""
 
@@ -232,14 +241,8 @@ class Uploads(Workdir):
             raise self._error
 
     def flush(self) -> None:
+        self._upload(small=True)
         self.check()
-        with self._working:
-            try:
-                self._upload_whole()
-                self._upload_small()
-            except UserError as error:
-                self._error = error
-                raise
 
     def close(self) -> None:
         """Stops; what was not flushed stays behind."""
@@ -250,21 +253,30 @@ class Uploads(Workdir):
         waited = 0.0
         while not self._stop.wait(_SECONDS_BETWEEN_LOOKS) and self._error is None:
             waited += _SECONDS_BETWEEN_LOOKS
+            small = waited >= _SECONDS_BETWEEN_UPLOADS
+            self._upload(small)
+            waited = 0.0 if small else waited
+
+    def _upload(self, small: bool) -> None:
+        with self._working:
+            if self._error is not None:
+                return
             try:
-                with self._working:
-                    self._upload_whole()
-                    if waited >= _SECONDS_BETWEEN_UPLOADS:
-                        self._upload_small()
-                        waited = 0.0
+                self._upload_whole()
+                if small:
+                    self._upload_small()
             except UserError as error:
                 self._error = error
 
     def _whole(self) -> list[str]:
-        """Folders with their markers: checkpoints that were renamed, and data sets."""
+        """Data sets and checkpoints that have their markers (and their last names), in the order of their steps."""
         found = []
         for top, marker in ((DATA, MANIFEST), (CHECKPOINTS, DIGEST)):
             home = self.path / top
-            for folder in sorted(home.iterdir()) if home.is_dir() else ():
+            folders = (
+                sorted(home.iterdir(), key=lambda folder: (len(folder.name), folder.name)) if home.is_dir() else []
+            )
+            for folder in folders:
                 numbered = top == DATA or folder.name.isdigit()
                 if numbered and not folder.name.startswith(".") and (folder / marker).is_file():
                     found.append(f"{top}/{folder.name}")
@@ -277,13 +289,25 @@ class Uploads(Workdir):
             top = name.partition("/")[0]
             if top == CHECKPOINTS:
                 self._upload_small()
-            try:
-                self._bucket.put_folder(self.path / name, name, DIGEST if top == CHECKPOINTS else MANIFEST)
-            except FileNotFoundError:
-                continue  # a newer checkpoint made it go meanwhile
+            with self._held_still(name) as folder:
+                if folder is not None:
+                    self._bucket.put_folder(folder, name, DIGEST if top == CHECKPOINTS else MANIFEST)
             self._done.add(name)
             if top == CHECKPOINTS:
                 self._thin_out()
+
+    @contextlib.contextmanager
+    def _held_still(self, name: str) -> Iterator[Path | None]:
+        """A folder's files under another name, since a newer checkpoint may remove it meanwhile; None if it has."""
+        still: Path | None = self.path / _UPLOADING
+        try:
+            shutil.copytree(self.path / name, self.path / _UPLOADING, copy_function=os.link)
+        except (FileNotFoundError, shutil.Error):
+            still = None
+        try:
+            yield still
+        finally:
+            shutil.rmtree(self.path / _UPLOADING, ignore_errors=True)
 
     def _thin_out(self) -> None:
         """Removes checkpoints that are not kept, their seal first."""
