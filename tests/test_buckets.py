@@ -146,6 +146,8 @@ def test_what_is_missing_is_said(monkeypatch):
         raise ImportError("No module named 's3fs'")
 
     monkeypatch.setattr(fsspec, "filesystem", absent)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "me")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     assert "pip install 'omnidiff_jax[s3]'" in refused(Bucket, "s3://bucket/run")
 
 
