@@ -7,6 +7,7 @@ host is thrown away.
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 import sys
@@ -264,7 +265,8 @@ class Uploads(Workdir):
         found = []
         for top, marker in ((DATA, MANIFEST), (CHECKPOINTS, DIGEST)):
             home = self.path / top
-            for folder in sorted(home.iterdir()) if home.is_dir() else ():
+            # Checkpoints in the order of their steps: one that breaks off lets no later one pass it.
+            for folder in sorted(home.iterdir(), key=_in_order) if home.is_dir() else ():
                 numbered = top == DATA or folder.name.isdigit()
                 if numbered and not folder.name.startswith(".") and (folder / marker).is_file():
                     found.append(f"{top}/{folder.name}")
@@ -277,10 +279,13 @@ class Uploads(Workdir):
             top = name.partition("/")[0]
             if top == CHECKPOINTS:
                 self._upload_small()
+            marker = DIGEST if top == CHECKPOINTS else MANIFEST
             try:
-                self._bucket.put_folder(self.path / name, name, DIGEST if top == CHECKPOINTS else MANIFEST)
-            except FileNotFoundError:
-                continue  # a newer checkpoint made it go meanwhile
+                needed = [marker, *json.loads((self.path / name / DIGEST).read_bytes())] if top == CHECKPOINTS else []
+                self._bucket.put_folder(self.path / name, name, marker, needed)
+            except FileNotFoundError:  # a newer checkpoint made it go meanwhile
+                self._bucket.delete_folder(name, marker)
+                continue
             self._done.add(name)
             if top == CHECKPOINTS:
                 self._thin_out()
@@ -308,6 +313,10 @@ class Uploads(Workdir):
                 if self._sent.get(name) != now and not name.endswith(".tmp"):
                     self._bucket.put(self.path / name, name)
                     self._sent[name] = now
+
+
+def _in_order(folder: Path) -> tuple[int, str]:
+    return int(folder.name) if folder.name.isdigit() else 0, folder.name
 
 
 def _state(file: Path) -> tuple[int, int]:
