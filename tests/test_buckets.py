@@ -1,5 +1,6 @@
 """Paths in object stores: what is read, written, whole or refused, against an S3 on loopback."""
 
+import importlib
 import json
 import os
 import signal
@@ -131,7 +132,7 @@ def test_what_is_not_about_credentials_is_not_told_so(bucket, monkeypatch):
 def test_a_missing_extra_is_one_line(scheme, module, monkeypatch):
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:9")
     monkeypatch.setitem(sys.modules, module, None)
-    sys.modules["fsspec.registry"]._registry.pop(scheme, None)
+    importlib.import_module("fsspec.registry")._registry.pop(scheme, None)
     with pytest.raises(UserError) as error:
         Bucket(f"{scheme}://b/run")
     one_line(error, "pip install 'omnidiff_jax[")
