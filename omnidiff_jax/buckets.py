@@ -252,6 +252,8 @@ class Bucket:
 
 def _google_token(url: str) -> str | None:
     if os.environ.get("STORAGE_EMULATOR_HOST"):
+        # gcsfs reads it at import; it would ask for the bucket's kind over gRPC, which emulators do not speak.
+        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
         return "anon"
     import google.auth
     import google.auth.exceptions
