@@ -13,6 +13,8 @@ CORE = [
     # espeak-ng's library and voices: the speech of the built-in Scenes world, which every nano run trains on.
     "espeakng-loader>=0.2.4",
     "flax>=0.12,<0.13",
+    # Paths in buckets; the kinds of bucket are extras.
+    "fsspec>=2026.9",
     "grain>=0.2.16,<0.3",
     "jax>=0.10,<0.12",
     # Griffin-Lim. It is an import of milliseconds until it is called, and brings soxr, which nothing here asks for.
@@ -44,18 +46,26 @@ EXTRAS = {
     # The outside judge of speech and the figures of the report: what `evaluate` needs and a training pod does not.
     # pocketsphinx 5.1 has no wheel for CPython 3.12.
     "eval": ["matplotlib>=3.10", "pocketsphinx>=5.0.4,<5.1"],
+    # Paths in buckets: `gs://…`, `s3://…`.
+    "gcs": ["gcsfs>=2026.9", "google-auth>=2.30"],
+    "s3": ["s3fs>=2026.9"],
     # The attention backend of this name.
     "tokamax": ["tokamax>=0.0.12"],
     # To read `.pt` weights (safetensors need no torch), and for the tests and benchmarks beside other people's code.
     "torch": ["torch>=2.6", "transformers>=4.51,<6"],
     "dev": [
         "chex>=0.1.90",
+        # Object stores on the loopback, for the tests.
+        "gcp-storage-emulator>=2026.7",
+        "gcsfs>=2026.9",
         "hypothesis>=6.130",
+        "moto[s3,server]>=5.2",
         "mypy>=1.18",
         "pytest>=8.4",
         "pytest-timeout>=2.4",
         "pytest-xdist>=3.8",
         "ruff>=0.14",
+        "s3fs>=2026.9",
         "setuptools>=77",
         "tokamax>=0.0.12",
         "uv>=0.9",

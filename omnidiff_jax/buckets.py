@@ -9,7 +9,7 @@ import dataclasses
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +19,8 @@ from omnidiff_jax.errors import UserError
 T = TypeVar("T")
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/{1,2}(.*)", re.DOTALL)
 _ATTEMPTS = 4
+# How clients say that one has not said who one is, or wrongly.
+_NOBODY = r"credential|\b401\b|anonymous|unauthorized|InvalidAccessKey|InvalidToken|ExpiredToken|unauthenticated"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,9 +135,18 @@ class Bucket:
                 return False
 
     def put(self, file: Path, name: str) -> None:
-        """Uploads a file."""
-        with self._told(f"write {self.url}/{name}"):
-            self._retried(lambda: self._system.put_file(str(file), f"{self._root}/{name}"))
+        """Uploads a file.
+
+        Raises:
+            FileNotFoundError: the file is gone from this host.
+        """
+        try:
+            with self._told(f"write {self.url}/{name}"):
+                self._retried(lambda: self._system.put_file(str(file), f"{self._root}/{name}"))
+        except UserError:
+            if not file.exists():
+                raise FileNotFoundError(file) from None
+            raise
 
     def get(self, name: str, file: Path) -> None:
         """Downloads an object; the file appears whole or not at all."""
@@ -162,9 +173,21 @@ class Bucket:
         names = sorted(self.list(f"{name}/"), key=lambda found: found != f"{name}/{marker}")
         self.delete(*names)
 
-    def put_folder(self, folder: Path, name: str, marker: str) -> None:
-        """Uploads the files of a folder, its marker last."""
+    def put_folder(self, folder: Path, name: str, marker: str, needed: Iterable[str] = ()) -> None:
+        """Uploads the files of a folder, its marker last.
+
+        Args:
+            folder: on this host.
+            name: of the folder here.
+            marker: a file in it.
+            needed: names of files without which it is not whole.
+
+        Raises:
+            FileNotFoundError: one of the files is gone; the marker is not written.
+        """
         files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+        if missing := set(needed) - {file.relative_to(folder).as_posix() for file in files}:
+            raise FileNotFoundError(folder / min(missing))
         files.sort(key=lambda file: file.relative_to(folder).as_posix() == marker)
         if not files or files[-1].relative_to(folder).as_posix() != marker:
             raise UserError(f"{folder} has no {marker}, so it is not whole; it is not uploaded")
@@ -209,10 +232,11 @@ class Bucket:
             ) from error
         except Exception as error:  # the clients raise dozens of kinds
             credentials = SCHEMES[self.scheme].credentials
-            words = f"{type(error).__name__} {error}"
-            if re.search(r"credential|401|anonymous|token|auth", words, re.IGNORECASE):
+            # Names of objects are no part of what the client says: they may hold any word.
+            words = f"{type(error).__name__} {error}".replace(self._root, "")
+            if re.search(_NOBODY, words, re.IGNORECASE):
                 raise UserError(f"cannot {what}: no credentials ({_short(error)}); set {credentials}") from error
-            if isinstance(error, PermissionError) or re.search(r"403|denied|forbidden", words, re.IGNORECASE):
+            if isinstance(error, PermissionError) or re.search(r"\b403\b|denied|forbidden", words, re.IGNORECASE):
                 raise UserError(
                     f"cannot {what}: refused ({_short(error)}); these credentials may not do that: set {credentials}"
                 ) from error

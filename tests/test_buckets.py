@@ -163,6 +163,18 @@ def test_no_credentials(tmp_path):
         assert "no credentials" in done.stderr.splitlines()[-1] and variable in done.stderr.splitlines()[-1]
 
 
+def test_what_is_not_about_credentials_is_not_told_so(home, monkeypatch):
+    """Paths hold the words too: "tokenizers", "authors", "part-401"."""
+    found = Bucket(f"{home}/tokenizers/authors/401-403")
+
+    def broken(*args, **kwargs):
+        raise ValueError(f"short read of {found.url}")
+
+    monkeypatch.setattr(found._system, "pipe_file", broken)
+    said = refused(found.write, "x", b"1")
+    assert "short read" in said and "try again" in said
+
+
 # ---- a run -----------------------------------------------------------------------------------------------------
 
 

@@ -329,3 +329,11 @@ def test_flops_of_the_released_size():
     small = BackboneConfig(vocab_size=7, width=4, layers=2, heads=2, kv_heads=1, head_dim=2, hidden=5)
     shapes = {"q": 4 * 4, "k": 4 * 2, "v": 4 * 2, "o": 4 * 4, "mlp": 3 * 4 * 5}
     assert matrix_parameters(small) == 2 * sum(shapes.values()) + 4 * 7
+
+
+def test_damaged_checkpoints_of_one_step_are_all_kept(tmp_path, mesh):
+    for _ in range(2):
+        run(tmp_path, mesh, stop_after=8)
+        (tmp_path / "checkpoints" / "8" / "digest.json").write_text("{")
+    run(tmp_path, mesh, stop_after=8)
+    assert sorted(found.name for found in (tmp_path / "damaged_checkpoints").iterdir()) == ["8", "8.2"]

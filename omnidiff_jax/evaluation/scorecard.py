@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from omnidiff_jax.files import write_bytes
+
 _PACKAGES = ("omnidiff_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -55,10 +57,7 @@ def write_scorecard(
         "seconds": dict(seconds),
         "versions": versions(),
     }
-    path = Path(workdir) / "scorecard.json"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.replace(path)
+    write_bytes(Path(workdir) / "scorecard.json", (json.dumps(content, indent=2) + "\n").encode())
     return content
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import logging
 import os
 import re
@@ -90,8 +91,8 @@ class Checkpointer:
 
     A save is written beside, sealed with checksums (`digest`) and renamed when whole, so that a kill or a full disk
     leaves the older ones as they were. What is restored has the checksums it was saved with; a damaged checkpoint is
-    named, moved to `workdir/damaged_checkpoints`, and the one before it is used. Every process of a run calls every
-    method.
+    named, moved to `workdir/damaged_checkpoints` (as STEP, STEP.2, …), and the one before it is used. Every process of
+    a run calls every method.
     """
 
     def __init__(self, workdir: str | os.PathLike[str], config: CheckpointConfig, *, read_only: bool = False):
@@ -176,10 +177,12 @@ class Checkpointer:
             return
         if is_primary():
             for step in damaged:
-                place = self._directory.with_name("damaged_checkpoints") / str(step)
-                shutil.rmtree(place, ignore_errors=True)
-                place.parent.mkdir(exist_ok=True)
-                shutil.move(self._directory / str(step), place)
+                home = self._directory.with_name("damaged_checkpoints")
+                home.mkdir(exist_ok=True)
+                names = itertools.chain([str(step)], (f"{step}.{number}" for number in itertools.count(2)))
+                shutil.move(
+                    self._directory / str(step), next(home / name for name in names if not (home / name).exists())
+                )
         barrier("damaged checkpoints are moved")
         self._manager.reload()
 

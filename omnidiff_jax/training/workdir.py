@@ -7,6 +7,7 @@ host is thrown away.
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 import sys
@@ -273,10 +274,8 @@ class Uploads(Workdir):
         found = []
         for top, marker in ((DATA, MANIFEST), (CHECKPOINTS, DIGEST)):
             home = self.path / top
-            folders = (
-                sorted(home.iterdir(), key=lambda folder: (len(folder.name), folder.name)) if home.is_dir() else []
-            )
-            for folder in folders:
+            # Checkpoints in the order of their steps: one that breaks off lets no later one pass it.
+            for folder in sorted(home.iterdir(), key=_in_order) if home.is_dir() else ():
                 numbered = top == DATA or folder.name.isdigit()
                 if numbered and not folder.name.startswith(".") and (folder / marker).is_file():
                     found.append(f"{top}/{folder.name}")
@@ -291,7 +290,9 @@ class Uploads(Workdir):
                 self._upload_small()
             with self._held_still(name) as folder:
                 if folder is not None:
-                    self._bucket.put_folder(folder, name, DIGEST if top == CHECKPOINTS else MANIFEST)
+                    marker, digest = (DIGEST, folder / DIGEST) if top == CHECKPOINTS else (MANIFEST, None)
+                    needed = json.loads(digest.read_bytes()) if digest else ()
+                    self._bucket.put_folder(folder, name, marker, needed)
             self._done.add(name)
             if top == CHECKPOINTS:
                 self._thin_out()
@@ -332,6 +333,10 @@ class Uploads(Workdir):
                 if self._sent.get(name) != now and not name.endswith(".tmp"):
                     self._bucket.put(self.path / name, name)
                     self._sent[name] = now
+
+
+def _in_order(folder: Path) -> tuple[int, str]:
+    return int(folder.name) if folder.name.isdigit() else 0, folder.name
 
 
 def _state(file: Path) -> tuple[int, int]:
