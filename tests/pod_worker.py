@@ -14,11 +14,12 @@ import jax  # noqa: E402
 from data_world import VOCABULARY, example  # noqa: E402
 
 from omnidiff_jax.config import build  # noqa: E402
+from omnidiff_jax.data.config import DataConfig  # noqa: E402
 from omnidiff_jax.data.loader import Loader  # noqa: E402
 from omnidiff_jax.data.mixture import Stage  # noqa: E402
 from omnidiff_jax.data.packing import PackingConfig  # noqa: E402
 from omnidiff_jax.data.sources import Source  # noqa: E402
-from omnidiff_jax.data.streams import Corpus, DataConfig  # noqa: E402
+from omnidiff_jax.data.streams import Corpus  # noqa: E402
 from omnidiff_jax.diffusion.loss import LossConfig  # noqa: E402
 from omnidiff_jax.diffusion.masking import MaskingConfig  # noqa: E402
 from omnidiff_jax.models.backbone import BackboneConfig  # noqa: E402

@@ -12,8 +12,8 @@ from omnidiff_jax.benchmarks.batches import LONG_TAILED, long_tailed, packed_bat
 from omnidiff_jax.benchmarks.input import bench_input
 from omnidiff_jax.benchmarks.matmul import matmul_flops, memory_bandwidth
 from omnidiff_jax.benchmarks.versus import Side, compare
+from omnidiff_jax.data.config import DataConfig
 from omnidiff_jax.data.packing import PackingConfig
-from omnidiff_jax.data.streams import DataConfig
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.runs.config import run_config
 from omnidiff_jax.speech_frames import SpeechLayout

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from data_world import corpus
 
+from omnidiff_jax.data.config import DataConfig
 from omnidiff_jax.data.loader import HostBatches, Loader
 from omnidiff_jax.data.packing import PackingConfig
-from omnidiff_jax.data.streams import DataConfig
 from omnidiff_jax.speech_frames import SpeechLayout
 
 CONFIG = DataConfig(

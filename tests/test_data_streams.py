@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
 from omnidiff_jax.config import build
+from omnidiff_jax.data.config import DataConfig
 from omnidiff_jax.data.loader import HostBatches, Loader, owned_streams
 from omnidiff_jax.data.mixture import Interleave, Stage, shuffled, stage_at
 from omnidiff_jax.data.packing import PackingConfig
 from omnidiff_jax.data.sources import Source
-from omnidiff_jax.data.streams import Corpus, DataConfig, Stream
+from omnidiff_jax.data.streams import Corpus, Stream
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.records import RejectedRecord
 from omnidiff_jax.speech_frames import SpeechLayout

@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from experiments.configs import nano
+from omnidiff_jax.data.config import DataConfig
 from omnidiff_jax.data.loader import HostBatches
 from omnidiff_jax.data.mixture import Stage
 from omnidiff_jax.data.packing import PackingConfig
 from omnidiff_jax.data.readers import READERS, SourceConfig, check_source
 from omnidiff_jax.data.sources import Source
 from omnidiff_jax.data.storage import MANIFEST, EncodedSet, write_set
-from omnidiff_jax.data.streams import Corpus, DataConfig
+from omnidiff_jax.data.streams import Corpus
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.runs.config import run_config
 from omnidiff_jax.speech_frames import SpeechLayout

@@ -10,11 +10,12 @@ from omni_toys import CODECS, FEATURES, MODEL, Letters, tone
 from omni_toys import frames as features
 
 from omnidiff_jax.codecs import encode
+from omnidiff_jax.data.config import DataConfig
 from omnidiff_jax.data.loader import HostBatches
 from omnidiff_jax.data.mixture import Stage
 from omnidiff_jax.data.packing import PackingConfig
 from omnidiff_jax.data.sources import Source
-from omnidiff_jax.data.streams import Corpus, DataConfig
+from omnidiff_jax.data.streams import Corpus
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.models.omni import OmniModel, init_params
 from omnidiff_jax.models.sanm import SpeechEncoderConfig

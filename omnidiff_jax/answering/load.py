@@ -23,7 +23,6 @@ from omnidiff_jax.runs.config import RunConfig, run_config
 from omnidiff_jax.runs.opening import ModelRun
 from omnidiff_jax.sampling.denoiser import Denoiser, module_denoiser
 from omnidiff_jax.tokenizers import assets
-from omnidiff_jax.training.layout import abstract_state
 from omnidiff_jax.training.workdir import local_run
 
 
@@ -127,6 +126,9 @@ def weights_config(place: Path) -> RunConfig:
 def _weights(run: ModelRun) -> Any:
     if run.initial_params is None:
         raise UserError("there are no weights: name the folder of a run, or of converted weights")
+    # Of the optimizer, which a run alone needs.
+    from omnidiff_jax.training.layout import abstract_state
+
     with jax.set_mesh(run.mesh):
         return run.initial_params(abstract_state(run).params)
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from omnidiff_jax.benchmarks.batches import LONG_TAILED, packed_batch
 from omnidiff_jax.benchmarks.train import Trainer
+from omnidiff_jax.data.config import DataConfig
 from omnidiff_jax.data.loader import Loader
 from omnidiff_jax.data.mixture import Stage
 from omnidiff_jax.data.packing import PackingConfig
-from omnidiff_jax.data.streams import DataConfig
 from omnidiff_jax.models.backbone import BackboneConfig
 from omnidiff_jax.models.omni import OmniConfig
 from omnidiff_jax.runs.config import RunConfig

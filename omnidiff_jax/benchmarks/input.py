@@ -5,11 +5,12 @@ import time
 from pathlib import Path
 
 from omnidiff_jax.benchmarks.batches import long_tailed
+from omnidiff_jax.data.config import DataConfig
 from omnidiff_jax.data.loader import HostBatches, usage
 from omnidiff_jax.data.mixture import Stage
 from omnidiff_jax.data.sources import Source
 from omnidiff_jax.data.storage import EncodedSet, write_set
-from omnidiff_jax.data.streams import Corpus, DataConfig
+from omnidiff_jax.data.streams import Corpus
 from omnidiff_jax.vocabulary import Vocabulary
 
 # What one H200 uses up training the 7B backbone at 60 % of its data sheet's 989.5 TFLOP/s, at 46.64 GFLOP a token.

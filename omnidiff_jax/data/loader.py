@@ -15,7 +15,8 @@ from jax.sharding import NamedSharding
 
 from omnidiff_jax.batch import Batch
 from omnidiff_jax.data.assemble import assemble
-from omnidiff_jax.data.streams import Corpus, DataConfig, StreamDataset
+from omnidiff_jax.data.config import DataConfig
+from omnidiff_jax.data.streams import Corpus, StreamDataset
 from omnidiff_jax.errors import UserError
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from omnidiff_jax.config import Count, NonNegative, Share, check_fields, suggest
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.records import stable_id
+from omnidiff_jax.tasks.registry import TASKS
 
 _GOLDEN = 0.6180339887498949
 
@@ -157,3 +158,13 @@ def _permuted(index: int, size: int, seed: int) -> int:
 @functools.lru_cache(maxsize=1024)
 def _epoch_seed(seed: int, source: str, epoch: int) -> int:
     return stable_id("epoch", seed, source, epoch)
+
+
+def group_names(tasks: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """The (source, task) pairs that loss is told apart by; one for a source with a task, else one for every task.
+
+    Args:
+        tasks: source -> task, "" where each sample has its own.
+    """
+    trained = [name for name, task in TASKS.items() if task.answer != "hole"]
+    return tuple((name, kind) for name, task in tasks.items() for kind in ([task] if task else trained))

@@ -14,50 +14,18 @@ from typing import Any
 import grain
 import numpy as np
 
-from omnidiff_jax.config import Count, Natural, Seed, check_fields
 from omnidiff_jax.data.assemble import Sample, tail_pads
-from omnidiff_jax.data.mixture import Interleave, Stage, shuffled, stage_at
-from omnidiff_jax.data.packing import Packer, PackingConfig
+from omnidiff_jax.data.config import DataConfig
+from omnidiff_jax.data.mixture import Interleave, Stage, group_names, shuffled, stage_at
+from omnidiff_jax.data.packing import Packer
 from omnidiff_jax.data.sources import Source
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.records import EncodedExample, RejectedRecord
 from omnidiff_jax.speech_frames import seconds_of
-from omnidiff_jax.tasks.registry import TASKS
 from omnidiff_jax.vocabulary import Vocabulary
 
 # (index of the source, how many samples this stream had drawn from it before)
 Draw = tuple[int, int]
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """Order and shape of the data; two runs with equal configs and sources see equal batches.
-
-    Attributes:
-        seed: keys every shuffle and tail-pad count.
-        batch_size: rows B of a global batch.
-        streams: virtual streams V; divides `batch_size`, and the largest host count ever used divides it.
-        max_tail_pads: each sample gets 1..max pad tokens appended; 0 = none.
-        packing: shape of a row.
-        prefetch: batches prepared ahead by the loader.
-    """
-
-    seed: Seed = 0
-    batch_size: Count = 128
-    streams: Count = 32
-    max_tail_pads: Natural = 16
-    packing: PackingConfig = PackingConfig()
-    prefetch: Count = 2
-
-    def __post_init__(self):
-        check_fields(self, "data")
-        if self.batch_size % self.streams:
-            raise UserError(f"streams = {self.streams} must divide batch_size = {self.batch_size}")
-
-    @property
-    def rows_per_stream(self) -> int:
-        """Rows that each stream gives to a batch."""
-        return self.batch_size // self.streams
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,16 +100,6 @@ class Corpus:
                     f"source {name!r} is not what the checkpoint was trained on ({change}); put the data of before "
                     "back, give new samples a source of their own name, or use another --workdir"
                 )
-
-
-def group_names(tasks: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    """The (source, task) pairs that loss is told apart by; one for a source with a task, else one for every task.
-
-    Args:
-        tasks: source -> task, "" where each sample has its own.
-    """
-    trained = [name for name, task in TASKS.items() if task.answer != "hole"]
-    return tuple((name, kind) for name, task in tasks.items() for kind in ([task] if task else trained))
 
 
 class StreamDataset(grain.IterDataset):

@@ -6,9 +6,10 @@ from typing import Any, Literal
 
 from omnidiff_jax.codecs.tokenizers import Sizes, TokenizersConfig
 from omnidiff_jax.config import Count, DecayRate, Natural, Share, build, choose, free, suggest, to_dict
+from omnidiff_jax.data.config import DataConfig
+from omnidiff_jax.data.mixture import group_names
 from omnidiff_jax.data.packing import PackingConfig
 from omnidiff_jax.data.readers import SourceConfig
-from omnidiff_jax.data.streams import DataConfig, group_names
 from omnidiff_jax.diffusion.loss import LossConfig
 from omnidiff_jax.diffusion.masking import MaskingConfig
 from omnidiff_jax.errors import UserError
@@ -17,10 +18,9 @@ from omnidiff_jax.models.backbone import BackboneConfig
 from omnidiff_jax.models.omni import OmniConfig
 from omnidiff_jax.speech_frames import SpeechLayout
 from omnidiff_jax.tasks.registry import TASKS, Decoding
-from omnidiff_jax.training.config import TrainingConfig
+from omnidiff_jax.training.config import OptimizerConfig, TrainingConfig
 from omnidiff_jax.training.initial import InitConfig
 from omnidiff_jax.training.lora import LoraConfig
-from omnidiff_jax.training.optimizer import OptimizerConfig
 
 PROGRAM = "omni"
 # Tasks that samples can train; inpainting is a way of sampling.

@@ -3,16 +3,14 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jax.sharding import Mesh
 
 from omnidiff_jax import rng
 from omnidiff_jax.buckets import Bucket, is_remote
 from omnidiff_jax.codecs.tokenizers import Sizes, Tokenizers
-from omnidiff_jax.data.loader import Loader
 from omnidiff_jax.data.sources import Source
-from omnidiff_jax.data.streams import Corpus
 from omnidiff_jax.files import local_copy
 from omnidiff_jax.records import EncodedExample
 from omnidiff_jax.runs.config import RunConfig, run_config
@@ -21,6 +19,9 @@ from omnidiff_jax.training.initial import load_initial
 from omnidiff_jax.training.omni import OmniProgram
 from omnidiff_jax.training.run import Run
 from omnidiff_jax.training.workdir import local_run
+
+if TYPE_CHECKING:
+    from omnidiff_jax.data.loader import Loader
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,12 +43,16 @@ def open_run(config: RunConfig, tokenizers: Tokenizers, open_sources: Callable[[
         tokenizers: those that it names, opened.
         open_sources: builds or opens its sources; called once the config has proved sound.
     """
+    # Importing grain takes a while, and only training needs it.
+    from omnidiff_jax.data.loader import Loader
+    from omnidiff_jax.data.streams import Corpus
+
     config = dataclasses.replace(
         config, tokenizers=dataclasses.replace(config.tokenizers, fingerprint=tokenizers.fingerprint)
     )
     mesh, loading = config.make_mesh(), config.loading(tokenizers)
 
-    def open_loader(seed: int) -> Loader:
+    def open_loader(seed: int) -> "Loader":
         return Loader(corpus, loading, batch_sharding(mesh))
 
     run = _run(config, tokenizers, mesh, open_loader)
@@ -60,7 +65,7 @@ def open_without_data(config: RunConfig, tokenizers: Sizes, mesh: Mesh) -> Model
     return _run(config, tokenizers, mesh, _no_data)
 
 
-def _run(config: RunConfig, tokenizers: Sizes, mesh: Mesh, open_loader: Callable[[int], Loader]) -> ModelRun:
+def _run(config: RunConfig, tokenizers: Sizes, mesh: Mesh, open_loader: Callable[[int], "Loader"]) -> ModelRun:
     weights = tokenizers.speech_encoder_params
     program = OmniProgram(
         model=config.omni(tokenizers),
@@ -90,7 +95,7 @@ def initial_params(config: RunConfig, program: OmniProgram) -> Callable[[Any], A
     return load
 
 
-def _no_data(seed: int) -> Loader:
+def _no_data(seed: int) -> "Loader":
     raise AssertionError("this run reads no training data")
 
 

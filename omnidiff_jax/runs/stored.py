@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from omnidiff_jax.buckets import Bucket, is_remote
 from omnidiff_jax.codecs.tokenizers import Tokenizers, sizes
@@ -23,10 +25,8 @@ from omnidiff_jax.models.backbone import BackboneConfig
 from omnidiff_jax.runs.config import PROGRAM, RunConfig, run_config
 from omnidiff_jax.runs.opening import ModelRun, open_without_data
 from omnidiff_jax.sharding.mesh import MeshConfig, make_mesh
-from omnidiff_jax.training.checkpoint import CheckpointConfig, Checkpointer
+from omnidiff_jax.training.checkpoint import CheckpointConfig, Checkpointer, read_weights, weights_in
 from omnidiff_jax.training.export import export_run
-from omnidiff_jax.training.layout import abstract_state
-from omnidiff_jax.training.step import eval_params
 from omnidiff_jax.training.workdir import CHECKPOINTS, local_run, steps_in
 
 # What `export_newest` leaves beside released weights: the run's config, for whoever loads them.
@@ -99,15 +99,39 @@ def _for_these_devices(config: RunConfig) -> RunConfig:
 
 
 def restore(stored: Stored, run: ModelRun) -> Any:
-    """The parameters to sample with: the weight average where one is kept, LoRA's products added.
+    """The parameters to sample with: the weight average where one is kept, LoRA's thin matrices among them.
 
     Raises:
         UserError: the checkpoint's arrays are not this run's.
     """
+    folder = (stored.workdir / CHECKPOINTS / str(stored.step)).absolute()
+    trees = weights_in(folder)
+    rows, here = trees["params"]["backbone"]["embedding"].shape[0], run.program.model.backbone.vocab_size
+    if rows != here:
+        raise UserError(f"{folder} has {rows} ids, the tokenizers of its config give {here}; it is of another version")
     with jax.set_mesh(run.mesh):
-        target = abstract_state(run)
-        with contextlib.closing(Checkpointer(stored.workdir, CheckpointConfig(), read_only=True)) as saver:
-            return eval_params(saver.restore_weights(target, stored.step))
+        specs = _specs(run, trees["params"])
+        placed = {
+            "params": jax.tree.map(lambda leaf, spec: _placed(leaf, spec, run.mesh), trees["params"], specs),
+            "ema": {
+                name: _placed(leaf, flatten_dict(specs, sep="/")[name], run.mesh)
+                for name, leaf in trees.get("ema", {}).items()
+            },
+        }
+        found = read_weights(folder, {name: placed[name] for name in trees})
+    averaged = flatten_dict(found["params"], sep="/") | found.get("ema", {})
+    return unflatten_dict(averaged, sep="/")
+
+
+def _specs(run: ModelRun, params: Any) -> Any:
+    """How the parameters lie; on one device nothing need be traced to know."""
+    if run.mesh.size == 1:
+        return jax.tree.map(lambda _: PartitionSpec(), params)
+    return run.program.param_specs(params, run.mesh)
+
+
+def _placed(leaf: Any, spec: Any, mesh: Mesh) -> Any:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
 
 
 def export_newest(workdir: str | os.PathLike[str], target: Path, **options: Any) -> Summary:

@@ -249,23 +249,6 @@ class Checkpointer:
         )
         return restored["state"], restored["iterator"], step
 
-    def restore_weights(self, abstract_state: Any, step: int | None = None) -> Any:
-        """`abstract_state` with its parameters and, where it keeps one, their average restored, and nothing else: what
-        sampling needs, without the optimizer's memory.
-
-        Raises:
-            UserError: as `restore`.
-        """
-        step = self._require(step)
-        self._check_arrays(step, abstract_state)
-        wanted = {name: tree for name in ("params", "ema") if (tree := getattr(abstract_state, name)) is not None}
-        request = ocp.args.PyTreeRestore(
-            item=wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
-        )
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            found = reader.restore(self._directory / str(step) / "state", args=request)
-        return dataclasses.replace(abstract_state, **found)
-
     def _check_arrays(self, step: int, abstract_state: Any) -> None:
         """Compares names and shapes before any array is read."""
         stored = _shapes(ocp.StandardCheckpointHandler().metadata(self._directory / str(step) / "state"))
@@ -304,3 +287,28 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
         return str(found)
 
     return {"/".join(map(name, path)): tuple(leaf.shape) for path, leaf in leaves if hasattr(leaf, "shape")}
+
+
+def weights_in(folder: Path) -> dict[str, Any]:
+    """The parameters of a checkpoint, "params", and where it keeps one their average, "ema", as shapes.
+
+    Args:
+        folder: of the checkpoint, `WORKDIR/checkpoints/STEP`, verified.
+    """
+    stored = ocp.StandardCheckpointHandler().metadata(folder / "state")
+    trees = {name: stored[name] for name in ("params", "ema") if stored.get(name)}
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), trees)
+
+
+def read_weights(folder: Path, target: dict[str, Any]) -> dict[str, Any]:
+    """Reads what `weights_in` told, and nothing else: what sampling needs, without the optimizer's memory.
+
+    Args:
+        folder: as for `weights_in`.
+        target: its result with shardings: where each array goes.
+    """
+    request = ocp.args.PyTreeRestore(
+        item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True
+    )
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        return reader.restore(folder / "state", args=request)

@@ -6,14 +6,54 @@ from typing import Literal
 
 from jax.sharding import Mesh
 
-from omnidiff_jax.config import Count, Natural, Seed, check_fields, free
+from omnidiff_jax.config import Count, DecayRate, Natural, NonNegative, Positive, Seed, Share, check_fields, free
 from omnidiff_jax.data.mixture import Stage, scale_stages
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.sharding.mesh import MeshConfig, batch_parts, make_mesh
 from omnidiff_jax.sharding.rules import BATCH_AXES
 from omnidiff_jax.training.checkpoint import CheckpointConfig
 from omnidiff_jax.training.operations.journal import OperationsConfig
-from omnidiff_jax.training.optimizer import OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """Defaults are those of SPEC §4 (arXiv 2603.06577, training details).
+
+    Attributes:
+        algorithm: "adamw", or "muon" for the backbone's matrices (`training/muon.py`) with AdamW for the rest.
+        matrix_rate: under "muon", the matrices' learning rate as a multiple of the schedule's.
+        newton_schulz_steps: under "muon", how many times a momentum is brought nearer to an orthogonal matrix.
+        b1, b2, eps, weight_decay: AdamW.
+        clip_norm: global gradient norm above which gradients are scaled down.
+        warmup_fraction: share of each stage's steps spent on linear warm-up from 0.
+        final_fraction: learning rate at the end of a stage's cosine, as a share of its peak.
+        moment_dtype: dtype of the first moment ("bfloat16" saves two bytes a parameter).
+        second_moment_dtype: likewise; bfloat16 holds 8 bits of a number, so b2 may be 0.99 at most: a step must
+            change the average by more than its rounding.
+        moments_on: "host" keeps both moments in the host's memory and fetches them in every step.
+        frozen: patterns over "/"-joined parameter paths (`fnmatch`, "*" crosses "/"); matching ones get no update.
+        ema_decay: decay of the weight average used for sampling; 0 keeps none.
+    """
+
+    algorithm: Literal["adamw", "muon"] = "adamw"
+    matrix_rate: Positive = 8.0
+    newton_schulz_steps: Count = 5
+    b1: DecayRate = 0.9
+    b2: DecayRate = 0.95
+    eps: Positive = 1e-8
+    weight_decay: NonNegative = 0.0
+    clip_norm: Positive = 1.0
+    warmup_fraction: Share = 0.03
+    final_fraction: Share = 0.0
+    moment_dtype: Literal["float32", "bfloat16"] = "float32"
+    second_moment_dtype: Literal["float32", "bfloat16"] = "float32"
+    moments_on: Literal["device", "host"] = free("device")
+    frozen: tuple[str, ...] = ("speech_encoder/*",)
+    ema_decay: DecayRate = 0.0
+
+    def __post_init__(self):
+        if self.second_moment_dtype == "bfloat16" and self.b2 > 0.99:
+            raise ValueError(f"b2 = {self.b2} must be at most 0.99 for second_moment_dtype = 'bfloat16'")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,6 @@ from flax.core import meta
 from jax.sharding import Mesh, PartitionSpec
 
 from omnidiff_jax.batch import Batch
-from omnidiff_jax.data.loader import Loader
 from omnidiff_jax.diffusion.loss import LossConfig, masked_cross_entropy
 from omnidiff_jax.diffusion.masking import MaskingConfig, corrupt
 from omnidiff_jax.models.flops import train_flops
@@ -20,6 +19,9 @@ from omnidiff_jax.sharding.rules import logical_rules, param_specs
 from omnidiff_jax.training.lora import SUBTREE, LoraConfig, init_lora, merged
 from omnidiff_jax.training.program import TrainProgram
 from omnidiff_jax.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from omnidiff_jax.data.loader import Loader
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +46,7 @@ class OmniProgram(TrainProgram):
     masking: MaskingConfig
     loss_config: LossConfig
     groups: tuple[tuple[str, str], ...]
-    open_loader: Callable[[int], Loader]
+    open_loader: Callable[[int], "Loader"]
     seed: int = 0
     pretrained: dict[str, Any] = dataclasses.field(default_factory=dict)
     sharding: str = "fsdp"
@@ -83,7 +85,7 @@ class OmniProgram(TrainProgram):
         sums["sum/fingerprint"] = fingerprint(batch, corrupted.tokens)
         return result.loss, {"weight": result.normalizer} | sums
 
-    def batches(self, seed: int) -> Loader:
+    def batches(self, seed: int) -> "Loader":
         return self.open_loader(seed)
 
     def param_specs(self, params: Any, mesh: Mesh) -> Any:
