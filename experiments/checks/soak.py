@@ -2,6 +2,7 @@
 
     omnidiff soak --workdir=DIR                  two processes, 20 kills at random steps: the same losses, bit for bit
     omnidiff soak --workdir=DIR --move=2,1,4     two processes, then one, then four: same samples, losses within 1e-5
+    omnidiff soak --workdir=DIR --bucket=URL     the interrupted run and its data lie in a bucket (or an emulated one)
 
 Both runs are real ones of `omnidiff train`, started and killed (SIGKILL, all processes at once) on this machine.
 Compared is every line of metrics.jsonl: losses, losses per task, and the fingerprint of samples and masks. Leaves
@@ -19,10 +20,13 @@ from typing import Any
 from experiments.common import Command
 from experiments.launch import local
 from experiments.programs import READERS
+from omnidiff_jax.buckets import Bucket
 from omnidiff_jax.data.building import build_sets
+from omnidiff_jax.data.storage import MANIFEST
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.runs.config import run_config
 from omnidiff_jax.training.operations.metrics import read_metrics
+from omnidiff_jax.training.workdir import mirror_folder
 
 COMMAND = Command("soak", __doc__)
 CONFIG = COMMAND.config("experiments/configs/soak.py")
@@ -30,6 +34,7 @@ WORKDIR = COMMAND.string("workdir", "folder of the runs", required=True)
 KILLS = COMMAND.integer("kills", "how often the run is killed", 20, minimum=0)
 PROCESSES = COMMAND.integer("processes", "of the run", 2, minimum=1)
 MOVE = COMMAND.string("move", "instead of kills: numbers of processes the run moves through, such as 2,1,4")
+BUCKET = COMMAND.string("bucket", "gs://… or s3://… for the interrupted run and its data, in place of DIR")
 SEED = COMMAND.integer("seed", "of the steps at which it is killed", 0)
 JSON = COMMAND.switch("json", "end with one line of JSON")
 
@@ -43,12 +48,17 @@ def run() -> None:
     for name in ("whole", "soaked"):
         (root / name).mkdir(parents=True)
         (root / name / "data").symlink_to((root / "data").absolute())
+    if BUCKET.value:
+        _fill(Bucket(BUCKET.value), root / "data")
     total = sum(stage.steps for stage in config.plan)
     began = time.perf_counter()
     whole = moves[0] if moves else PROCESSES.value or 2
     _finish(_start(root / "whole", whole))
     say(f"uninterrupted: {total} steps, {whole} processes, {time.perf_counter() - began:.0f} s")
     lost = _move(root / "soaked", moves, total) if moves else _kill(root / "soaked", total)
+    if BUCKET.value:
+        for name in ("metrics.jsonl", "goodput.json"):
+            (root / "soaked" / name).write_bytes(Bucket(f"{BUCKET.value}/soaked").read(name) or b"")
     result = compare(root / "whole", root / "soaked") | {"seconds": time.perf_counter() - began} | lost
     result["goodput"] = json.loads((root / "soaked" / "goodput.json").read_text())
     (root / "soak.json").write_text(json.dumps(result, indent=2) + "\n")
@@ -62,6 +72,14 @@ def run() -> None:
     bound = 1e-5 if moves else 0.0
     if not result["same_samples"] or result["largest_difference"] > bound or not (moves or result["identical"]):
         raise UserError(f"{root / 'soaked'} differs from the run that nothing interrupted; see soak.json")
+
+
+def _fill(bucket: Bucket, folder: Path) -> None:
+    """Puts the data sets into an empty place of a bucket."""
+    if bucket.list():
+        raise UserError(f"{bucket.url} holds something already; name an empty place")
+    for part in sorted(folder.iterdir()):
+        bucket.put_folder(part, f"data/{part.name}", MANIFEST)
 
 
 def _kill(folder: Path, total: int) -> dict[str, Any]:
@@ -113,7 +131,11 @@ def compare(one: Path, other: Path) -> dict[str, Any]:
 
 def _start(folder: Path, processes: int) -> list:
     words = [word for word in sys.argv[1:] if word.startswith(("--config", "--noconfig"))]
-    command = [sys.executable, "-m", "experiments.train", f"--config={CONFIG.default}", *words, f"--workdir={folder}"]
+    workdir: str | Path = folder
+    if BUCKET.value and folder.name == "soaked":
+        workdir = f"{BUCKET.value}/soaked"
+        words += ["--config.data.set=encoded", f"--config.data.folder={BUCKET.value}/data"]
+    command = [sys.executable, "-m", "experiments.train", f"--config={CONFIG.default}", *words, f"--workdir={workdir}"]
     with open(folder / "output.log", "a") as output:
         return local.start(command, processes, output=output)
 
@@ -133,7 +155,8 @@ def _reach(folder: Path, processes: list, step: int) -> None:
 
 
 def _last(folder: Path) -> int:
-    file = folder / "metrics.jsonl"
+    here = mirror_folder(f"{BUCKET.value}/soaked") if BUCKET.value and folder.name == "soaked" else folder
+    file = here / "metrics.jsonl"
     lines = read_metrics(file) if file.exists() else []
     return lines[-1]["step"] if lines else 0
 

@@ -83,10 +83,15 @@ def open_workdir(word: str | os.PathLike[str]) -> Iterator[Workdir]:
 _held: dict[str, "Workdir"] = {}
 
 
+def mirror_folder(url: str) -> Path:
+    """The folder on this host through which a run in a bucket goes; it belongs to the run that is under way."""
+    return cache_folder().parent / "workdirs" / hashlib.blake2b(url.encode(), digest_size=12).hexdigest()
+
+
 @contextlib.contextmanager
 def _mirror(word: str | os.PathLike[str]) -> Iterator[Workdir]:
     bucket = Bucket(word)
-    folder = cache_folder().parent / "workdirs" / hashlib.blake2b(bucket.url.encode(), digest_size=12).hexdigest()
+    folder = mirror_folder(bucket.url)
     refusal: UserError | None = None
     uploads: Uploads | None = None
     lock = RunLock(bucket.url, place=_LockPlace(bucket))
