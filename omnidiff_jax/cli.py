@@ -92,7 +92,8 @@ def guard(program: str, function: Callable[[], None]) -> int:
     try:
         with heeded():
             function()
-            sys.stdout.flush()
+            if sys.stdout is not None:  # closed by whoever started us
+                sys.stdout.flush()
         return 0
     except UserError as error:
         return _explain(program, str(error))
@@ -107,6 +108,11 @@ def guard(program: str, function: Callable[[], None]) -> int:
             raise
         where = error.filename or "the output folder"
         return _explain(program, f"no space left on the disk of {where}; free some and run again")
+    except RuntimeError as error:
+        if "Unable to initialize backend" not in str(error):
+            raise
+        platforms = os.environ.get("JAX_PLATFORMS", "")
+        return _explain(program, f"JAX_PLATFORMS={platforms} names no devices that are here ({error}); leave it unset")
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
@@ -243,3 +245,13 @@ def test_every_command_shows_its_help(monkeypatch: pytest.MonkeyPatch, capsys: p
             cli.dispatch([name, "--help"])
         assert caught.value.code == 0
         assert f"usage: omnidiff {name}" in capsys.readouterr().out
+
+
+def test_devices_that_are_not_there_and_a_closed_output_are_no_tracebacks() -> None:
+    words = [sys.executable, "-m", "omnidiff_jax.cli"]
+    code = "import jax; from omnidiff_jax.cli import guard; raise SystemExit(guard('x', lambda: print(jax.devices())))"
+    env = {**os.environ, "JAX_PLATFORMS": "nonsense"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and "JAX_PLATFORMS=nonsense" in done.stderr and "Traceback" not in done.stderr
+    done = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *words, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == ""

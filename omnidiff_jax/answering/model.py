@@ -97,7 +97,7 @@ class Model:
         """
         queries, shown = [], []
         for number, request in enumerate(requests, start=1):
-            where = f"request {number}"
+            where = f"request {number}" if len(requests) > 1 else "the request"
             refuse_unknown(request, _KEYS, where)
             queries.append(self._query(request, where))
             shown.append(bool(request.get("film")))
