@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from experiments.common import Command, model_and_config, model_flags
+from experiments.common import Command, model_and_config, model_flags, seed_flag
 from omnidiff_jax.answering.conversation import ANSWERS
 from omnidiff_jax.answering.load import load
 from omnidiff_jax.answering.media import to_audio, to_image
@@ -35,7 +35,7 @@ SEED = COMMAND.integer("seed", "of the sampling noise, below 2^32", 0, minimum=0
 
 def run() -> None:
     what, options = model_and_config(CONFIG, WORKDIR.value, MODEL.value)
-    talk = Talk(load(what, rows=1, **options), str(ANSWER.value), SEED.value or 0)
+    talk = Talk(load(what, rows=1, **options), str(ANSWER.value), seed_flag(SEED.value))
     print(f"talking to {what}, answers in {talk.form}; /quit ends", file=sys.stderr)
     while (line := _read(talk.prompt())) is not None and line.strip() not in ("/quit", "/exit"):
         try:

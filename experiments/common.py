@@ -246,6 +246,13 @@ def model_named(workdir: str | None, model: str | None) -> str:
     return workdir
 
 
+def seed_flag(seed: int | None) -> int:
+    """The value of a `--seed` of sampling noise; raises UserError beyond 32 bits."""
+    if (seed or 0) >= 1 << 32:
+        raise UserError(f"--seed={seed} must be below 2^32")
+    return seed or 0
+
+
 def model_and_config(config: ConfigHolder, workdir: str | None, model: str | None) -> tuple[str, dict[str, Any]]:
     """What to load, and the options of `omnidiff_jax.load` that the command line's config words amount to.
 

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from experiments.common import Command, model_and_config, model_flags
+from experiments.common import Command, model_and_config, model_flags, seed_flag
 from omnidiff_jax.answering.load import load
 from omnidiff_jax.answering.model import Answer
 from omnidiff_jax.errors import UserError
@@ -44,7 +44,7 @@ SUFFIXES: dict[AnswerKind, str] = {
 
 def run() -> None:
     what, options = model_and_config(CONFIG, WORKDIR.value, MODEL.value)
-    chosen = task(str(TASK.value))
+    chosen, seed = task(str(TASK.value)), seed_flag(SEED.value)
     asked: dict[str, Any] = {
         "text": TEXT.value or "",
         "image": read_image(IMAGE.value) if IMAGE.value else None,
@@ -57,7 +57,7 @@ def run() -> None:
     answer = load(what, rows=1, **options).answer(
         chosen.name,
         **asked,
-        seed=SEED.value or 0,
+        seed=seed,
         settings={name: value for name, value in settings.items() if value is not None},
     )
     leave(answer, chosen.answer, out, f"this {chosen.name} request")

@@ -332,7 +332,7 @@ def test_folders_without_a_run(refusal, tiny, tmp_path):
         said = refusal(module, f"--workdir={tmp_path / 'absent'}", *words)
         assert "no checkpoints in" in said and "omnidiff train" in said
         (tmp_path / "run" / "checkpoints").mkdir(parents=True, exist_ok=True)
-        assert "no checkpoint in" in refusal(module, f"--workdir={tmp_path / 'run'}", *words)
+        assert "no checkpoints in" in refusal(module, f"--workdir={tmp_path / 'run'}", *words)
     assert not (tmp_path / "absent").exists()
 
 

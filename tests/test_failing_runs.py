@@ -29,6 +29,7 @@ def mesh():
 
 def test_checkpoints_warn_of_nothing(tmp_path, mesh):
     said = []
+    absl.logging.set_verbosity(absl.logging.WARNING)  # commands of other tests have made it deaf
     ear = logging.Handler(logging.WARNING)
     ear.emit = lambda record: said.append(record.getMessage())
     logging.getLogger("absl").addHandler(ear)

@@ -65,6 +65,8 @@ class SpeechEncoderConfig:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
+        if self.blocks < 1:
+            raise ValueError(f"blocks = {self.blocks} must be at least 1")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         if self.queries and max(self.queries) >= self.num_queries:
