@@ -179,6 +179,13 @@ def check_fields(config: Any, where: str) -> None:
         _convert(hints[field.name], getattr(config, field.name), f"{where}.{field.name}")
 
 
+def overlaid(base: Any, given: Any) -> Any:
+    """`base` with what `given` names replaced, group by group; a value that is no group is replaced whole."""
+    if not hasattr(base, "keys") or not hasattr(given, "keys"):
+        return given
+    return {**base, **{key: overlaid(base.get(key), given[key]) for key in given}}
+
+
 def free(default: Any = dataclasses.MISSING, **options: Any) -> Any:
     """A dataclass field that a run may change between its starts: how something is computed or kept, not what.
 

@@ -29,7 +29,7 @@ from omnidiff_jax.sharding.mesh import MeshConfig, batch_parts, batch_sharding, 
 from omnidiff_jax.speech_frames import SpeechLayout  # noqa: E402
 from omnidiff_jax.training.config import TrainingConfig  # noqa: E402
 from omnidiff_jax.training.loop import train  # noqa: E402
-from omnidiff_jax.training.omni import OmniProgram  # noqa: E402
+from omnidiff_jax.training.model_program import OmniProgram  # noqa: E402
 from omnidiff_jax.training.operations.journal import OperationsConfig  # noqa: E402
 from omnidiff_jax.training.optimizer import OptimizerConfig  # noqa: E402
 from omnidiff_jax.training.run import Run  # noqa: E402

@@ -13,15 +13,15 @@ from flax.core import meta
 from omnidiff_jax.batch import ModelInputs
 from omnidiff_jax.config import build
 from omnidiff_jax.conversion import dream
-from omnidiff_jax.conversion import omni as table
 from omnidiff_jax.conversion import rules as conversion
+from omnidiff_jax.conversion.components import COMPONENTS, OmniParts
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.models.adapter import AdapterConfig
 from omnidiff_jax.models.backbone import BackboneConfig
 from omnidiff_jax.models.omni import OmniConfig, OmniModel, init_params, place
 from omnidiff_jax.models.sanm import SpeechEncoderConfig
 from omnidiff_jax.speech_frames import packed_frames
-from omnidiff_jax.training.omni import OmniProgram
+from omnidiff_jax.training.model_program import OmniProgram
 
 TINY = OmniConfig(
     backbone=BackboneConfig(
@@ -122,7 +122,9 @@ def test_parameter_tree(params):
 
 def test_full_size_has_the_released_tensors(golden):
     manifest = json.loads((golden / "manifests" / "dream7b_full.json").read_text())
-    found = conversion.torch_shapes(table.rules(OmniConfig()), shapes(OmniConfig()))
+    config = OmniConfig()
+    parts = OmniParts(config.backbone, config.speech_encoder, config.adapter)
+    found = conversion.torch_shapes(COMPONENTS["omni"].rules(parts), shapes(config))
     assert found == {name: tuple(shape) for name, shape in manifest["tensors"].items()}
     assert sum(int(np.prod(shape)) for shape in found.values()) == manifest["n_values"]
 

@@ -13,7 +13,7 @@ from omnidiff_jax.answering.generator import Generator
 from omnidiff_jax.answering.model import Model
 from omnidiff_jax.buckets import is_remote
 from omnidiff_jax.codecs.tokenizers import Tokenizers, TokenizersConfig, open_tokenizers
-from omnidiff_jax.config import build, suggest, to_dict
+from omnidiff_jax.config import build, overlaid, suggest, to_dict
 from omnidiff_jax.data.mixture import Stage
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.files import local_copy, path
@@ -82,14 +82,8 @@ def _with(config: RunConfig, decoding: Mapping[str, Any] | None, tokenizers: Map
     content = to_dict(config)
     changes = {"decoding": decoding or {}, "tokenizers": tokenizers or {}}
     for group, values in changes.items():
-        content[group] = _over(content[group], values)
+        content[group] = overlaid(content[group], values)
     return run_config(content)
-
-
-def _over(base: Any, given: Any) -> Any:
-    if not isinstance(base, dict) or not hasattr(given, "keys"):
-        return given
-    return base | {key: _over(base.get(key), given[key]) for key in given}
 
 
 def check_tokenizers(config: TokenizersConfig, opened: Tokenizers, name: str) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from omnidiff_jax.config import build, suggest, to_dict
+from omnidiff_jax.config import build, overlaid, suggest, to_dict
 from omnidiff_jax.errors import UserError, notice
 from omnidiff_jax.records import AUDIO_TAG, IMAGE_TAG, Message, Waveform
 from omnidiff_jax.tasks.registry import AnswerKind, Decoding, Task
@@ -185,13 +185,7 @@ def adjusted(decoding: Decoding, settings: Mapping[str, Any], where: str = "sett
             place = place[group]
         if not groups and last not in values:
             raise UserError(f"unknown setting {where}.{name}; {suggest(name, (*SHORT, *values))}")
-        place[last] = _over(place.get(last), value)
+        place[last] = overlaid(place.get(last), value)
         if name == "length":
             values["adaptive"] = None
     return build(Decoding, values, where)
-
-
-def _over(base: Any, given: Any) -> Any:
-    if not isinstance(base, dict) or not hasattr(given, "keys"):
-        return given
-    return base | {key: _over(base.get(key), given[key]) for key in given}

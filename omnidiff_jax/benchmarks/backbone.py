@@ -14,7 +14,7 @@ from omnidiff_jax.models.omni import OmniConfig
 from omnidiff_jax.runs.config import RunConfig
 from omnidiff_jax.sharding.mesh import batch_parts
 from omnidiff_jax.speech_frames import SpeechLayout
-from omnidiff_jax.training.omni import OmniProgram
+from omnidiff_jax.training.model_program import OmniProgram
 from omnidiff_jax.training.run import Run
 from omnidiff_jax.vocabulary import Vocabulary
 

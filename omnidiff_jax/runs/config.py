@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from omnidiff_jax.codecs.tokenizers import Sizes, TokenizersConfig
-from omnidiff_jax.config import Count, DecayRate, Natural, Share, build, choose, free, suggest, to_dict
+from omnidiff_jax.config import Count, DecayRate, Natural, Share, build, choose, free, overlaid, suggest, to_dict
 from omnidiff_jax.data.config import DataConfig
 from omnidiff_jax.data.mixture import group_names
 from omnidiff_jax.data.packing import PackingConfig
@@ -89,10 +89,10 @@ class RunConfig(TrainingConfig):
 
     @property
     def sources(self) -> dict[str, SourceConfig]:
-        """The sources that some stage trains on: those named like a task in the registry's order, then the others."""
+        """The sources that some stage trains on: those named like a task in the registry's order, the others by name."""
         weighed = {name for stage in self.stages.values() for name, weight in stage.weights.items() if weight}
         used = {name: source for name, source in self.data.sources.items() if name in weighed or source.task in weighed}
-        return {name: used[name] for name in (*(n for n in TRAINED if n in used), *(n for n in used if n not in TASKS))}
+        return {name: used[name] for name in (*(n for n in TRAINED if n in used), *sorted(used.keys() - set(TRAINED)))}
 
     @property
     def groups(self) -> tuple[tuple[str, str], ...]:
@@ -164,7 +164,7 @@ def run_config(config: Mapping[str, Any]) -> RunConfig:
     decoding = given.get("decoding", {})
     for name in decoding:
         choose(TASKS, name, "task in config.decoding")
-    given["decoding"] = {name: _over(to_dict(task.decoding), decoding.get(name, {})) for name, task in TASKS.items()}
+    given["decoding"] = {name: overlaid(to_dict(task.decoding), decoding.get(name, {})) for name, task in TASKS.items()}
     return build(RunConfig, given)
 
 
@@ -196,14 +196,3 @@ def _with_sources(data: Mapping[str, Any], stages: Mapping[str, Any]) -> dict[st
         sources[name] = source
     rest = {key: data[key] for key in data if key not in ("set", "folder", "examples", "sources")}
     return rest | {"sources": sources}
-
-
-def _over(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the keys of `given` replaced, group by group."""
-    groups = {
-        key: _over(base[key], given[key])
-        if hasattr(given[key], "keys") and hasattr(base.get(key), "keys")
-        else given[key]
-        for key in given
-    }
-    return {**base, **groups}

@@ -16,7 +16,7 @@ from omnidiff_jax.records import EncodedExample
 from omnidiff_jax.runs.config import RunConfig, run_config
 from omnidiff_jax.sharding.mesh import batch_parts, batch_sharding
 from omnidiff_jax.training.initial import load_initial
-from omnidiff_jax.training.omni import OmniProgram
+from omnidiff_jax.training.model_program import OmniProgram
 from omnidiff_jax.training.run import Run
 from omnidiff_jax.training.workdir import local_run
 

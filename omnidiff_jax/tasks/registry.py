@@ -1,4 +1,4 @@
-r"""The tasks: how each is asked, what its answer is made of, how it is decoded and scored.
+r"""The tasks: how each is asked, what its answer is made of, how it is decoded.
 
 Prompts are the released model's. Its demo puts a newline before a lone `<|audio|>` that its training data
 does not have; `Task.prompt(..., style="released")` does so too, the default asks as trained.
@@ -67,8 +67,6 @@ class Task:
         user: template of the user's turn; `{text}` is the request.
         system: system turn, "" = none.
         default_text: request used where the user gives none.
-        metric: name of the score.
-        higher_is_better: direction of the score.
         decoding: defaults, the released demo's settings where it has any, on this project's better forms.
     """
 
@@ -76,8 +74,6 @@ class Task:
     answer: AnswerKind
     inputs: tuple[str, ...]
     user: str
-    metric: str
-    higher_is_better: bool = True
     system: str = ""
     default_text: str = ""
     decoding: Decoding = Decoding()
@@ -147,23 +143,21 @@ _HALF = dataclasses.replace(_TEXT, steps_per_token=0.5)
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        Task("text_qa", "text", ("text",), "{text}", "exact match", decoding=Decoding(_TEXT, 64)),
+        Task("text_qa", "text", ("text",), "{text}", decoding=Decoding(_TEXT, 64)),
         Task(
             "captioning",
             "text",
             ("text", "image"),
             "{text}\n" + IMAGE_TAG,
-            "all objects right",
             default_text="Describe the image.",
             decoding=Decoding(_TEXT, 64),
         ),
-        Task("vqa", "text", ("text", "image"), "{text}\n" + IMAGE_TAG, "exact match", decoding=Decoding(_TEXT, 64)),
+        Task("vqa", "text", ("text", "image"), "{text}\n" + IMAGE_TAG, decoding=Decoding(_TEXT, 64)),
         Task(
             "t2i",
             "image",
             ("text",),
             "Generate an image based on the provided text description.\n{text}",
-            "all objects right",
             decoding=Decoding(_image_sampler(1.2, 0.0), unconditional="random"),
         ),
         Task(
@@ -171,8 +165,6 @@ TASKS: dict[str, Task] = {
             "text",
             ("audio",),
             "Convert the speech to text.\n" + AUDIO_TAG,
-            "word error rate",
-            higher_is_better=False,
             decoding=Decoding(_HALF, 50, adaptive=ASR_LENGTH),
         ),
         Task(
@@ -180,8 +172,6 @@ TASKS: dict[str, Task] = {
             "speech",
             ("text",),
             "Convert the text to speech.\n{text}",
-            "word error rate",
-            higher_is_better=False,
             decoding=Decoding(dataclasses.replace(_SPOKEN, steps_per_token=0.5), 50, adaptive=TTS_LENGTH),
         ),
         Task(
@@ -189,7 +179,6 @@ TASKS: dict[str, Task] = {
             "text_and_speech",
             ("audio",),
             AUDIO_TAG,
-            "exact match",
             system="Please response the input audio.",
             decoding=Decoding(_SPOKEN, 128, prefill=0.25),
         ),
@@ -198,7 +187,6 @@ TASKS: dict[str, Task] = {
             "image",
             ("audio",),
             AUDIO_TAG,
-            "all objects right",
             system="Please generate an image based on the input audio.",
             decoding=Decoding(_image_sampler(1.5, 2.0)),
         ),
@@ -207,7 +195,6 @@ TASKS: dict[str, Task] = {
             "text_and_speech",
             ("audio", "image"),
             f"{AUDIO_TAG}\n{IMAGE_TAG}",
-            "exact match",
             system="Please response the input audio based on the given image.",
             decoding=Decoding(_SPOKEN, 128, prefill=0.25),
         ),
@@ -216,7 +203,6 @@ TASKS: dict[str, Task] = {
             "hole",
             ("text", "image", "hole"),
             "Generate an image based on the provided text description.\n{text}",
-            "hidden object right",
             decoding=Decoding(_image_sampler(1.0, 0.0), unconditional="random"),
         ),
     )

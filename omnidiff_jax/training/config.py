@@ -17,7 +17,7 @@ from omnidiff_jax.training.operations.journal import OperationsConfig
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """Defaults are those of SPEC §4 (arXiv 2603.06577, training details).
+    """Defaults are those of the paper (arXiv 2603.06577, training details).
 
     Attributes:
         algorithm: "adamw", or "muon" for the backbone's matrices (`training/muon.py`) with AdamW for the rest.

@@ -1,7 +1,7 @@
 """Muon for the matrices of the backbone's layers, AdamW (with Nesterov momentum) for everything else.
 
 Muon (Jordan et al. 2024; `optax.contrib.muon`) orthogonalises the momentum of a matrix, so that every direction of it
-learns equally fast. SPEC §4 trains with AdamW; a model that has minutes, not days, learns several times more from a
+learns equally fast. The paper trains with AdamW; a model that has minutes, not days, learns several times more from a
 sample this way.
 """
 

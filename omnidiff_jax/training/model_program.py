@@ -31,7 +31,7 @@ class OmniProgram(TrainProgram):
     Attributes:
         model: sizes.
         vocabulary: ids.
-        masking: objective's corruption (SPEC §4).
+        masking: objective's corruption.
         loss_config: alignment, weighting, chunking.
         groups: the (source, task) pairs behind `Batch.group_ids`.
         open_loader: seed -> batches; a `data.loader.Loader`.
