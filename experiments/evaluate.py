@@ -2,6 +2,7 @@
 
     omnidiff evaluate --workdir=DIR                    Scenes, if that is what the run learned from
     omnidiff evaluate --workdir=DIR --exam=scenes --task=t2i
+    omnidiff evaluate --workdir=DIR --exam=jsonl --data=HELD_OUT.jsonl
     omnidiff evaluate --model=NAME --exam=scenes --out=DIR
 
 Leaves scorecard.json (with the decoding settings), report.html, samples/ and predictions/ in the workdir, or in --out;
@@ -13,6 +14,7 @@ from experiments.programs import EXAMS
 from omnidiff_jax.config import choose
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.evaluation.exam import ExamSet
+from omnidiff_jax.evaluation.jsonl import of_manifest
 from omnidiff_jax.evaluation.run import evaluate
 from omnidiff_jax.files import updated
 from omnidiff_jax.runs.stored import Stored, is_run, newest
@@ -32,6 +34,8 @@ def run() -> None:
     names = tuple(task(name).name for name in TASK.value)
     found = newest(what) if is_run(what) else None
     exams = {name: choose(EXAMS, name, "exam") for name in EXAM.value} or _fitting(found)
+    if "jsonl" in exams and DATA.value:
+        exams["jsonl"] = of_manifest(DATA.value)
     for name, exam in exams.items():
         if exam.needs_data and not DATA.value:
             raise UserError(f"--exam={name} needs --data: {exam.needs_data}")

@@ -19,13 +19,14 @@ from omnidiff_jax.data.readers import READERS as LIBRARY_READERS
 from omnidiff_jax.data.readers import Reader, check_source, open_source
 from omnidiff_jax.data.sources import Source
 from omnidiff_jax.evaluation.exam import ExamSet
+from omnidiff_jax.evaluation.jsonl import JSONL
 from omnidiff_jax.runs.config import PROGRAM, RunConfig, run_config
 from omnidiff_jax.runs.opening import open_run
 from omnidiff_jax.sharding.distributed import barrier, is_primary
 from omnidiff_jax.training.run import Run
 
 READERS: Mapping[str, Reader] = {**LIBRARY_READERS, "scenes": SCENES_READER, "tfds": TFDS_READER}
-EXAMS: Mapping[str, ExamSet] = {"scenes": SCENES}
+EXAMS: Mapping[str, ExamSet] = {"scenes": SCENES, "jsonl": JSONL}
 
 
 class Opens(Protocol):

@@ -469,3 +469,27 @@ def test_broken_weights_are_named(refusal, tiny, tmp_path):
     words = (f"--config={tiny[0]}", f"--workdir={tmp_path / 'run'}", f"--config.tokenizers.image={tmp_path / 'image'}")
     assert "model.safetensors lacks tensor" in refusal(train_command, *words)
     assert not (tmp_path / "run").exists()
+
+
+def test_an_exam_of_ones_own_lines(tiny, media, tmp_path, refusal, capfd):
+    lines = [
+        VQA,
+        VQA | {"images": ["absent.png"]},
+        {"messages": [{"role": "user", "content": "two and two"}, {"role": "assistant", "content": "four"}]},
+    ]
+    file = manifest(media, *lines, *[VQA] * 2)
+    words = [f"--workdir={tiny[1]}", f"--out={tmp_path}", "--exam=jsonl"]
+    assert "--exam=jsonl needs --data: a JSONL manifest" in refusal(evaluate_command, *words)
+    assert "--exam is missing: this run learned from encoded" in refusal(evaluate_command, *words[:2])
+    assert "did you mean 'scenes'" in refusal(evaluate_command, *words[:2], "--exam=scene")
+    command = evaluate_command.COMMAND
+    given = [*words, f"--data={file}"]
+    assert guard(command.program, lambda: command.call(evaluate_command.run, given)) == 0, capfd.readouterr().err
+    scorecard = json.loads((tmp_path / "scorecard.json").read_text())
+    assert scorecard["tasks"] == {} and scorecard["exams"]["jsonl"]["n"] == 4
+    assert {name: entry["n"] for name, entry in scorecard["exams"]["jsonl"]["tasks"].items()} == {
+        "text_qa": 1,
+        "vqa": 3,
+    }
+    assert all(entry["ceiling"] == 1.0 for entry in scorecard["exams"]["jsonl"]["tasks"].values())
+    assert len((tmp_path / "predictions" / "jsonl" / "vqa.jsonl").read_text().splitlines()) == 3

@@ -14,11 +14,16 @@ import numpy as np
 import pytest
 import stores
 from data_world import VOCABULARY, example
+from PIL import Image
 from test_pods import Pod
+from tiny_run import write_config
 from toy_training import run
 
+import omnidiff_jax
+from experiments import convert, data, evaluate, sample, train
 from omnidiff_jax import buckets, files
 from omnidiff_jax.buckets import Bucket, is_remote
+from omnidiff_jax.cli import guard
 from omnidiff_jax.data.sources import JsonlRecords
 from omnidiff_jax.data.storage import EncodedSet, write_set
 from omnidiff_jax.errors import UserError
@@ -309,3 +314,47 @@ def test_results_are_written_to_a_bucket(home):
         files.write_bytes(folder / "half", b"half")
         raise KeyError
     assert Bucket(home).list() == {"scorecard.json": 3} and Bucket(home).read("scorecard.json") == b"new"
+
+
+# ---- commands --------------------------------------------------------------------------------------------------
+
+
+def command(module, *words):
+    assert guard(module.COMMAND.program, lambda: module.COMMAND.call(module.run, list(map(str, words)))) == 0
+
+
+def test_every_command_takes_a_bucket(home, tmp_path, capfd):
+    """Sets are built into it and trained from; the run answers, is scored and converted."""
+    if home.startswith("gs:"):
+        pytest.skip("takes a minute, and commands know no kinds of store")
+    picture = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
+    write_png(tmp_path / "a.png", picture)
+    turns = [{"role": "user", "content": "what is it\n<|image|>"}, {"role": "assistant", "content": "a cross"}]
+    (tmp_path / "set.jsonl").write_text(8 * (json.dumps({"messages": turns, "images": ["a.png"]}) + "\n"))
+    base = write_config(tmp_path)
+    config = tmp_path / "vqa.py"
+    stages = 'type(config)({"only": {"steps": 3, "learning_rate": 1e-3, "weights": {"vqa": 1.0}}})'
+    config.write_text(
+        base.read_text().replace(
+            "    return config", f"    config.batch_size = 8\n    config.stages = {stages}\n    return config"
+        )
+    )
+    for name in ("a.png", "set.jsonl"):
+        Bucket(f"{home}/raw").put(tmp_path / name, name)
+    url = f"{home}/run with spaces"
+    command(data, "build", f"{home}/sets", f"--config={config}", "--task=vqa", f"--jsonl={home}/raw/set.jsonl")
+    assert "vqa/manifest.json" in Bucket(f"{home}/sets").list()
+    words = ["--config.data.set=encoded", f"--config.data.folder={home}/sets", "--config.checkpoint_every=2"]
+    command(train, f"--config={config}", f"--workdir={url}", *words)
+    assert steps_in(list(Bucket(url).list())) == [3, 2]
+    command(sample, f"--workdir={url}", "--task=t2i", "--text=a cross", f"--out={tmp_path / 'x.png'}")
+    command(evaluate, f"--workdir={url}", "--exam=scenes", "--task=t2i", "--cases=2")
+    scorecard = json.loads(Bucket(url).read("scorecard.json"))
+    assert scorecard["step"] == 3 and scorecard["exams"]["scenes"]["n"] == 2 == scorecard["tasks"]["t2i"]["n"]
+    command(convert, "--from=run", "--to=released", url, f"{home}/released")
+    command(convert, "--from=released", "--to=orbax", f"{home}/released", f"{home}/orbax")
+    capfd.readouterr()
+    first, second = (omnidiff_jax.load(f"{home}/{name}") for name in ("released", "run with spaces"))
+    pictures = [model.answer("t2i", text="a cross").image.tobytes() for model in (first, second)]
+    assert pictures[0] == pictures[1] == Image.open(tmp_path / "x.png").tobytes()
+    assert "omnidiff.json" in Bucket(f"{home}/orbax").list()

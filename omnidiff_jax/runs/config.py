@@ -89,7 +89,7 @@ class RunConfig(TrainingConfig):
 
     @property
     def sources(self) -> dict[str, SourceConfig]:
-        """The sources that some stage trains on: those named like a task in the registry's order, the others by name."""
+        """The sources that some stage trains on: those named like a task in its order, the others by name."""
         weighed = {name for stage in self.stages.values() for name, weight in stage.weights.items() if weight}
         used = {name: source for name, source in self.data.sources.items() if name in weighed or source.task in weighed}
         return {name: used[name] for name in (*(n for n in TRAINED if n in used), *sorted(used.keys() - set(TRAINED)))}
