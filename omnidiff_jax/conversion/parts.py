@@ -26,11 +26,13 @@ FILES = "released_files"
 
 @dataclass(frozen=True)
 class Summary:
-    """Attributes:
-    component: what was converted.
-    tensors: how many released tensors.
-    bytes: of their values.
-    assumed: fields that change numbers and that neither tensors nor config told, with the values they were given.
+    """What a conversion has done.
+
+    Attributes:
+        component: what was converted.
+        tensors: how many released tensors.
+        bytes: of their values.
+        assumed: fields that change numbers and that neither tensors nor config told, with the values they were given.
     """
 
     component: str

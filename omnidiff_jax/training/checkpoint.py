@@ -25,10 +25,12 @@ from omnidiff_jax.training.digest import damage, write_digest, write_part
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """Attributes:
-    every: steps between saves.
-    keep: newest checkpoints kept.
-    keep_period: also keep every checkpoint whose step is a multiple of this; 0 keeps none.
+    """When checkpoints are saved, and which are kept.
+
+    Attributes:
+        every: steps between saves.
+        keep: newest checkpoints kept.
+        keep_period: also keep every checkpoint whose step is a multiple of this; 0 keeps none.
     """
 
     every: Count = 1000

@@ -24,10 +24,12 @@ SUBTREE = "lora"
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """Attributes:
-    rank: inner width of the product; 0 = no LoRA.
-    alpha: the product is scaled by alpha / rank.
-    targets: patterns over "/"-joined parameter paths, of scanned matrices of the backbone.
+    """Which matrices get a thin product, and of what size.
+
+    Attributes:
+        rank: inner width of the product; 0 = no LoRA.
+        alpha: the product is scaled by alpha / rank.
+        targets: patterns over "/"-joined parameter paths, of scanned matrices of the backbone.
     """
 
     rank: Natural = 0

@@ -68,15 +68,17 @@ class Augmentation:
 
 @dataclasses.dataclass(frozen=True)
 class CtcTraining:
-    """Attributes:
-    encoder: its sizes; `vocab_size` must be the blank and the text tokenizer's pieces.
-    fbank: the front-end; its normalisation is estimated.
-    augmentation: see `Augmentation`.
-    batch_size: packed rows a step.
-    row_frames: encoder frames of a row, queries included; no utterance may be longer.
-    utterances: distinct training utterances, kept as filter banks (about 40 kB each).
-    cmvn_utterances: of them, those the normalisation is estimated from.
-    validation_size: held-out utterances.
+    """What the speech encoder is trained on, and how.
+
+    Attributes:
+        encoder: its sizes; `vocab_size` must be the blank and the text tokenizer's pieces.
+        fbank: the front-end; its normalisation is estimated.
+        augmentation: see `Augmentation`.
+        batch_size: packed rows a step.
+        row_frames: encoder frames of a row, queries included; no utterance may be longer.
+        utterances: distinct training utterances, kept as filter banks (about 40 kB each).
+        cmvn_utterances: of them, those the normalisation is estimated from.
+        validation_size: held-out utterances.
     """
 
     encoder: SpeechEncoderConfig

@@ -28,10 +28,12 @@ Judge = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class AdversarialConfig:
-    """Attributes:
-    weight: of the decoder's adversarial loss.
-    start: step from which the decoder feels it; the discriminator learns from step 0.
-    discriminator: its sizes.
+    """How much a discriminator has to say.
+
+    Attributes:
+        weight: of the decoder's adversarial loss.
+        start: step from which the decoder feels it; the discriminator learns from step 0.
+        discriminator: its sizes.
     """
 
     weight: NonNegative = 0.1
