@@ -23,6 +23,7 @@ from omnidiff_jax.answering.media import to_audio, to_image
 from omnidiff_jax.answering.model import Answer, Model
 from omnidiff_jax.config import suggest
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.files import path
 
 COMMAND = Command("chat", __doc__)
 CONFIG = COMMAND.config(at_once=False)
@@ -34,6 +35,7 @@ SEED = COMMAND.integer("seed", "of the sampling noise, below 2^32", 0, minimum=0
 
 
 def run() -> None:
+    folder = path(str(OUT.value))
     what, options = model_and_config(CONFIG, WORKDIR.value, MODEL.value)
     talk = Talk(load(what, rows=1, **options), str(ANSWER.value), seed_flag(SEED.value))
     print(f"talking to {what}, answers in {talk.form}; /quit ends", file=sys.stderr)
@@ -44,7 +46,7 @@ def run() -> None:
             print(f"omnidiff chat: {error}", file=sys.stderr)
             continue
         if answer is not None:
-            _leave(answer, Path(str(OUT.value)).expanduser(), talk.turns)
+            _leave(answer, folder, talk.turns)
 
 
 class Talk:

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from omnidiff_jax.buckets import Bucket, is_remote
 from omnidiff_jax.errors import UserError
@@ -98,6 +99,7 @@ def made_once(key: str, make: Callable[[Path], None], size: int = 0) -> Path:
                 building.mkdir()
                 make(building)
         os.utime(home)
+        _hold(home)
     return home
 
 
@@ -167,6 +169,17 @@ def written(word: str | os.PathLike[str], marker: str = "") -> Iterator[Path]:
             Bucket(above).put(place, name)
 
 
+_in_use: dict[Path, IO[str]] = {}
+
+
+def _hold(copy: Path) -> None:
+    """Keeps a copy from making way while this process lives."""
+    if copy not in _in_use:
+        file = copy.with_name(f"{copy.name}.use").open("w")
+        fcntl.flock(file, fcntl.LOCK_SH)
+        _in_use[copy] = file
+
+
 def _make_room(needed: int) -> None:
     """Removes the copies that were not used for longest until there is room for as many bytes."""
     home = cache_folder()
@@ -177,7 +190,7 @@ def _make_room(needed: int) -> None:
     for folder in copies:
         if used + needed <= int(os.environ.get("OMNIDIFF_CACHE_BYTES", CACHE_BYTES)):
             return
-        with contextlib.suppress(BlockingIOError), _locked(home / f"{folder.name}.lock", wait=False):
+        with contextlib.suppress(BlockingIOError), _locked(home / f"{folder.name}.use", wait=False):
             shutil.rmtree(folder, ignore_errors=True)
             used -= sizes[folder]
 

@@ -115,6 +115,11 @@ def test_copies_are_made_once_and_make_way(home, monkeypatch):
     assert single.name == "data" and single.read_bytes() == bytes(1000)
     monkeypatch.setenv("OMNIDIFF_CACHE_BYTES", "1500")
     files.local_copy(f"{home}/two")
+    assert first.exists(), "it is in use"
+    for copy in (first, single.parent):
+        files._in_use.pop(copy).close()
+    bucket.write("three/data", bytes(1000))
+    files.local_copy(f"{home}/three")
     assert not first.exists(), "what was not used for longest makes way"
     bucket.write("two/data", b"other")
     assert (files.local_copy(f"{home}/two") / "data").read_bytes() == b"other"

@@ -2,11 +2,13 @@
 
 import dataclasses
 import hashlib
-from pathlib import Path
 from typing import Any
 
 from omnidiff_jax.data.readers import Reader, SourceConfig
 from omnidiff_jax.data.sources import TfdsRecords
+from omnidiff_jax.files import local_copy
+
+INFO = "dataset_info.json"
 
 
 def records(config: SourceConfig) -> TfdsRecords:
@@ -18,14 +20,15 @@ def records(config: SourceConfig) -> TfdsRecords:
         record = to_record(example)
         return dataclasses.replace(record, task=config.task) if config.task else record
 
-    return TfdsRecords(config.path, config.split, parse)
+    return TfdsRecords(local_copy(config.path, (INFO,)), config.split, parse)
 
 
 def identity(config: SourceConfig, found: Any) -> str:
     """Digest of what the data set says of itself, with the split."""
     digest = hashlib.blake2b(config.split.encode(), digest_size=16)
-    for name in ("dataset_info.json", "features.json"):
-        file = Path(config.path) / name
+    folder = local_copy(config.path, (INFO,))
+    for name in (INFO, "features.json"):
+        file = folder / name
         digest.update(file.read_bytes() if file.is_file() else b"")
     return digest.hexdigest()
 
