@@ -16,7 +16,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from experiments.common import Command, model_and_config, model_flags, seed_flag
+from experiments.common import Command
+from experiments.named_model import model_and_config, model_flags, seed_flag
 from omnidiff_jax.answering.conversation import ANSWERS
 from omnidiff_jax.answering.load import load
 from omnidiff_jax.answering.media import to_audio, to_image

@@ -9,7 +9,8 @@ Leaves scorecard.json (with the decoding settings), report.html, samples/ and pr
 what the scorecard says of other exams and tasks stays. With --task the report is report_TASK.html.
 """
 
-from experiments.common import Command, model_flags, model_named
+from experiments.common import Command
+from experiments.named_model import model_flags, model_named
 from experiments.programs import EXAMS
 from omnidiff_jax.config import choose
 from omnidiff_jax.errors import UserError

@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from experiments.common import Command, model_and_config, model_flags, seed_flag
+from experiments.common import Command
+from experiments.named_model import model_and_config, model_flags, seed_flag
 from omnidiff_jax.answering.load import load
 from omnidiff_jax.answering.model import Answer
 from omnidiff_jax.errors import UserError
