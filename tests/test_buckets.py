@@ -28,6 +28,7 @@ from omnidiff_jax.data.sources import JsonlRecords
 from omnidiff_jax.data.storage import EncodedSet, write_set
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.media.image import read_image, write_png
+from omnidiff_jax.signals import PREEMPTED
 from omnidiff_jax.training.operations.metrics import read_metrics
 from omnidiff_jax.training.workdir import local_run, open_workdir, steps_in
 
@@ -200,22 +201,27 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(home, tmp_path, mesh):
     assert (local_run(f"{home}/run") / "checkpoints" / "10" / "digest.json").is_file()
 
 
-def test_a_kill_loses_nothing(home, tmp_path):
+def test_a_kill_and_a_preemption_lose_nothing(home, tmp_path):
     worker = [sys.executable, str(WORKER)]
     subprocess.run([*worker, str(tmp_path / "disk"), "0"], check=True, capture_output=True, timeout=300)
-    process = subprocess.Popen([*worker, f"{home}/run", "0.15"], stderr=subprocess.DEVNULL)
-    try:
-        bucket, deadline = Bucket(f"{home}/run"), time.monotonic() + 200
-        while 8 not in steps_in(list(bucket.list())):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.05)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert "run.lock" in bucket.list(), "held by somebody dead"
-    done = subprocess.run([*worker, f"{home}/run", "0"], capture_output=True, text=True, timeout=300)
+    bucket = Bucket(f"{home}/run")
+    for sent, after in ((signal.SIGKILL, 8), (signal.SIGTERM, 12)):
+        process = subprocess.Popen([*worker, bucket.url, "0.15"], stderr=subprocess.PIPE, text=True)
+        try:
+            deadline = time.monotonic() + 200
+            while max(steps_in(list(bucket.list())), default=0) < after:
+                assert process.poll() is None and time.monotonic() < deadline
+                time.sleep(0.05)
+        finally:
+            process.send_signal(sent)
+            said = process.communicate()[1]
+        assert process.returncode == {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: PREEMPTED}[sent]
+        assert ("run.lock" in bucket.list()) == (sent == signal.SIGKILL), "held by somebody dead, or given back"
+    assert "resuming from checkpoint 8" in said or "resuming from checkpoint 12" in said
+    assert max(steps_in(list(bucket.list()))) > 12, "the step of the preemption was saved, and came home"
+    done = subprocess.run([*worker, bucket.url, "0"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "resuming from checkpoint" in done.stderr
-    assert numbers_in(f"{home}/run", tmp_path) == numbers(tmp_path / "disk")
+    assert numbers_in(bucket.url, tmp_path) == numbers(tmp_path / "disk")
 
 
 @pytest.mark.parametrize("error", [ConnectionResetError("broken off"), PermissionError("AccessDenied: write")])
