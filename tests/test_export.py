@@ -14,6 +14,7 @@ from omnidiff_jax.conversion.to_orbax import to_orbax
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.training.checkpoint import CheckpointConfig, Checkpointer
 from omnidiff_jax.training.export import export_run
+from omnidiff_jax.training.factors import summed
 from omnidiff_jax.training.lora import LoraConfig, init_lora, merged
 from omnidiff_jax.training.optimizer import OptimizerConfig, make_optimizer
 from omnidiff_jax.training.step import eval_params, init_state
@@ -70,6 +71,19 @@ def test_what_is_exported_is_what_one_samples_with(trained, tmp_path, monkeypatc
     for name, value in expected.items():
         compare = np.testing.assert_allclose if "lora" in options else np.testing.assert_array_equal
         compare(found[name], value, err_msg=name, **({"rtol": 1e-6, "atol": 1e-6} if "lora" in options else {}))
+
+
+def test_image_rows_are_exported_as_sums_of_their_factors(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "PART", 512)  # the codes begin within a part
+    state, expected = trained()
+    export_run(state, tmp_path / "released", CONFIG, LoraConfig(), (2, 1), averaged=False)
+    to_orbax(tmp_path / "released", tmp_path / "orbax")
+    found, wanted = arrays.restore(tmp_path / "orbax")["backbone"], expected["backbone"]
+    first = CONFIG.backbone.vocab_size - 8
+    for here, there in ((found["embedding"], wanted["embedding"]), (found["head"].T, wanted["head"].T)):
+        np.testing.assert_array_equal(here[:first], there[:first])
+        np.testing.assert_allclose(here[first:], summed(np.asarray(there[first:]), (2, 1)), rtol=1e-6, atol=1e-6)
+        assert np.abs(here[first:] - there[first:]).max() > 0.1
 
 
 def test_another_models_checkpoint_is_refused(trained, tmp_path):

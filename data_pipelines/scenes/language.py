@@ -48,7 +48,8 @@ def caption(scene: Scene, background: bool = True) -> str:
     return ", ".join(parts + [f"on {scene.background}"] if background else parts)
 
 
-def _with_article(kind: str) -> str:
+def with_article(kind: str) -> str:
+    """ "an orange", "a red circle"."""
     return f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"
 
 
@@ -76,11 +77,11 @@ def questions(scene: Scene) -> dict[str, list[Question]]:
         if thing_there is None:
             add("what", f"what is {place}", "nothing", "nothing")
         else:
-            add("what", f"what is {place}", thing_there.kind, _with_article(thing_there.kind))
+            add("what", f"what is {place}", thing_there.kind, with_article(thing_there.kind))
     kinds = {thing.kind for thing in scene.objects}
     for kind in sorted(kinds | KINDS):
         answer = "yes" if kind in kinds else "no"
-        add("exists", f"is there {_with_article(kind)}", answer, answer)
+        add("exists", f"is there {with_article(kind)}", answer, answer)
     add("background", "what is the background", scene.background, f"it is {scene.background}")
     return found
 
@@ -180,12 +181,12 @@ def answer_phrases() -> tuple[str, ...]:
     phrases |= {question.phrase for question in KNOWLEDGE}
     phrases |= {f"it is {word}" for word in COLORS + PLACES + BACKGROUNDS}
     phrases |= {f"it is a {shape}" for shape in SHAPES}
-    return tuple(sorted(phrases | {_with_article(kind) for kind in KINDS}))
+    return tuple(sorted(phrases | {with_article(kind) for kind in KINDS}))
 
 
 def held_out_phrases() -> tuple[str, ...]:
     """The spoken answers that occur in the compositional split alone, sorted."""
-    return tuple(sorted(_with_article(kind) for kind in HELD_OUT_KINDS))
+    return tuple(sorted(with_article(kind) for kind in HELD_OUT_KINDS))
 
 
 def answer_words() -> tuple[str, ...]:

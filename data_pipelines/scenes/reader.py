@@ -11,7 +11,7 @@ def records(config: SourceConfig) -> SceneRecords:
     """The records of a source: `examples` of one task and split."""
     if config.examples < 1 or not config.task:
         raise UserError("a source of reader 'scenes' needs task and examples, such as task = 'vqa', examples = 1000")
-    return SceneRecords(config.task, config.split, config.examples)
+    return SceneRecords(config.task, config.split, config.examples, plain=config.plain)
 
 
 def identity(config: SourceConfig, found: Any) -> str:

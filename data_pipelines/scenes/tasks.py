@@ -3,7 +3,8 @@
 A record is a function of (task, index, split). Its prompts are those of the task registry. `meta` holds plain values
 for the judges: "task", "split", "index"; the "request" in writing; the "caption" of the scene, if there is one;
 "answer", the text of a right answer; "spoken", the text of its speech; "heard", the text of the user's speech, and its
-"voice"; the "kind" of question; "hidden", the place to be painted in.
+"voice"; the "kind" of question; "wanted" and "background", what a request for a picture says (`wording.meets`);
+"hidden", the place to be painted in.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,7 @@ from data_pipelines.scenes.language import (
 from data_pipelines.scenes.render import render
 from data_pipelines.scenes.scene import COUNT_WEIGHTS, MAX_INDEX, Scene, generator, sample_scene
 from data_pipelines.scenes.speech import ANSWER_VOICE, heard_voice, say
+from data_pipelines.scenes.wording import Canonical, Description, Plain, Wording
 from data_pipelines.sdvi.build import VOICES, speech_to_image, spoken_vqa
 from data_pipelines.sdvi.rules import SpeakablePair, speakable
 from omnidiff_jax.config import choose
@@ -59,58 +61,71 @@ def _voice(rng: np.random.Generator) -> int:
 
 
 def _described(
-    rng: np.random.Generator, split: str, name: str, weights: Sequence[float], background: bool
+    rng: np.random.Generator, split: str, name: str, weights: Sequence[float], background: bool, words: Wording
 ) -> tuple[str, Question, dict[str, Any]]:
     """A question that words alone answer, what is said (description and question, or general knowledge), and meta."""
     if split != "compositional" and rng.random() < KNOWLEDGE_SHARE[name]:
         question = KNOWLEDGE[rng.integers(len(KNOWLEDGE))]
-        return question.text, question, {"kind": question.kind}
+        return words.question(question), question, {"kind": question.kind}
     scene = _scene(rng, split, weights)
     asked = _asked(split) if background else {**_asked(split), "background": 0.0}
     question = draw_question(scene, rng, asked)
-    text = f"{caption(scene, background)}. {question.text}"
+    described = words.scene(scene, whole=True).text if background else caption(scene, background)
+    text = f"{described}. {words.question(question)}"
     return text, question, {"kind": question.kind, "caption": caption(scene)}
 
 
-def _text_qa(rng: np.random.Generator, split: str, identity: int) -> Record:
-    text, question, meta = _described(rng, split, "text_qa", COUNT_WEIGHTS, background=True)
+def _text_qa(rng: np.random.Generator, split: str, identity: int, words: Wording) -> Record:
+    text, question, meta = _described(rng, split, "text_qa", COUNT_WEIGHTS, True, words)
     messages = task("text_qa").conversation(text, question.answer)
     return Record(identity, "text_qa", messages, meta=meta | {"request": text, "answer": question.answer})
 
 
-def _captioning(rng: np.random.Generator, split: str, identity: int) -> Record:
+def _captioning(rng: np.random.Generator, split: str, identity: int, words: Wording) -> Record:
     scene = _scene(rng, split)
     text = caption(scene)
-    messages = task("captioning").conversation(answer=text)
-    return Record(identity, "captioning", messages, (render(scene),), meta={"caption": text, "answer": text})
+    request = words.captioning(task("captioning").default_text)
+    messages = task("captioning").conversation(request, text)
+    meta = {"request": request, "caption": text, "answer": text}
+    return Record(identity, "captioning", messages, (render(scene),), meta=meta)
 
 
-def _vqa(rng: np.random.Generator, split: str, identity: int) -> Record:
+def _vqa(rng: np.random.Generator, split: str, identity: int, words: Wording) -> Record:
     scene = _scene(rng, split)
     question = draw_question(scene, rng, _asked(split))
-    messages = task("vqa").conversation(question.text, question.answer)
-    meta = {"request": question.text, "caption": caption(scene), "kind": question.kind, "answer": question.answer}
+    asked = words.question(question)
+    messages = task("vqa").conversation(asked, question.answer)
+    meta = {"request": asked, "caption": caption(scene), "kind": question.kind, "answer": question.answer}
     return Record(identity, "vqa", messages, (render(scene),), meta=meta)
 
 
-def _t2i(rng: np.random.Generator, split: str, identity: int) -> Record:
+def _asked_for(described: Description, scene: Scene) -> dict[str, Any]:
+    return {
+        "request": described.text,
+        "caption": caption(scene),
+        "wanted": [list(thing) for thing in described.wanted],
+        "background": described.background,
+    }
+
+
+def _t2i(rng: np.random.Generator, split: str, identity: int, words: Wording) -> Record:
     scene = _scene(rng, split)
-    messages = task("t2i").conversation(caption(scene))
-    return Record(
-        identity, "t2i", messages, (render(scene),), meta={"request": caption(scene), "caption": caption(scene)}
-    )
+    described = words.scene(scene)
+    messages = task("t2i").conversation(described.text)
+    return Record(identity, "t2i", messages, (render(scene),), meta=_asked_for(described, scene))
 
 
-def _inpainting(rng: np.random.Generator, split: str, identity: int) -> Record:
+def _inpainting(rng: np.random.Generator, split: str, identity: int, words: Wording) -> Record:
     """Text to image, where one object's quadrant is to be painted and the rest is given."""
     scene = _scene(rng, split)
     hidden = scene.objects[rng.integers(len(scene.objects))].place
-    messages = task("inpainting").conversation(caption(scene))
-    meta = {"request": caption(scene), "caption": caption(scene), "hidden": hidden}
+    described = words.scene(scene)
+    messages = task("inpainting").conversation(described.text)
+    meta = _asked_for(described, scene) | {"hidden": hidden}
     return Record(identity, "inpainting", messages, (render(scene),), meta=meta)
 
 
-def _asr(rng: np.random.Generator, split: str, identity: int) -> Record:
+def _asr(rng: np.random.Generator, split: str, identity: int, words: Wording) -> Record:
     scene = _scene(rng, split, SPOKEN_COUNTS)
     drawn = rng.random()
     if drawn < 0.55:
@@ -125,7 +140,7 @@ def _asr(rng: np.random.Generator, split: str, identity: int) -> Record:
     return Record(identity, "asr", messages, audios=(speaker(text, voice),), meta=meta)
 
 
-def _tts(rng: np.random.Generator, split: str, identity: int) -> Record:
+def _tts(rng: np.random.Generator, split: str, identity: int, words: Wording) -> Record:
     if rng.random() < 0.5:
         text = caption(_scene(rng, split, SHORT_COUNTS), background=False)
     else:
@@ -135,8 +150,8 @@ def _tts(rng: np.random.Generator, split: str, identity: int) -> Record:
     return Record(identity, "tts", messages, audios=(speaker(text, None),), meta={"request": text, "spoken": text})
 
 
-def _spoken_qa(rng: np.random.Generator, split: str, identity: int) -> Record:
-    text, question, meta = _described(rng, split, "spoken_qa", SHORT_COUNTS, background=False)
+def _spoken_qa(rng: np.random.Generator, split: str, identity: int, words: Wording) -> Record:
+    text, question, meta = _described(rng, split, "spoken_qa", SHORT_COUNTS, False, Canonical())
     voice = _voice(rng)
     messages = task("spoken_qa").conversation(answer=question.phrase)
     meta |= {"answer": question.phrase, "spoken": question.phrase, "heard": text, "voice": voice}
@@ -145,14 +160,14 @@ def _spoken_qa(rng: np.random.Generator, split: str, identity: int) -> Record:
     )
 
 
-def _s2i(rng: np.random.Generator, split: str, identity: int) -> Record:
+def _s2i(rng: np.random.Generator, split: str, identity: int, words: Wording) -> Record:
     scene = _scene(rng, split, SPOKEN_COUNTS)
     record = speech_to_image(identity, caption(scene), render(scene), _voice(rng), speaker)
     record.meta["caption"] = caption(scene)
     return record
 
 
-def _spoken_vqa(rng: np.random.Generator, split: str, identity: int) -> Record:
+def _spoken_vqa(rng: np.random.Generator, split: str, identity: int, words: Wording) -> Record:
     """The first candidate that SDVI's rules let through."""
     while True:
         scene = _scene(rng, split)
@@ -166,7 +181,7 @@ def _spoken_vqa(rng: np.random.Generator, split: str, identity: int) -> Record:
         return record
 
 
-_MAKERS: dict[str, Callable[[np.random.Generator, str, int], Record]] = {
+_MAKERS: dict[str, Callable[[np.random.Generator, str, int, Wording], Record]] = {
     "text_qa": _text_qa,
     "captioning": _captioning,
     "vqa": _vqa,
@@ -181,7 +196,7 @@ _MAKERS: dict[str, Callable[[np.random.Generator, str, int], Record]] = {
 TASKS = tuple(_MAKERS)
 
 
-def make_record(name: str, index: int, split: str) -> Record:
+def make_record(name: str, index: int, split: str, plain: float = 0.0) -> Record:
     """Record number `index` of a task and split.
 
     Images are uint8 [64, 64, 3], audios 16 kHz; "inpainting" shares its prompt with "t2i" and is for evaluation only.
@@ -190,6 +205,7 @@ def make_record(name: str, index: int, split: str) -> Record:
       name: of the task, one of TASKS.
       index: 0 <= index < 2**32.
       split: "train", "test" or "compositional".
+      plain: share of requests in plain words (`wording.Plain`), where they are written.
 
     Raises:
       UserError: no such task.
@@ -198,7 +214,9 @@ def make_record(name: str, index: int, split: str) -> Record:
     make = choose(_MAKERS, name, "Scenes task")
     if not 0 <= index < MAX_INDEX:
         raise ValueError(f"index {index} is not in 0..{MAX_INDEX - 1}")
-    record = make(generator("record", name, split, index), split, stable_id("scenes", name, split, index))
+    words_rng = generator("wording", name, split, index)
+    words: Wording = Plain(words_rng) if plain and words_rng.random() < plain else Canonical()
+    record = make(generator("record", name, split, index), split, stable_id("scenes", name, split, index), words)
     record.meta.update(task=name, split=split, index=index)
     return record
 
@@ -206,9 +224,9 @@ def make_record(name: str, index: int, split: str) -> Record:
 class SceneRecords:
     """A random-access source: `size` records of one task and split from `start` on."""
 
-    def __init__(self, name: str, split: str, size: int, start: int = 0):
+    def __init__(self, name: str, split: str, size: int, start: int = 0, plain: float = 0.0):
         """Args as `make_record`'s; start + size must stay within its range of indices."""
-        self.name, self.split, self.size, self.start = name, split, size, start
+        self.name, self.split, self.size, self.start, self.plain = name, split, size, start, plain
 
     def __len__(self) -> int:
         return self.size
@@ -216,4 +234,4 @@ class SceneRecords:
     def __getitem__(self, index: int) -> Record:
         if not 0 <= index < self.size:
             raise IndexError(f"record {index} of {self.size} {self.split} records of {self.name}")
-        return make_record(self.name, self.start + index, self.split)
+        return make_record(self.name, self.start + index, self.split, self.plain)

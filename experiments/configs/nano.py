@@ -74,22 +74,29 @@ def get_config() -> ConfigDict:
     # Converted or trained weights to start from, and LoRA, as in dream7b.py.
     config.init = ConfigDict({"folder": "", "rows": 0, "new_rows": "mean", "stddev": 0.06, "seed": 0})
     config.lora = ConfigDict({"rank": 0, "alpha": 16.0, "targets": ("backbone/layers/attention/*/kernel",)})
+    # Six bits of form and four of colour, each with rows of its own (configs/tokenizers/image.py).
+    config.image_factors = (6, 4)
     # Distinct training samples of each source; what is heard costs the most to make.
     examples = {
-        "text_qa": 16000,
-        "captioning": 8000,
-        "vqa": 12000,
-        "t2i": 10000,
-        "asr": 2500,
+        "text_qa": 40000,
+        "captioning": 12000,
+        "vqa": 24000,
+        "t2i": 20000,
+        "asr": 4000,
         "tts": 6000,
-        "spoken_qa": 3000,
-        "s2i": 3000,
-        "spoken_vqa": 3500,
+        "spoken_qa": 6000,
+        "s2i": 4000,
+        "spoken_vqa": 7000,
     }
+    # What is typed comes in plain words as often as in the world's grammar.
+    plain = dict.fromkeys(("text_qa", "captioning", "vqa", "t2i"), 0.5)
     config.data = ConfigDict(
         {
             # Any name will do; one that is a task's is of that task (docs/data.md).
-            "sources": {name: {"reader": "scenes", "examples": count} for name, count in examples.items()},
+            "sources": {
+                name: {"reader": "scenes", "examples": count, "plain": plain.get(name, 0.0)}
+                for name, count in examples.items()
+            },
             "set": "",  # "encoded" or "jsonl": every source is read from `folder` instead
             "folder": "",
             "length": 176,
@@ -106,7 +113,7 @@ def get_config() -> ConfigDict:
         {
             "stage1_visual_language": ConfigDict(
                 {
-                    "steps": 1000,
+                    "steps": 2500,
                     "learning_rate": 1e-3,
                     "final_fraction": 0.5,
                     "weights": ConfigDict({"text_qa": 2.0, "captioning": 1.5, "vqa": 2.5, "t2i": 1.2}),
@@ -114,7 +121,7 @@ def get_config() -> ConfigDict:
             ),
             "stage2_speech_vision_language": ConfigDict(
                 {
-                    "steps": 1200,
+                    "steps": 2800,
                     "learning_rate": 1e-3,
                     "final_fraction": 0.5,
                     "weights": ConfigDict(
@@ -132,20 +139,20 @@ def get_config() -> ConfigDict:
             ),
             "stage3_speech_driven_visual": ConfigDict(
                 {
-                    "steps": 2400,
+                    "steps": 5700,
                     "learning_rate": 1e-3,
                     "final_fraction": 0.01,
                     "weights": ConfigDict(
                         {
-                            "text_qa": 3.2,
+                            "text_qa": 3.0,
                             "captioning": 0.8,
                             "vqa": 2.4,
-                            "t2i": 0.4,
+                            "t2i": 0.6,
                             "asr": 0.5,
                             "tts": 0.4,
-                            "spoken_qa": 1.6,
+                            "spoken_qa": 1.8,
                             "s2i": 0.8,
-                            "spoken_vqa": 2.2,
+                            "spoken_vqa": 2.4,
                         }
                     ),
                 }

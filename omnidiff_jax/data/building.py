@@ -75,7 +75,8 @@ def build_sets(
 def origin(config: SourceConfig, reader: Reader) -> dict[str, Any]:
     """What a set is made from; stands in its manifest."""
     assert reader.identity is not None
-    told = {"task": config.task, "split": config.split, "records": config.examples, "path": config.path}
+    told: dict[str, Any] = {"task": config.task, "split": config.split, "records": config.examples, "path": config.path}
+    told["plain"] = config.plain
     return {"world": reader.identity(config, None)} | {name: value for name, value in told.items() if value}
 
 

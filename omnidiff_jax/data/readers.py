@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from omnidiff_jax.codecs.tokenizers import Tokenizers
-from omnidiff_jax.config import Natural, choose, free
+from omnidiff_jax.config import Natural, Share, choose, free
 from omnidiff_jax.data.sources import EncodedRecords, JsonlRecords, RandomAccess, Source
 from omnidiff_jax.data.storage import MANIFEST, EncodedSet
 from omnidiff_jax.errors import UserError
@@ -29,6 +29,7 @@ class SourceConfig:
         root: folder of its media, where that is not the path's own.
         split: of sources that have several.
         examples: size of a source that is generated.
+        plain: share of its requests in plain words, of a source that is generated.
     """
 
     reader: str
@@ -37,6 +38,7 @@ class SourceConfig:
     root: str = free("")
     split: str = "train"
     examples: Natural = 0
+    plain: Share = 0.0
 
 
 @dataclasses.dataclass(frozen=True)

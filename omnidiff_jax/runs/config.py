@@ -61,6 +61,8 @@ class RunConfig(TrainingConfig):
         model: sizes of the backbone; vocabulary and dtype follow from the tokenizers and `dtype`.
         init: converted or trained weights to start from.
         lora: thin matrices trained beside frozen ones.
+        image_factors: bits of each factor of an image code, whose rows of embedding and head add up
+            (`training/factors.py`); () = a code is one thing, as released.
         data: what it learns from.
         decoding: how answers are generated, by task.
     """
@@ -73,6 +75,7 @@ class RunConfig(TrainingConfig):
     model: BackboneConfig = BackboneConfig()
     init: InitConfig = free(InitConfig())
     lora: LoraConfig = LoraConfig()
+    image_factors: tuple[Count, ...] = ()
     data: DataSettings = DataSettings()
     decoding: Mapping[str, Decoding] = free(default_factory=dict)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -12,26 +12,38 @@ from omnidiff_jax.conversion.arrays import ArrayFolder, open_arrays
 from omnidiff_jax.conversion.components import OmniParts
 from omnidiff_jax.conversion.parts import Summary
 from omnidiff_jax.conversion.to_released import SHARD, write_released
+from omnidiff_jax.training.factors import summed
 from omnidiff_jax.training.lora import SUBTREE, LoraConfig
+
+# Along which axis an array has a row for every id.
+CODE_AXES = {"backbone/embedding": 0, "backbone/head": 1}
 
 
 class TrainedArrays(ArrayFolder):
-    """The parameters that one samples with: the weight average where one is kept, LoRA products added as they are read.
+    """The parameters that one samples with: the weight average where one is kept, LoRA products added and image rows
+    made sums of factors as they are read.
 
     Args:
         params: the checkpoint's parameters.
         average: the trained ones averaged, or None.
         lora: how the thin matrices scale.
+        image_factors: bits of each factor of an image code, see `training/factors.py`.
     """
 
-    def __init__(self, params: ArrayFolder, average: ArrayFolder | None, lora: LoraConfig):
+    def __init__(
+        self, params: ArrayFolder, average: ArrayFolder | None, lora: LoraConfig, image_factors: Sequence[int] = ()
+    ):
         arrays = params.arrays | (average.arrays if average else {})
         thin = {path: array for path, array in arrays.items() if path.startswith(f"{SUBTREE}/")}
         super().__init__(params.folder, {path: array for path, array in arrays.items() if path not in thin})
         self._thin = ArrayFolder(params.folder, {path.removeprefix(f"{SUBTREE}/"): x for path, x in thin.items()})
         self._scale = lora.alpha / max(lora.rank, 1)
+        self._factors = tuple(image_factors)
+        self._sums: dict[str, np.ndarray] = {}
 
     def read(self, path: str, index: tuple[int | slice, ...] = ()) -> np.ndarray:
+        if self._factors and path in CODE_AXES:
+            return self._with_sums(path, index)
         if f"{path}/a" not in self._thin.arrays:
             return super().read(path, index)
         layer, *within = index or (slice(None),)  # every such matrix is a stack of layers, read one by one
@@ -42,14 +54,36 @@ class TrainedArrays(ArrayFolder):
         whole = product.reshape(self.shapes[path][1:])
         return (value + whole[tuple(within)]).astype(value.dtype)
 
+    def _with_sums(self, path: str, index: tuple[int | slice, ...]) -> np.ndarray:
+        """A part of the embedding or head, cut out by slices; the last ids are the image codes'."""
+        axis, size = CODE_AXES[path], self.shapes[path][CODE_AXES[path]]
+        cut = [index[a] if a < len(index) else slice(None) for a in range(2)]
+        ids = cut[axis]
+        assert isinstance(ids, slice)
+        start, stop, _ = ids.indices(size)
+        first = size - 2 ** sum(self._factors)
+        value = super().read(path, tuple(cut))
+        if stop <= first:
+            return value
+        if path not in self._sums:
+            codes = super().read(path, (slice(None),) * axis + (slice(first, None),)).astype(np.float32)
+            self._sums[path] = np.moveaxis(summed(np.moveaxis(codes, axis, 0), self._factors), 0, axis)
+        low, value = max(start, first), np.array(value)
+        cut[axis] = slice(low - first, stop - first)
+        value[(slice(None),) * axis + (slice(low - start, None),)] = self._sums[path][tuple(cut)]
+        return value
+
 
 @contextmanager
-def open_trained(state: Path, lora: LoraConfig, *, averaged: bool) -> Iterator[TrainedArrays]:
+def open_trained(
+    state: Path, lora: LoraConfig, image_factors: Sequence[int] = (), *, averaged: bool
+) -> Iterator[TrainedArrays]:
     """Opens what a training checkpoint samples with.
 
     Args:
         state: its folder of arrays, `WORKDIR/checkpoints/STEP/state`.
         lora: of the run.
+        image_factors: of the run.
         averaged: whether the run keeps a weight average.
 
     Raises:
@@ -58,7 +92,7 @@ def open_trained(state: Path, lora: LoraConfig, *, averaged: bool) -> Iterator[T
     with ExitStack() as stack:
         params = stack.enter_context(open_arrays(state, "params"))
         average = stack.enter_context(open_arrays(state, "ema")) if averaged else None
-        yield TrainedArrays(params, average, lora)
+        yield TrainedArrays(params, average, lora, image_factors)
 
 
 def export_run(
@@ -66,6 +100,7 @@ def export_run(
     target: Path,
     config: OmniParts,
     lora: LoraConfig,
+    image_factors: Sequence[int] = (),
     *,
     averaged: bool,
     dtype: np.dtype | None = None,
@@ -79,6 +114,7 @@ def export_run(
         target: folder to make; it must not exist.
         config: sizes of the model.
         lora: of the run.
+        image_factors: of the run.
         averaged: whether the run keeps a weight average, which is then what is written.
         dtype: of floating-point tensors; None keeps float32, as trained.
         allow_nan: write arrays with NaN or infinities in them.
@@ -87,5 +123,5 @@ def export_run(
     Raises:
         UserError: the checkpoint is none of this model, or the target cannot be written.
     """
-    with open_trained(state, lora, averaged=averaged) as arrays:
+    with open_trained(state, lora, image_factors, averaged=averaged) as arrays:
         return write_released(arrays, target, "omni", config, dtype=dtype, allow_nan=allow_nan, shard_bytes=shard_bytes)

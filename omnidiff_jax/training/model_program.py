@@ -16,6 +16,7 @@ from omnidiff_jax.diffusion.masking import MaskingConfig, corrupt
 from omnidiff_jax.models.flops import train_flops
 from omnidiff_jax.models.omni import OmniConfig, OmniModel, init_params
 from omnidiff_jax.sharding.rules import logical_rules, param_specs
+from omnidiff_jax.training.factors import check_factors, scaled, with_factors
 from omnidiff_jax.training.lora import SUBTREE, LoraConfig, init_lora, merged
 from omnidiff_jax.training.program import TrainProgram
 from omnidiff_jax.vocabulary import Vocabulary
@@ -39,6 +40,7 @@ class OmniProgram(TrainProgram):
         pretrained: parameter subtrees to start from, by top-level name, such as a frozen `speech_encoder`.
         sharding: a strategy of `sharding.rules`.
         lora: thin matrices that are trained beside frozen ones.
+        image_factors: bits of each factor of an image code; () = a code is one thing.
     """
 
     model: OmniConfig
@@ -51,17 +53,21 @@ class OmniProgram(TrainProgram):
     pretrained: dict[str, Any] = dataclasses.field(default_factory=dict)
     sharding: str = "fsdp"
     lora: LoraConfig = LoraConfig()
+    image_factors: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        check_factors(self.image_factors, self.vocabulary)
 
     def init(self, key: jax.Array) -> Any:
-        params = meta.unbox(init_params(self.model, key))
+        params = scaled(meta.unbox(init_params(self.model, key)), self.image_factors, self.vocabulary)
         params |= {name: jax.tree.map(jnp.asarray, tree) for name, tree in self.pretrained.items()}
         if self.lora.rank:
             params[SUBTREE] = init_lora(params, self.lora, jax.random.fold_in(key, 1))
         return params
 
     def whole(self, params: Any) -> Any:
-        """The model's own parameters, LoRA's products added: what samples and is exported."""
-        return merged(params, self.lora)
+        """The model's own parameters, LoRA's products added, image rows as sums: what samples and is exported."""
+        return with_factors(merged(params, self.lora), self.image_factors, self.vocabulary)
 
     def loss(
         self, params: Any, batch: Batch, key: jax.Array, step: jax.Array

@@ -6,11 +6,21 @@ from collections.abc import Sequence
 import numpy as np
 
 from data_pipelines.scenes.render import IMAGE_SIZE, render
-from data_pipelines.scenes.scene import MAX_INDEX, Scene, sample_scene
+from data_pipelines.scenes.scene import (
+    BACKGROUNDS,
+    COLORS,
+    MAX_INDEX,
+    MAX_JITTER,
+    SHAPES,
+    SIZES,
+    Scene,
+    generator,
+    sample_scene,
+)
 from data_pipelines.scenes.scene_parser import parse_scene
 from omnidiff_jax.training.config import TrainingConfig
 from omnidiff_jax.training.run import Run
-from omnidiff_jax.training.tokenizers.image import ImageTokenizerProgram, ImageTokenizerTraining, Pictures
+from omnidiff_jax.training.tokenizers.image import ImageTokenizerProgram, ImageTokenizerTraining, Partners, Pictures
 
 
 def without_jitter(scene: Scene) -> Scene:
@@ -26,15 +36,56 @@ def scene_pictures(splits: Sequence[str], object_counts: Sequence[float], start:
     """(index, count) -> scenes of the splits in turn, as they are seen and without jitter; `start` is scene 0."""
 
     def pictures(first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        seen = np.empty((count, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
-        wanted = np.empty_like(seen)
-        for row in range(count):
-            split = splits[(first + row) % len(splits)]
-            scene = sample_scene((start + first + row) % MAX_INDEX, split, object_counts)
-            seen[row], wanted[row] = render(scene), render(without_jitter(scene))
-        return seen, wanted
+        scenes = [_scene(splits, object_counts, start, first + row) for row in range(count)]
+        return np.stack([render(s) for s in scenes]), np.stack([render(without_jitter(s)) for s in scenes])
 
     return pictures
+
+
+def _scene(splits: Sequence[str], object_counts: Sequence[float], start: int, index: int) -> Scene:
+    return sample_scene((start + index) % MAX_INDEX, splits[index % len(splits)], object_counts)
+
+
+def scene_partners(splits: Sequence[str], object_counts: Sequence[float], start: int = 0) -> Partners:
+    """To go with `scene_pictures`: first the same forms in other colours, then the same colours in other forms.
+
+    Objects stay at their places, jittered anew. Every colour has every shape, as for the tokenizer itself.
+    """
+
+    def partners(first: int, count: int) -> np.ndarray:
+        drawn = np.empty((2, count, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+        for row in range(count):
+            scene = _scene(splits, object_counts, start, first + row)
+            rng = generator("partners", start, first + row)
+            drawn[0, row] = render(_recolored(scene, rng))
+            drawn[1, row] = render(_reshaped(scene, rng))
+        return drawn
+
+    return partners
+
+
+def _recolored(scene: Scene, rng: np.random.Generator) -> Scene:
+    """The scene with every colour drawn anew, the background's too."""
+    things = tuple(dataclasses.replace(thing, color=COLORS[rng.integers(len(COLORS))]) for thing in scene.objects)
+    return _jittered(Scene(things, BACKGROUNDS[rng.integers(len(BACKGROUNDS))]), rng)
+
+
+def _reshaped(scene: Scene, rng: np.random.Generator) -> Scene:
+    """The scene with every shape and size drawn anew."""
+    things = tuple(
+        dataclasses.replace(thing, shape=SHAPES[rng.integers(len(SHAPES))], size=SIZES[rng.integers(len(SIZES))])
+        for thing in scene.objects
+    )
+    return _jittered(Scene(things, scene.background), rng)
+
+
+def _jittered(scene: Scene, rng: np.random.Generator) -> Scene:
+    shifts = rng.integers(-MAX_JITTER, MAX_JITTER + 1, (len(scene.objects), 2))
+    things = (
+        dataclasses.replace(thing, dx=int(dx), dy=int(dy))
+        for thing, (dx, dy) in zip(scene.objects, shifts, strict=True)
+    )
+    return Scene(tuple(things), scene.background)
 
 
 def same_objects(originals: np.ndarray, drawn: np.ndarray) -> np.ndarray:
@@ -77,5 +128,7 @@ class ImageTokenizerRun(TrainingConfig):
             scene_pictures(splits, counts, _FIRST_LEARNED),
             scene_pictures(("test", "compositional"), counts),
             same_objects,
+            scene_partners(splits, counts, _FIRST_LEARNED),
+            scene_partners(("test", "compositional"), counts),
         )
         return Run(self, program, self.make_mesh())

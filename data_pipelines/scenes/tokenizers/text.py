@@ -1,6 +1,7 @@
 """The text tokenizer's corpus and training; it has no gradient steps, so it is no `TrainProgram`."""
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,8 @@ WRITTEN_TASKS = ("text_qa", "captioning", "vqa", "t2i")
 
 
 def scenes_sentences(records: int) -> Iterator[str]:
-    """Every fixed sentence of the Scenes world, then the text of `records` training records of each written task."""
+    """Every fixed sentence of the Scenes world, then the text of `records` training records of each written task, and
+    of as many whose requests are in plain words."""
     prompts = [task(name).user.partition("\n")[0] for name in ("asr", "tts")]
     systems = [task(name).system for name in ("spoken_qa", "s2i", "spoken_vqa")]
     fixed = (*ROLES, *prompts, *systems)
@@ -26,10 +28,9 @@ def scenes_sentences(records: int) -> Iterator[str]:
         yield from answer_phrases()
         for question in KNOWLEDGE:
             yield from (question.text, question.answer, question.phrase)
-    for name in WRITTEN_TASKS:
-        for index in range(records):
-            for message in make_record(name, index, "train").messages:
-                yield message.content.replace(IMAGE_TAG, "").replace(AUDIO_TAG, "")
+    for name, index, plain in itertools.product(WRITTEN_TASKS, range(records), (0.0, 1.0)):
+        for message in make_record(name, index, "train", plain).messages:
+            yield message.content.replace(IMAGE_TAG, "").replace(AUDIO_TAG, "")
 
 
 @dataclasses.dataclass(frozen=True)

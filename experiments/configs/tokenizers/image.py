@@ -38,6 +38,9 @@ def get_config() -> ConfigDict:
             "squared": 4.0,
             "gradient": 2.0,
             "agreement": 0.1,
+            # Six bits of form, four of colour: a red triangle is a triangle's code and red's (docs/performance.md).
+            "factors": (6, 4),
+            "factor_agreement": 0.2,
             "spread_steps": 3500,
             "validation_size": 512,
             "quantizer": ConfigDict(

@@ -2,7 +2,7 @@
 
     omnidiff train --config=experiments/configs/tokenizers/text.py --workdir=DIR
 
-Takes a second. Byte pairs rather than unigram: over so few words unigram stops short of whole words. A place is one
+Takes two seconds. Byte pairs rather than unigram: over so few words unigram stops short of whole words. A place is one
 thing said in two words; as one piece it is found by one look (docs/performance.md).
 """
 
@@ -15,5 +15,5 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.program = "text_tokenizer"
     config.records = 400  # Scenes records of each task that the sentences are taken from
-    config.tokenizer = ConfigDict({"kind": "bpe", "size": 640, "phrases": PLACES})
+    config.tokenizer = ConfigDict({"kind": "bpe", "size": 768, "phrases": PLACES})
     return config

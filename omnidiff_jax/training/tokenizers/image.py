@@ -12,6 +12,7 @@ from flax.core import meta
 
 from omnidiff_jax import rng
 from omnidiff_jax.config import Count, Natural, NonNegative
+from omnidiff_jax.errors import UserError
 from omnidiff_jax.models import lfq, patchgan
 from omnidiff_jax.models.magvit import Magvit, MagvitConfig
 from omnidiff_jax.tokenizers.image import ImageTokenizer, to_unit
@@ -21,6 +22,10 @@ Pictures = Callable[[int, int], tuple[np.ndarray, np.ndarray]]
 """(first index, count) -> (seen, wanted), uint8 [count, H, W, 3] each: what the encoder looks at, and what the decoder
 shall draw. They may be the same array; where they differ (the same scene without its jitter), codes learn to ignore
 the difference. A pure function of its arguments."""
+
+Partners = Callable[[int, int], np.ndarray]
+"""(first index, count) -> uint8 [factors, count, H, W, 3], to go with `Pictures` at the same indices: picture f shares
+with the seen one what factor f of the code is to hold (its forms, its colours), and nothing else."""
 
 Judge = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(originals, decoded), uint8 [N, H, W, 3] each -> bool [N]: does the decoded picture show the same things?"""
@@ -57,6 +62,11 @@ class ImageTokenizerTraining:
         gradient: weight of the absolute error of horizontal and vertical pixel differences; sharpens outlines, and
             needs no pretrained network.
         agreement: weight of the squared distance from the features of the seen picture to the code of the wanted one.
+        factors: bits of each factor of the code, in order; () = one. Bits of a factor are asked to be the same in
+            pictures that share only that factor (von Kügelgen et al. 2021), so that what was never seen together has a
+            code whose parts were seen.
+        factor_agreement: weight of the squared distance of a partner's features to the wanted picture's code, in the
+            bits of their factor.
         adversarial: PatchGAN term; None for none.
         batch_size: pictures a step.
         validation_size: pictures of `ImageTokenizerProgram.validate`.
@@ -69,9 +79,15 @@ class ImageTokenizerTraining:
     squared: NonNegative = 1.0
     gradient: NonNegative = 0.5
     agreement: NonNegative = 0.0
+    factors: tuple[Count, ...] = ()
+    factor_agreement: NonNegative = 0.0
     adversarial: AdversarialConfig | None = None
     batch_size: Count = 32
     validation_size: Count = 512
+
+    def __post_init__(self) -> None:
+        if self.factors and sum(self.factors) != self.model.code_bits:
+            raise ValueError(f"factors = {self.factors} must add up to model.code_bits = {self.model.code_bits}")
 
 
 class ImageTokenizerProgram(TrainProgram):
@@ -82,9 +98,18 @@ class ImageTokenizerProgram(TrainProgram):
     """
 
     def __init__(
-        self, config: ImageTokenizerTraining, pictures: Pictures, held_out: Pictures, judge: Judge | None = None
+        self,
+        config: ImageTokenizerTraining,
+        pictures: Pictures,
+        held_out: Pictures,
+        judge: Judge | None = None,
+        partners: Partners | None = None,
+        held_out_partners: Partners | None = None,
     ):
+        if config.factors and (partners is None or held_out_partners is None):
+            raise UserError(f"training.factors = {config.factors} needs pictures that share one factor each")
         self.config = config
+        self._partners, self._held_out_partners = (partners, held_out_partners) if config.factors else (None, None)
         self._model = Magvit(config.model)
         self._critic = patchgan.Discriminator(config.adversarial.discriminator) if config.adversarial else None
         self._pictures, self._held_out, self._judge = pictures, held_out, judge
@@ -98,7 +123,7 @@ class ImageTokenizerProgram(TrainProgram):
         return params
 
     def loss(self, params: Any, batch: Any, key: jax.Array, step: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Of batches {"seen", "wanted"}: uint8 [B, H, W, 3] each."""
+        """Of batches {"seen", "wanted"}: uint8 [B, H, W, 3] each; "partners", with factors: [B, factors, H, W, 3]."""
         cfg, tokenizer = self.config, {"params": params["tokenizer"]}
         seen, wanted = to_unit(batch["seen"]), to_unit(batch["wanted"])
         drawn, z = self._model.apply(tokenizer, seen)
@@ -112,15 +137,28 @@ class ImageTokenizerProgram(TrainProgram):
         spread = jnp.maximum(1.0 - step / cfg.spread_steps, 0.0) if cfg.spread_steps else 1.0
         quantizer_loss, parts = lfq.lfq_losses(z, cfg.quantizer, spread)
         loss += quantizer_loss
-        if cfg.agreement:
+        if cfg.agreement or cfg.factors:
             code = jax.lax.stop_gradient(lfq.quantize(self._model.apply(tokenizer, wanted, method="features")))
             parts["agreement"] = jnp.mean(jnp.square(z - code))
             loss += cfg.agreement * parts["agreement"]
+            if cfg.factors:
+                parts["factor_agreement"] = self._factor_agreement(tokenizer, batch["partners"], code)
+                loss += cfg.factor_agreement * parts["factor_agreement"]
         if cfg.adversarial is not None:
             adversarial, more = self._adversarial(params["discriminator"], wanted, drawn, step)
             loss += adversarial
             parts |= more
         return loss, metrics | parts
+
+    def _factor_agreement(self, tokenizer: Any, partners: jax.Array, code: jax.Array) -> jax.Array:
+        """Mean squared distance of each partner's features [B, h, w, K] to the code, in the bits of its factor."""
+        distances, start = [], 0
+        for factor, bits in enumerate(self.config.factors):
+            z = self._model.apply(tokenizer, to_unit(partners[:, factor]), method="features")
+            part = slice(start, start + bits)
+            distances.append(jnp.mean(jnp.square(z[..., part] - code[..., part])))
+            start += bits
+        return jnp.mean(jnp.stack(distances))
 
     def _adversarial(self, critic: Any, real: jax.Array, drawn: jax.Array, step: jax.Array):
         assert self._critic is not None and self.config.adversarial is not None
@@ -133,11 +171,12 @@ class ImageTokenizerProgram(TrainProgram):
         return weight * decoder + discriminator, {"decoder": decoder, "discriminator": discriminator}
 
     def batches(self, seed: int) -> Iterator[Any]:
-        return PictureStream(self._pictures, self.config.batch_size, seed)
+        return PictureStream(self._pictures, self.config.batch_size, seed, self._partners)
 
     def validate(self, params: Any) -> dict[str, float]:
         """Held-out numbers: `psnr` (dB, against the wanted pictures), `codes_used`, `code_perplexity`, `code_agreement`
-        (share of codes that seen and wanted picture have in common), and `survival` (share the judge accepts)."""
+        (share of codes that seen and wanted picture have in common), `factor_agreement` (share of a factor's codes that
+        its partner has too, of the factor that fares worst), and `survival` (share the judge accepts)."""
         tokenizer = ImageTokenizer(self.config.model, params["tokenizer"])
         seen, wanted = self._held_out(0, self.config.validation_size)
         codes = tokenizer.encode(seen)
@@ -151,6 +190,14 @@ class ImageTokenizerProgram(TrainProgram):
             "code_perplexity": float(np.exp(-np.sum(share * np.log(share)))),
             "code_agreement": float(np.mean(codes == tokenizer.encode(wanted))),
         }
+        if self._held_out_partners is not None:
+            partners = self._held_out_partners(0, self.config.validation_size)
+            shares, right = [], self.config.model.code_bits
+            for pictures, bits in zip(partners, self.config.factors, strict=True):
+                right -= bits
+                same = (tokenizer.encode(pictures) ^ codes) >> right & ((1 << bits) - 1)
+                shares.append(float(np.mean(same == 0)))
+            report["factor_agreement"] = min(shares)
         if self._judge is not None:
             report["survival"] = float(np.mean(self._judge(seen, drawn)))
         return report
@@ -161,17 +208,21 @@ class ImageTokenizerProgram(TrainProgram):
 
 
 class PictureStream(BatchStream):
-    """Batches {"seen", "wanted"} at successive indices; another seed starts elsewhere."""
+    """Batches {"seen", "wanted"} (and "partners") at successive indices; another seed starts elsewhere."""
 
-    def __init__(self, pictures: Pictures, batch_size: int, seed: int):
-        self._pictures, self._batch_size, self._seed = pictures, batch_size, seed
+    def __init__(self, pictures: Pictures, batch_size: int, seed: int, partners: Partners | None = None):
+        self._pictures, self._batch_size, self._seed, self._partners = pictures, batch_size, seed, partners
         self._taken = 0
 
     def __next__(self) -> Any:
         first = (self._seed * 10_000_000 + self._taken * self._batch_size) % 2**31
         seen, wanted = self._pictures(first, self._batch_size)
         self._taken += 1
-        return {"seen": seen, "wanted": wanted}
+        batch = {"seen": seen, "wanted": wanted}
+        if self._partners is not None:
+            # Batch first, as everything that is split over devices.
+            batch["partners"] = self._partners(first, self._batch_size).swapaxes(0, 1)
+        return batch
 
     def set_state(self, state: dict[str, Any]) -> None:
         self._taken = state["taken"]

@@ -1,0 +1,70 @@
+"""Requests in plain words: they mean what they say, and leave answers alone."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_pipelines.scenes.language import parse_caption
+from data_pipelines.scenes.scene import BACKGROUNDS, MAX_INDEX, SPLITS, Scene, Thing, sample_scene
+from data_pipelines.scenes.tasks import SceneRecords, make_record
+from data_pipelines.scenes.wording import SYNONYMS, Canonical, meets
+
+INDICES = st.integers(0, MAX_INDEX - 1)
+SCENES = st.builds(sample_scene, INDICES, st.sampled_from(SPLITS))
+WRITTEN = st.sampled_from(("text_qa", "captioning", "vqa", "t2i"))
+
+
+@given(INDICES, WRITTEN)
+def test_only_the_request_differs(index, name):
+    canonical, plain = make_record(name, index, "train"), make_record(name, index, "train", 1.0)
+    assert plain.messages[-1] == canonical.messages[-1]
+    assert plain.meta.get("answer") == canonical.meta.get("answer") and plain.sample_id == canonical.sample_id
+    assert all((a == b).all() for a, b in zip(plain.images, canonical.images, strict=True))
+    assert plain.messages == make_record(name, index, "train", 1.0).messages
+
+
+@given(INDICES)
+def test_the_picture_shows_what_was_asked_for(index):
+    record = make_record("t2i", index, "train", 1.0)
+    scene = sample_scene_of(record)
+    assert meets(scene, record.meta["wanted"], record.meta["background"])
+    for wanted in record.meta["wanted"]:
+        size, color, shape, place = wanted
+        words = record.meta["request"].lower()
+        assert shape in ("circle", "square", "triangle")
+        if not color and len(record.meta["wanted"]) == 1:
+            assert scene.objects[0].color not in words.split()
+
+
+def sample_scene_of(record):
+    scene = parse_caption(record.meta["caption"])
+    assert scene is not None
+    return scene
+
+
+@given(SCENES)
+def test_a_scene_meets_its_own_description_and_no_other_count(scene):
+    described = Canonical().scene(scene)
+    assert described.met_by(scene)
+    assert not described.met_by(Scene(scene.objects[1:], scene.background))
+    other = next(color for color in BACKGROUNDS if color != scene.background)
+    assert not described.met_by(Scene(scene.objects, other))
+
+
+def test_open_words_are_met_by_anything_and_objects_one_for_one():
+    red, blue = Thing("small", "red", "circle", "top left"), Thing("big", "blue", "square", "top right")
+    scene = Scene((red, blue), "white")
+    assert meets(scene, [("", "blue", "square", ""), ("", "", "circle", "")], "")
+    assert not meets(scene, [("", "", "circle", ""), ("", "red", "circle", "")], "")
+    assert meets(scene, [("", "", "", ""), ("", "red", "", "")], "white")
+    assert not meets(scene, [("big", "red", "", ""), ("", "", "", "")], "")
+
+
+def test_plain_words_are_many_and_the_share_is_kept():
+    requests = [record.meta["request"] for record in SceneRecords("t2i", "train", 200, plain=1.0)]
+    assert len(set(requests)) > 195
+    assert any(word in text for text in requests for word in SYNONYMS["small"][2:])
+    same = sum(
+        make_record("text_qa", i, "train", 0.5).meta["request"] == make_record("text_qa", i, "train").meta["request"]
+        for i in range(200)
+    )
+    assert 70 < same < 130
