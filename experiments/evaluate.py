@@ -25,7 +25,7 @@ COMMAND = Command("evaluate", __doc__)
 WORKDIR, MODEL = model_flags(COMMAND)
 EXAM = COMMAND.strings("exam", f"what is sat; may be given several times: {', '.join(EXAMS)}")
 DATA = COMMAND.string("data", "what an exam of one's own data examines")
-CASES = COMMAND.integer("cases", "held-out cases of each task", 100, minimum=1)
+CASES = COMMAND.integer("cases", "held-out cases of each task", 300, minimum=1)
 TASK = COMMAND.strings("task", "only this task; may be given several times")
 OUT = COMMAND.string("out", "folder for what is left (default: the workdir)")
 

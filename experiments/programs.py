@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from ml_collections import ConfigDict
 
-from data_pipelines.scenes.exams import SCENES
+from data_pipelines.scenes.exams import PLAIN, SCENES, SCENES_TUNING
 from data_pipelines.scenes.reader import SCENES_READER
 from data_pipelines.scenes.tokenizers.image import ImageTokenizerRun
 from data_pipelines.scenes.tokenizers.speech_codec import SpeechDecoderRun, SpeechTokenizerRun
@@ -26,7 +26,12 @@ from omnidiff_jax.sharding.distributed import barrier, is_primary
 from omnidiff_jax.training.run import Run
 
 READERS: Mapping[str, Reader] = {**LIBRARY_READERS, "scenes": SCENES_READER, "tfds": TFDS_READER}
-EXAMS: Mapping[str, ExamSet] = {"scenes": SCENES, "jsonl": JSONL}
+EXAMS: Mapping[str, ExamSet] = {
+    "scenes": SCENES,
+    "plain": PLAIN,
+    "scenes_tuning": SCENES_TUNING,
+    "jsonl": JSONL,
+}
 
 
 class Opens(Protocol):

@@ -9,6 +9,7 @@ from data_pipelines.scenes.language import parse_caption
 from data_pipelines.scenes.listener import listen
 from data_pipelines.scenes.scene import Scene
 from data_pipelines.scenes.scene_parser import parse_scene
+from data_pipelines.scenes.wording import meets
 from omnidiff_jax.answering.queries import Response
 from omnidiff_jax.evaluation.exam import Case, Measure
 from omnidiff_jax.evaluation.measures import EXACT, TRANSCRIBED, Counts, share
@@ -34,6 +35,13 @@ def _same_objects(found: Scene, case: Case) -> bool:
     return found.content() == _true_scene(case).content()
 
 
+def _as_told(found: Scene, case: Case, background: bool) -> bool:
+    """Whether a picture shows what was asked for, whatever a typed request leaves open."""
+    if "wanted" in case.meta:
+        return meets(found, case.meta["wanted"], case.meta["background"] if background else "")
+    return _same_scene(found, case) if background else _same_objects(found, case)
+
+
 def _same_scene(found: Scene, case: Case) -> bool:
     return _same_objects(found, case) and found.background == _true_scene(case).background
 
@@ -49,13 +57,13 @@ def scene_described(responses: Sequence[Response], cases: Sequence[Case]) -> Cou
 
 
 def objects_drawn(responses: Sequence[Response], cases: Sequence[Case]) -> Counts:
-    """Pictures that show exactly the scene's objects."""
-    return share(lambda r, case: _same_objects(_drawn(r), case), responses, cases)
+    """Pictures that show exactly the objects asked for."""
+    return share(lambda r, case: _as_told(_drawn(r), case, background=False), responses, cases)
 
 
 def scene_drawn(responses: Sequence[Response], cases: Sequence[Case]) -> Counts:
-    """Pictures with the objects and the background right."""
-    return share(lambda r, case: _same_scene(_drawn(r), case), responses, cases)
+    """Pictures with the objects and the background as asked for."""
+    return share(lambda r, case: _as_told(_drawn(r), case, background=True), responses, cases)
 
 
 def _hidden_right(response: Response, case: Case) -> bool:

@@ -188,7 +188,8 @@ class Plain:
         return self._one(_CAPTIONING)
 
     def _one(self, choices: Sequence[str]) -> str:
-        return choices[self._rng.integers(len(choices))]
+        return choices[int(self._rng.integers(len(choices)))]
+    XX
 
     def _place(self, place: str) -> str:
         vertical, horizontal = place.split()

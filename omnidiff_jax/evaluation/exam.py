@@ -127,6 +127,7 @@ def sit(exam: Exam, generator: Generator, strips: int = 0) -> Result:
         values = {
             "metric": measure.metric,
             "value": _share(top, bottom),
+            "interval": interval(np.asarray(top, float), np.asarray(bottom, float)),
             "higher_is_better": measure.higher_is_better,
             "n": len(responses),
             "ceiling": _share(*measure.score(truths, exam.cases)),
@@ -139,7 +140,9 @@ def sit(exam: Exam, generator: Generator, strips: int = 0) -> Result:
         else:
             entry.setdefault("also", []).append(values)
     for name, other in exam.further.items():
-        entry[name] = sit(other, generator).entry["value"]
+        found = sit(other, generator).entry
+        entry[name] = found["value"]
+        entry.setdefault("further", {})[name] = {key: found[key] for key in ("value", "interval", "n")}
     entry["decoding"] = configs.to_dict(generator.decoding(exam.task))
     entry["seconds"] = {"generate": generated, "judge": time.perf_counter() - began - generated}
     return Result(entry, responses, verdicts)
@@ -147,3 +150,24 @@ def sit(exam: Exam, generator: Generator, strips: int = 0) -> Result:
 
 def _share(top: np.ndarray, bottom: np.ndarray) -> float:
     return float(np.sum(top) / max(float(np.sum(bottom)), 1e-9))
+
+
+def interval(top: np.ndarray, bottom: np.ndarray) -> tuple[float, float]:
+    """95 % confidence interval of sum(top) / sum(bottom) over cases.
+
+    Wilson's, where every case is right or wrong (it does not close up at 0 and 1 as resampling does); otherwise the
+    percentiles of 1,000 bootstrap samples of the cases, the same for the same numbers.
+    """
+    count = len(top)
+    if not count:
+        return 0.0, 0.0
+    if np.all(bottom == 1) and np.all((top == 0) | (top == 1)):
+        share, z = float(top.mean()), 1.96
+        middle = share + z * z / (2 * count)
+        spread = z * (share * (1 - share) / count + z * z / (4 * count * count)) ** 0.5
+        scale = 1 + z * z / count
+        return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
+    drawn = np.random.default_rng(0).integers(count, size=(1000, count))
+    values = top[drawn].sum(1) / np.maximum(bottom[drawn].sum(1), 1e-9)
+    low, high = np.percentile(values, (2.5, 97.5))
+    return float(low), float(high)

@@ -14,6 +14,7 @@ import soundfile
 from PIL import Image
 
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.evaluation.scorecard import labelled, span
 from omnidiff_jax.records import Waveform
 
 _STYLE = """
@@ -71,7 +72,7 @@ def write_report(
         title: its heading.
         scorecard: content of `scorecard.json`.
         metrics: lines of `metrics.jsonl`; may be empty.
-        views: answers to show, by task.
+        views: answers to show, by label.
     """
     parts = [f"<h1>{html.escape(title)}</h1>", "<h2>Scorecard</h2>", _scores(scorecard)]
     if metrics:
@@ -86,21 +87,23 @@ def write_report(
 
 def _scores(scorecard: Mapping[str, Any]) -> str:
     rows = []
-    for name, entry in scorecard["tasks"].items():
+    entries = labelled(scorecard.get("exams", {})) or scorecard["tasks"]
+    for name, entry in entries.items():
         for part in (entry, *entry.get("also", ())):
             value, ceiling, floor = (part[k] for k in ("value", "ceiling", "floor"))
             better = "higher" if part["higher_is_better"] else "lower"
             reached = np.clip((value - floor) / (ceiling - floor), 0, 1) if ceiling != floor else 0.0
             bar = f"<div class=bar><i style='width:{100 * reached:.0f}%'></i></div>"
-            split = f"; {part['compositional']:.3f} on unseen pairs" if "compositional" in part else ""
-            cells = "".join(f"<td class=n>{number:.3f}" for number in (value, ceiling, floor))
+            unseen = part.get("further", {}).get("compositional", {})
+            split = f"; {unseen['value']:.3f} ({span(unseen)}) on unseen pairs" if unseen else ""
+            cells = f"<td class=n>{value:.3f}<td class=n>{span(part)}<td class=n>{ceiling:.3f}<td class=n>{floor:.3f}"
             rows.append(
                 f"<tr><td>{html.escape(name)}<td>{html.escape(part['metric'])} ({better} is better){split}{cells}"
                 f"<td>{bar}<td class=n>{part['n']}<td>{html.escape(part['judge'])}"
             )
     seconds = "  ·  ".join(f"{html.escape(k)} {v:.0f} s" for k, v in scorecard.get("seconds", {}).items())
     versions = "  ·  ".join(f"{html.escape(k)} {html.escape(v)}" for k, v in scorecard.get("versions", {}).items())
-    numbers = "<th class=n>value<th class=n>ceiling<th class=n>floor"
+    numbers = "<th class=n>value<th class=n>95 %<th class=n>ceiling<th class=n>floor"
     head = f"<tr><th>task<th>metric{numbers}<th>floor to ceiling<th class=n>n<th>judge"
     note = "Ceiling: the judge's score of the true answers. Floor: its score of the model's answers to other questions."
     return f"<table>{head}{''.join(rows)}</table><p class=label>{note}<br>{seconds}<br>{versions}</p>"

@@ -17,7 +17,7 @@ from omnidiff_jax.answering.model import Model
 from omnidiff_jax.compilation import use_cache
 from omnidiff_jax.evaluation.exam import Case, Exam, ExamSet, Result, sit
 from omnidiff_jax.evaluation.report import View, write_report
-from omnidiff_jax.evaluation.scorecard import exam_entry, read_scorecard, table, write_scorecard
+from omnidiff_jax.evaluation.scorecard import exam_entry, label, labelled, read_scorecard, table, write_scorecard
 from omnidiff_jax.media.audio import write_wav
 from omnidiff_jax.media.image import write_png
 from omnidiff_jax.progress import Progress
@@ -65,9 +65,10 @@ def evaluate(
         names = [name for name in chosen.tasks if not tasks or name in tasks]
         entries = {}
         for name, entry, views in _sat(what, str(place), exam_name, chosen, names, cases, data):
-            entries[name], shown[name] = entry, views
+            called = label(exam_name, name)
+            entries[name], shown[called] = entry, views
             print(
-                f"{name}: {entry['metric']} {entry['value']:.3f} (ceiling {entry['ceiling']:.3f}, "
+                f"{called}: {entry['metric']} {entry['value']:.3f} (ceiling {entry['ceiling']:.3f}, "
                 f"floor {entry['floor']:.3f}), {time.perf_counter() - began:.0f} s",
                 file=sys.stderr,
                 flush=True,
@@ -82,12 +83,13 @@ def evaluate(
     scorecard = write_scorecard(place, own, scores, spent, step)
     metrics = place / "metrics.jsonl"
     lines = read_metrics(metrics) if metrics.exists() else []
-    ordered = {name: shown[name] for name in TASKS if name in shown}
+    order = [label(exam, name) for exam in exams for name in TASKS]
+    ordered = {name: shown[name] for name in order if name in shown}
     # Views are of what was sat now: a report of some tasks does not take the place of the whole one.
     whole = asked >= {name for exam in scores.values() for name in exam["tasks"]}
     report = "report.html" if whole else f"report_{'_'.join(name for name in TASKS if name in asked)}.html"
     write_report(place / report, "omnidiff_jax: every task of one model", scorecard, lines, ordered)
-    print(table({name: entry for exam in scores.values() for name, entry in exam["tasks"].items()}))
+    print(table(labelled(scores)))
     return scorecard
 
 
@@ -117,7 +119,7 @@ def sit_task(
     model = _model(what, min(cases, 64))
     held_out = chosen.exam(name, cases, data)
     result = sit(held_out, model.generator, strips=min(STRIPS, len(held_out.cases)))
-    _leave_samples(Path(folder) / "samples", name, held_out, result)
+    _leave_samples(Path(folder) / "samples" / ("" if exam == "scenes" else exam), name, held_out, result)
     _leave_predictions(Path(folder) / "predictions" / exam, name, held_out, result)
     return name, result.entry, _views(held_out, result, model)
 

@@ -86,14 +86,46 @@ def exam_entry(entries: Mapping[str, Mapping[str, Any]], of: int) -> dict[str, A
     }
 
 
+def label(exam: str, task: str) -> str:
+    """How a task of an exam is called where several stand together; the Scenes exams are called after their task."""
+    return task if exam == "scenes" else f"{exam}: {task}"
+
+
+def labelled(exams: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """The entries of all exams by label."""
+    return {label(exam, task): entry for exam, found in exams.items() for task, entry in found["tasks"].items()}
+
+
+def span(part: Mapping[str, Any]) -> str:
+    """The confidence interval of an entry, "0.93-0.98"; "" in scorecards written before there was one."""
+    return "-".join(f"{bound:.2f}" for bound in part.get("interval", ()))
+
+
 def table(entries: Mapping[str, Mapping[str, Any]]) -> str:
     """The scorecard as lines of text."""
-    rows = [("task", "metric", "value", "ceiling", "floor", "n", "judge")]
+    rows = [("task", "metric", "value", "95 %", "ceiling", "floor", "n", "judge")]
     for name, entry in entries.items():
         for part in (entry, *entry.get("also", ())):
             arrow = "" if part["higher_is_better"] else " (lower is better)"
-            numbers = (f"{part[k]:.3f}" for k in ("value", "ceiling", "floor"))
-            rows.append((name, part["metric"] + arrow, *numbers, str(part["n"]), part["judge"]))
+            value, ceiling, floor = (f"{part[k]:.3f}" for k in ("value", "ceiling", "floor"))
+            rows.append(
+                (name, part["metric"] + arrow, value, span(part), ceiling, floor, str(part["n"]), part["judge"])
+            )
+        for further, part in entry.get("further", {}).items():
+            arrow = "" if entry["higher_is_better"] else " (lower is better)"
+            value = f"{part['value']:.3f}"
+            rows.append(
+                (
+                    name,
+                    f"{further}: {entry['metric']}{arrow}",
+                    value,
+                    span(part),
+                    "",
+                    "",
+                    str(part["n"]),
+                    entry["judge"],
+                )
+            )
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
