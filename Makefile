@@ -2,6 +2,7 @@
 
 DIR ?= workdirs/quickstart
 SOAK ?= workdirs/soak
+TRAINED ?= workdirs/nano
 # pytest-xdist workers: two suit 2 cores and 8 GiB.
 WORKERS ?= 2
 
@@ -17,7 +18,7 @@ GPU_PYTHON ?= $(BIN)/python
 PACKAGES := omnidiff_jax experiments data_pipelines
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lock quickstart fullsize check-7b soak scaling bench-gpu test test-slow test-torch test-gpu lint typecheck
+.PHONY: help venv lock quickstart train-nano fullsize check-7b soak scaling bench-gpu test test-slow test-torch test-gpu lint typecheck
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*##/  make \1 — /'
@@ -42,13 +43,24 @@ lock: $(STAMP)  ## re-pin requirements.lock from setup.py's ranges; one set for 
 
 # On CPUs every step allocates what it freed in the last one; glibc that keeps the memory, in huge pages, saves a fifth of
 # a step (docs/performance.md).
-quickstart: export MALLOC_ARENA_MAX = 1
-quickstart: export MALLOC_MMAP_MAX_ = 0
-quickstart: export MALLOC_TRIM_THRESHOLD_ = 34359738368
-quickstart: export MALLOC_TOP_PAD_ = 268435456
-quickstart: export GLIBC_TUNABLES = glibc.malloc.hugetlb=1
-quickstart: $(STAMP)  ## train the three stages, run every task, write scorecard.json and report.html into DIR
-	$(BIN)/omnidiff quickstart --workdir=$(DIR)
+quickstart train-nano: export MALLOC_ARENA_MAX = 1
+quickstart train-nano: export MALLOC_MMAP_MAX_ = 0
+quickstart train-nano: export MALLOC_TRIM_THRESHOLD_ = 34359738368
+quickstart train-nano: export MALLOC_TOP_PAD_ = 268435456
+quickstart train-nano: export GLIBC_TUNABLES = glibc.malloc.hugetlb=1
+quickstart: $(STAMP)  ## three stages, every task scored, report.html, into DIR: from shipped weights, or FROM=scratch
+	$(BIN)/omnidiff quickstart --workdir=$(DIR) $(if $(filter scratch,$(FROM)),--config=experiments/configs/nano.py)
+
+# What is shipped, from nothing: goes on where it was stopped. TOKENIZERS=1 trains those first, too.
+TOKENIZER_NAMES := text image speech_encoder speech_tokenizer speech_decoder
+train-nano: WORDS := $(if $(TOKENIZERS),$(foreach t,$(TOKENIZER_NAMES),--config.tokenizers.$(t)=$(TRAINED)/tokenizers/$(t)/export))
+train-nano: $(STAMP)  ## the shipped model from nothing, into TRAINED: training, exams, and the released form to ship
+	$(if $(TOKENIZERS),for name in $(TOKENIZER_NAMES); do \
+		$(BIN)/omnidiff train --config=experiments/configs/tokenizers/$$name.py --workdir=$(TRAINED)/tokenizers/$$name \
+		$$(test $$name != speech_decoder || echo --config.speech_tokenizer=$(TRAINED)/tokenizers/speech_tokenizer/export) || exit; done)
+	$(BIN)/omnidiff train --config=experiments/configs/nano.py --workdir=$(TRAINED) $(WORDS)
+	$(BIN)/omnidiff evaluate --workdir=$(TRAINED) --exam=scenes --exam=plain
+	test -d $(TRAINED)/released || $(BIN)/omnidiff convert --from=run --to=released --dtype=float16 $(TRAINED) $(TRAINED)/released
 
 fullsize: $(STAMP)  ## MEDIA="FILE…" through the full-size modules with random weights (about 20 GiB of memory)
 	$(BIN)/omnidiff fullsize $(MEDIA)

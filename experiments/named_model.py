@@ -1,4 +1,5 @@
-"""Which trained model a command line means: `--workdir`, `--model`, or a config whose weights lie in a folder."""
+"""Which trained model a command line means: `--workdir`, `--model`, a config whose weights lie in a folder, or the
+shipped one."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,25 +14,28 @@ from omnidiff_jax.runs.config import run_config
 from omnidiff_jax.runs.stored import is_run
 from omnidiff_jax.tasks.registry import TASKS
 
+SHIPPED = "nano"
+
 
 def model_flags(command: Command) -> tuple[flags.FlagHolder[str | None], flags.FlagHolder[str | None]]:
     """Adds `--workdir` and `--model`, the two ways to name a trained model; `model_named` reads them."""
     workdir = command.string("workdir", "folder of a trained run")
-    return workdir, command.string("model", "in place of --workdir: a shipped model's name, or a folder of weights")
+    shipped = "a shipped model's name, or a folder of weights"
+    return workdir, command.string("model", f"in place of --workdir: {shipped} (default without --workdir: {SHIPPED})")
 
 
 def model_named(workdir: str | None, model: str | None) -> str:
-    """What the flags of `model_flags` name, as `omnidiff_jax.load` takes it.
+    """What the flags of `model_flags` name, as `omnidiff_jax.load` takes it; the shipped model where they name none.
 
     Raises:
-        UserError: neither, or both, or a workdir without a run.
+        UserError: both, or a workdir without a run.
     """
     if workdir and model:
         raise UserError(f"--workdir={workdir} and --model={model} name two models; leave one out")
     if model:
         return model
     if not workdir:
-        raise UserError("--workdir is missing: folder of a trained run (or --model: a name, or a folder of weights)")
+        return SHIPPED
     if not is_run(workdir):
         raise UserError(f"no checkpoints in {workdir}; train there first (omnidiff train --workdir={workdir})")
     return workdir

@@ -1,5 +1,6 @@
 """Answers one request with a trained model: any task, text on stdout, pictures and speech as files.
 
+omnidiff sample --task=t2i --text="a red circle in the upper left corner" --out=picture.png      the shipped model
 omnidiff sample --workdir=DIR --task=t2i --text="small red circle top left, on white" --out=picture.png
 omnidiff sample --workdir=DIR --task=asr --audio=speech.wav
 omnidiff sample --config=experiments/configs/dream7b.py --config.init.folder=CONVERTED --task=vqa --image=… --text=…
@@ -114,6 +115,11 @@ def leave(answer: Answer, kind: AnswerKind, out: Path | None, what: str) -> None
         print(out)
     elif kind == "text_and_speech":
         print("the answer was not spoken: the model wrote no speech codes", file=sys.stderr)
+    if answer.blank:
+        print(
+            "the picture shows nothing, one colour all over: ask in other words, or with another --seed",
+            file=sys.stderr,
+        )
     if answer.finish == "length":
         print("the answer filled all its positions without an end: it may be cut; --length gives more", file=sys.stderr)
     if answer.finish == "steps":

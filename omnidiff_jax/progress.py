@@ -22,8 +22,20 @@ class Progress:
     one (start-up, compilation) is not in it, nor intervals that `update` is told not to count.
     """
 
-    def __init__(self, total: int, initial: int = 0, label: str = "step", seconds_between_lines: float = 20.0):
-        """Begins at `initial` of `total` units of work, each called `label`."""
+    def __init__(
+        self,
+        total: int,
+        initial: int = 0,
+        label: str = "step",
+        seconds_between_lines: float = 20.0,
+        afterwards: float = 0.0,
+    ):
+        """Begins at `initial` of `total` units of work, each called `label`.
+
+        Args:
+            afterwards: what follows this work, in its units; the time until all is done is then said too.
+        """
+        self._afterwards = afterwards
         self._total, self._label, self._every = total, label, seconds_between_lines
         self._done, self._at = initial, 0.0
         self._intervals: collections.deque[tuple[float, int]] = collections.deque(maxlen=_WINDOW)
@@ -69,7 +81,11 @@ class Progress:
         seconds, units = (sum(values) for values in zip(*self._intervals, strict=True)) if self._intervals else (0, 0)
         if len(self._intervals) < _FEWEST or seconds < _SECONDS or self._done >= self._total:
             return ""
-        return f"{duration(seconds / units * (self._total - self._done))} left"
+        each = seconds / units
+        told = f"{duration(each * (self._total - self._done))} left"
+        if not self._afterwards:
+            return told
+        return f"{told}, {duration(each * (self._total - self._done + self._afterwards))} until all is done"
 
     def say(self, text: str) -> None:
         """Prints a line without breaking the bar."""

@@ -189,7 +189,6 @@ class Plain:
 
     def _one(self, choices: Sequence[str]) -> str:
         return choices[int(self._rng.integers(len(choices)))]
-    XX
 
     def _place(self, place: str) -> str:
         vertical, horizontal = place.split()

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from omnidiff_jax.answering import film as films
@@ -13,6 +14,7 @@ from omnidiff_jax.answering.media import Audio, to_audio, to_hole, to_image
 from omnidiff_jax.answering.queries import Query, Request, Response, adjusted, task_query
 from omnidiff_jax.config import refuse_unknown, suggest
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.media.image import is_plain
 from omnidiff_jax.tasks.registry import TASKS, AnswerKind, Decoding, task
 
 _KEYS = ("task", "text", "image", "audio", "hole", "messages", "answer", "seed", "settings", "film", "request_id")
@@ -43,6 +45,11 @@ class Answer:
     def empty(self) -> bool:
         """Whether there is nothing in it."""
         return not self.text and self.image is None and self.audio is None
+
+    @property
+    def blank(self) -> bool:
+        """Whether its picture shows nothing: one colour all over, but for what a tokenizer cannot draw even."""
+        return self.image is not None and is_plain(np.asarray(self.image))
 
 
 class Model:

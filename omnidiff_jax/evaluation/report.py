@@ -64,6 +64,7 @@ def write_report(
     scorecard: Mapping[str, Any],
     metrics: Sequence[Mapping[str, Any]],
     views: Mapping[str, Sequence[View]],
+    note: str = "",
 ) -> None:
     """Writes the report.
 
@@ -73,8 +74,11 @@ def write_report(
         scorecard: content of `scorecard.json`.
         metrics: lines of `metrics.jsonl`; may be empty.
         views: answers to show, by label.
+        note: on what the scores rest.
     """
-    parts = [f"<h1>{html.escape(title)}</h1>", "<h2>Scorecard</h2>", _scores(scorecard)]
+    parts = [f"<h1>{html.escape(title)}</h1>", "<h2>Scorecard</h2>"]
+    parts += [f"<p>{html.escape(note)}</p>"] if note else []
+    parts.append(_scores(scorecard))
     if metrics:
         parts += ["<h2>Training</h2>", _curves(metrics)]
     for task, shown in views.items():

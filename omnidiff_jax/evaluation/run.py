@@ -39,6 +39,7 @@ def evaluate(
     step: int = 0,
     data: str | None = None,
     seconds: Mapping[str, float] | None = None,
+    note: str = "",
 ) -> dict[str, Any]:
     """Sits exams; leaves `scorecard.json`, `report.html`, `samples/` and `predictions/EXAM.jsonl` in `folder`.
 
@@ -51,6 +52,7 @@ def evaluate(
         step: of the checkpoint, 0 where there is none.
         data: of an exam that needs some.
         seconds: times spent before, for the scorecard.
+        note: on what the scores rest, for the report.
 
     Returns:
         the scorecard.
@@ -88,7 +90,7 @@ def evaluate(
     # Views are of what was sat now: a report of some tasks does not take the place of the whole one.
     whole = asked >= {name for exam in scores.values() for name in exam["tasks"]}
     report = "report.html" if whole else f"report_{'_'.join(name for name in TASKS if name in asked)}.html"
-    write_report(place / report, "omnidiff_jax: every task of one model", scorecard, lines, ordered)
+    write_report(place / report, "omnidiff_jax: every task of one model", scorecard, lines, ordered, note)
     print(table(labelled(scores)))
     return scorecard
 

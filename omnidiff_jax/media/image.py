@@ -118,3 +118,10 @@ def _scaled(pixels: np.ndarray, mode: str, tags: dict[int, Any]) -> np.ndarray:
             )
     grey = np.round(pixels.astype(np.float64) * (255 / (2**bits - 1))).astype(np.uint8)
     return 255 - grey if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else grey
+
+
+def is_plain(image: np.ndarray, contrast: int = 40) -> bool:
+    """Whether a picture, uint8 [H, W, 3], is of one colour: no channel spreads over more than `contrast` levels, one
+    pixel in a hundred at either end left out."""
+    low, high = np.percentile(image.reshape(-1, image.shape[-1]), (1, 99), axis=0)
+    return bool((high - low <= contrast).all())

@@ -15,6 +15,7 @@ from omnidiff_jax.files import local_copy
 from omnidiff_jax.records import EncodedExample
 from omnidiff_jax.runs.config import RunConfig, run_config
 from omnidiff_jax.sharding.mesh import batch_parts, batch_sharding
+from omnidiff_jax.tokenizers.assets import shipped_models
 from omnidiff_jax.training.initial import load_initial
 from omnidiff_jax.training.model_program import OmniProgram
 from omnidiff_jax.training.run import Run
@@ -101,7 +102,9 @@ def _no_data(seed: int) -> "Loader":
 
 
 def _near(folder: str) -> Path:
-    """A run's or a checkpoint's folder to read from, wherever it lies."""
+    """A run's or a checkpoint's folder to read from, wherever it lies; a shipped model's by its name."""
+    if folder in (shipped := shipped_models()):
+        return shipped[folder]
     if is_remote(folder) and Bucket(folder).list("checkpoints/"):
         return local_run(folder)
     return local_copy(folder)

@@ -37,8 +37,8 @@ class InitConfig:
     """What a run starts from.
 
     Attributes:
-        folder: the workdir of a run, or a converted or released checkpoint of the whole model or its backbone; "" =
-            fresh parameters.
+        folder: the workdir of a run, a converted or released checkpoint of the whole model or its backbone, or the
+            name of a shipped model; "" = fresh parameters.
         rows: ids that mean the same in the checkpoint and here, the first ones; 0 = all that the checkpoint has.
             Dream-7B has 151667 (its other rows are padding).
         new_rows: the embedding and head rows of all further ids: the mean of the known ones, or random.

@@ -42,6 +42,7 @@ def train(
     stop_after: int | None = None,
     profile: tuple[int, int] | None = None,
     began: float | None = None,
+    afterwards: float = 0.0,
 ) -> TrainState:
     """Trains all stages, going on from the newest whole checkpoint in `workdir` if there is one.
 
@@ -53,6 +54,7 @@ def train(
         stop_after: stop (and save) once this many updates are done, as a preemption would.
         profile: steps of this start, (first, last) from 1, of which a trace is written to `workdir/profile`.
         began: `time.perf_counter()` at which this start began, for the accounts in `goodput.json`.
+        afterwards: work that follows the training, as so many steps, for the time that is said to be left.
 
     Returns:
         The state after the last step.
@@ -75,7 +77,7 @@ def train(
         newest = saver.latest()
         if newest is not None:
             _check_same(run, saver.config(newest), f"{workdir}, checkpoint {newest}")
-        return _Start(run, place, profile, began, saver, stack).train(newest, stop_after, lock, rates)
+        return _Start(run, place, profile, began, saver, stack).train(newest, stop_after, lock, rates, afterwards)
 
 
 def _check_same(run: Run, stored: Mapping[str, Any], where: str) -> None:
@@ -110,7 +112,9 @@ class _Start:
         self.place, self.workdir, self._stack = place, workdir, stack
         self.recompilations = 0
 
-    def train(self, newest: int | None, stop_after: int | None, lock: RunLock, rates: np.ndarray) -> TrainState:
+    def train(
+        self, newest: int | None, stop_after: int | None, lock: RunLock, rates: np.ndarray, afterwards: float
+    ) -> TrainState:
         config, saver, optimizer = self.config, self.saver, self.config.optimizer_used
         tx, initial_params = make_optimizer(optimizer, schedule(config)), self.run.initial_params
         stored_config = to_dict(config)
@@ -119,7 +123,7 @@ class _Start:
         self.step_fn = jitted_step(self.run, target)
         step = newest or 0
         writer = MetricsWriter(self.workdir, step) if is_primary() else None
-        progress = Progress(self.total, step) if is_primary() else None
+        progress = Progress(self.total, step, afterwards=afterwards) if is_primary() else None
         self.journal = Journal(
             self.program, self.stages, config.operations, self.goodput, self.log, writer, progress, rates
         )
