@@ -206,6 +206,58 @@ def test_training_learns_the_pictures_and_exports(tmp_path):
     assert np.mean(exported.encode(seen) == direct.encode(seen)) > 0.95
 
 
+def test_factors_part_what_a_code_says():
+    """Two bits for brightness, three for hue: codes agree with partners that share one of them."""
+    levels, hues = np.array([90, 160, 210, 255]), np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0]])
+
+    def draw(first: int, count: int, level: int, hue: int) -> np.ndarray:
+        shape = (count, 4, 4)
+        bright = np.random.default_rng([first, count, level]).integers(0, 4, shape)
+        color = np.random.default_rng([first, count, hue, 7]).integers(0, 4, shape)
+        patches = levels[bright][..., None] * hues[color]
+        return np.kron(patches, np.ones((1, 4, 4, 1))).astype(np.uint8)
+
+    def pictures(first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        drawn = draw(first, count, 0, 0)
+        return drawn, drawn
+
+    def partners(first: int, count: int) -> np.ndarray:
+        return np.stack([draw(first, count, 0, 1), draw(first, count, 1, 0)])
+
+    training = ImageTokenizerTraining(
+        TINY,
+        LfqLossConfig(temperature=1.0, group_bits=5),
+        spread_steps=200,
+        factors=(2, 3),
+        factor_agreement=1.0,
+        batch_size=16,
+        validation_size=32,
+    )
+    later = 10**9
+    program = ImageTokenizerProgram(
+        training,
+        pictures,
+        lambda first, n: pictures(later + first, n),
+        None,
+        partners,
+        lambda first, n: partners(later + first, n),
+    )
+    optimizer = OptimizerConfig()
+    tx = make_optimizer(optimizer, lambda step: 1e-2)
+    params = jax.jit(program.init)(jax.random.key(0))
+    before = program.validate(params)
+    state, step = init_state(params, tx, optimizer), jax.jit(make_train_step(program.loss, tx, optimizer, seed=0))
+    batches = program.batches(0)
+    for _ in range(200):
+        state, metrics = step(state, next(batches))
+    after = program.validate(state.params)
+    assert after["factor_agreement"] > max(0.9, before["factor_agreement"]) and after["codes_used"] >= 8
+    with pytest.raises(ValueError, match="must add up to model.code_bits = 5"):
+        ImageTokenizerTraining(TINY, factors=(2, 2))
+    with pytest.raises(UserError, match="needs pictures that share one factor each"):
+        ImageTokenizerProgram(training, pictures, pictures)
+
+
 def test_adversarial_term_trains_both_players():
     training = ImageTokenizerTraining(
         TINY,
@@ -265,6 +317,23 @@ def test_shipped_weights_are_small():
 def test_shipped_weights_keep_the_objects():
     report = shipped_report()
     assert report["psnr"] > 30 and report["survival"] > 0.9 and report["code_agreement"] > 0.97
+    assert report["factor_agreement"] > 0.97, "codes part into form and colour"
+
+
+def test_an_unseen_pair_is_a_code_of_seen_parts():
+    """Every form bit pattern and every colour bit pattern of held-out pairs occurs among the others."""
+    shipped = ImageTokenizer.load(assets.nano_dir("image_tokenizer"))
+    parts = {}
+    for split in ("train", "compositional"):
+        codes = shipped.encode(scene_pictures((split,), (0.3, 0.4, 0.3))(0, 400)[0])
+        parts[split] = (
+            set((codes >> 4).ravel().tolist()),
+            set((codes & 15).ravel().tolist()),
+            set(codes.ravel().tolist()),
+        )
+    (forms, colors, seen), (new_forms, new_colors, new) = parts["train"], parts["compositional"]
+    assert new_forms <= forms and new_colors <= colors
+    assert new - seen, "as whole codes they are new"
 
 
 def test_shipped_codes_see_their_own_patch_only():

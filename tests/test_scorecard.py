@@ -8,9 +8,9 @@ import pytest
 
 from data_pipelines.scenes.exams import exam
 from omnidiff_jax.answering.queries import Request, Response
-from omnidiff_jax.evaluation.exam import Case, Exam, Measure, sit
+from omnidiff_jax.evaluation.exam import Case, Exam, Measure, interval, sit
 from omnidiff_jax.evaluation.report import View, write_report
-from omnidiff_jax.evaluation.scorecard import table, write_scorecard
+from omnidiff_jax.evaluation.scorecard import labelled, table, write_scorecard
 from omnidiff_jax.records import Waveform
 from omnidiff_jax.tasks.registry import TASKS, task
 
@@ -198,3 +198,25 @@ def test_the_report_is_one_file_that_needs_nothing_else(tmp_path):
 def test_a_report_without_training_or_steps(tmp_path):
     write_report(tmp_path / "report.html", "empty", {"tasks": {}}, [], {})
     assert "Scorecard" in Page((tmp_path / "report.html").read_text()).text
+
+
+def test_intervals_hold_the_share_and_narrow_with_cases():
+    hits = np.array([1.0] * 19 + [0.0])
+    low, high = interval(hits, np.ones(20))
+    assert low < 0.95 < high and 0.75 < low < 0.8 and high > 0.98  # Wilson: 0.764 to 0.991
+    assert interval(np.ones(50), np.ones(50))[0] < 1.0 == interval(np.ones(50), np.ones(50))[1]
+    wide, narrow = (interval(np.tile([0.0, 1.0, 2.0], n), np.full(3 * n, 4.0)) for n in (10, 100))
+    assert wide[0] < narrow[0] < 0.25 < narrow[1] < wide[1]
+    assert interval(np.zeros(0), np.zeros(0)) == (0.0, 0.0)
+
+
+def test_two_exams_of_one_task_stand_side_by_side(tmp_path):
+    entry = sit(small_exam(RIGHT), Answering([Response("red")] * 4)).entry
+    scores = {name: {"tasks": {"text_qa": entry}} for name in ("scenes", "plain")}
+    assert list(labelled(scores)) == ["text_qa", "plain: text_qa"]
+    lines = table(labelled(scores)).splitlines()
+    assert lines[1].startswith("text_qa") and lines[2].startswith("plain: text_qa") and "0.05-0.70" in lines[1]
+    scorecard = {"tasks": {}, "exams": scores}
+    write_report(tmp_path / "r.html", "t", scorecard, [], {}, note="rests on nothing")
+    page = (tmp_path / "r.html").read_text()
+    assert "plain: text_qa" in page and "rests on nothing" in page

@@ -113,9 +113,12 @@ def sit(exam: Exam, generator: Generator, strips: int = 0) -> Result:
         strips: how many of the first cases also keep their decoding steps.
     """
     began = time.perf_counter()
-    requests = [case.request for case in exam.cases]
-    first = generator(exam.task, requests[:strips], strips=True) if strips else []
-    responses = first + generator(exam.task, requests[strips:])
+    # All at once: a batch of its own for the few whose steps are kept would cost as much as a full one.
+    answered = generator(exam.task, [case.request for case in exam.cases], strips=strips > 0)
+    responses = [
+        response if number < strips else dataclasses.replace(response, strip=None)
+        for number, response in enumerate(answered)
+    ]
     generated = time.perf_counter() - began
     shift = max(len(responses) // 2, 1)
     shuffled = responses[shift:] + responses[:shift]
