@@ -1,6 +1,6 @@
 """What commands hand down to the library: programs by `config.program`, readers of data, exams."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,11 +12,11 @@ from data_pipelines.scenes.tokenizers.image import ImageTokenizerRun
 from data_pipelines.scenes.tokenizers.speech_codec import SpeechDecoderRun, SpeechTokenizerRun
 from data_pipelines.scenes.tokenizers.speech_encoder import SpeechEncoderRun
 from data_pipelines.tfds_builders.reader import TFDS_READER
-from omnidiff_jax.codecs.tokenizers import Tokenizers, open_tokenizers
+from omnidiff_jax.codecs.tokenizers import Tokenizers, TokenizersConfig, open_tokenizers
 from omnidiff_jax.config import build, choose
 from omnidiff_jax.data.building import build_sets
 from omnidiff_jax.data.readers import READERS as LIBRARY_READERS
-from omnidiff_jax.data.readers import Reader, check_source, open_source
+from omnidiff_jax.data.readers import Reader, SourceConfig, check_source, open_source
 from omnidiff_jax.data.sources import Source
 from omnidiff_jax.evaluation.exam import ExamSet
 from omnidiff_jax.evaluation.jsonl import JSONL
@@ -63,14 +63,24 @@ def open_program(config: ConfigDict, workdir: Path) -> Run:
 
 def open_model(config: RunConfig, workdir: Path) -> Run:
     """A run of the whole model; sets that it generates are built under `workdir/data` where they are missing."""
-    for name, source in config.sources.items():
-        check_source(name, source, READERS)
+    learned, held_out = config.sources, config.held_out_sources
+    for sources in (learned, held_out):
+        for name, source in sources.items():
+            check_source(name, source, READERS)
     tokenizers = open_tokenizers(config.tokenizers)
-    return open_run(config, tokenizers, lambda: _sources(config, tokenizers, workdir / "data"))
+
+    def opened(sources: Mapping[str, SourceConfig], folder: Path) -> Callable[[], dict[str, Source]]:
+        return lambda: _sources(sources, config.tokenizers, tokenizers, folder)
+
+    data = workdir / "data"
+    measured = opened(held_out, data / "held_out") if held_out else None
+    return open_run(config, tokenizers, opened(learned, data), measured)
 
 
-def _sources(config: RunConfig, tokenizers: Tokenizers, folder: Path) -> dict[str, Source]:
+def _sources(
+    sources: Mapping[str, SourceConfig], config: TokenizersConfig, tokenizers: Tokenizers, folder: Path
+) -> dict[str, Source]:
     if is_primary():
-        build_sets(config.sources, READERS, config.tokenizers, folder)
-    barrier("data sets are built")
-    return {name: open_source(name, source, READERS, tokenizers, folder) for name, source in config.sources.items()}
+        build_sets(sources, READERS, config, folder)
+    barrier(f"data sets of {folder.name} are built")
+    return {name: open_source(name, source, READERS, tokenizers, folder) for name, source in sources.items()}

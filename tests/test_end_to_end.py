@@ -51,7 +51,11 @@ def kill_after(workdir, step, command):
 
 def test_a_run_leaves_what_the_contract_names(trained):
     _, workdir = trained
-    metrics = read_metrics(workdir / "metrics.jsonl")
+    lines = read_metrics(workdir / "metrics.jsonl")
+    metrics, held_out = ([line for line in lines if name in line] for name in ("loss", "held_out_loss"))
+    assert [line["step"] for line in held_out] == [0, 12, 24]
+    assert set(held_out[0]["held_out_task_loss"]) == set(TASKS) - {"inpainting"}
+    assert held_out[-1]["held_out_loss"] < held_out[0]["held_out_loss"]
     assert [line["step"] for line in metrics] == list(range(1, 25))
     assert list(dict.fromkeys(line["stage"] for line in metrics)) == STAGES
     assert {"loss", "task_loss", "tokens_per_second"} <= set(metrics[-1])
@@ -70,8 +74,8 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(trained, omnidiff, tmp_path)
     assert 4 <= reached < 24
     done(omnidiff(*words))
     runs = [read_metrics(folder / "metrics.jsonl") for folder in (whole, tmp_path)]
-    numbers = ("step", "stage", "loss", "task_loss", "noise_loss", "accuracy")
-    one, other = ([{name: line[name] for name in numbers} for line in run] for run in runs)
+    numbers = ("step", "stage", "loss", "task_loss", "noise_loss", "accuracy", "held_out_loss", "held_out_task_loss")
+    one, other = ([{name: line.get(name) for name in numbers} for line in run] for run in runs)
     assert one == other
     # Started again, a finished run has nothing to do and says the same.
     before = (tmp_path / "metrics.jsonl").read_bytes()

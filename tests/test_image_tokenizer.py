@@ -229,7 +229,7 @@ def test_factors_part_what_a_code_says():
         LfqLossConfig(temperature=1.0, group_bits=5),
         spread_steps=200,
         factors=(2, 3),
-        factor_agreement=1.0,
+        factor_agreement=0.1,
         batch_size=16,
         validation_size=32,
     )

@@ -21,6 +21,7 @@ from omnidiff_jax.errors import UserError
 from omnidiff_jax.sharding.mesh import MeshConfig
 from omnidiff_jax.training.checkpoint import CheckpointConfig, Checkpointer
 from omnidiff_jax.training.config import TrainingConfig
+from omnidiff_jax.training.held_out import HeldOutLoss
 from omnidiff_jax.training.operations.metrics import read_metrics
 from omnidiff_jax.training.optimizer import OptimizerConfig, make_optimizer, split_params, stage_schedule
 from omnidiff_jax.training.step import eval_params, init_state, make_train_step
@@ -41,6 +42,32 @@ def test_stopped_and_resumed_run_equals_uninterrupted_run(tmp_path, mesh):
     assert lines[0] == lines[1]
     assert [line["step"] for line in lines[0]] == list(range(1, 11))
     assert [line["stage"] for line in lines[0]] == ["one"] * 6 + ["two"] * 4
+
+
+def test_the_held_out_loss_changes_nothing_and_is_measured_once_a_step(tmp_path, mesh):
+    program = Regression()
+    batches = [batch for batch, _ in zip(program.batches(99), range(2), strict=False)]
+
+    def held_out():
+        return HeldOutLoss(program, batches, every=4, seed=3)
+
+    plain = run(tmp_path / "plain", mesh)
+    whole = run(tmp_path / "whole", mesh, held_out=held_out)
+    for stop in (2, 3, 8, None):  # 2 and 3 are no multiples of a measurement, 8 is one
+        parts = run(tmp_path / "parts", mesh, held_out=held_out, stop_after=stop)
+    for other in (whole, parts):
+        assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), plain, other))
+    lines = {name: read_metrics(tmp_path / name / "metrics.jsonl") for name in ("plain", "whole", "parts")}
+    steps = {name: [{k: v for k, v in x.items() if "second" not in k} for x in found] for name, found in lines.items()}
+    assert steps["whole"] == steps["parts"]
+    assert [line for line in steps["whole"] if "loss" in line] == steps["plain"]
+    measured = [line for line in steps["whole"] if "held_out_loss" in line]
+    assert [line["step"] for line in measured] == [0, 4, 8, 10]
+    assert measured[-1]["held_out_loss"] < measured[0]["held_out_loss"]
+    loss = [float(program.loss(eval_params(whole), batch, jax.random.key(0), 0)[0]) for batch in batches]
+    weight = [batch["weight"].sum() for batch in batches]
+    assert measured[-1]["held_out_loss"] == pytest.approx(np.average(loss, weights=weight), rel=1e-5)
+    assert json.loads((tmp_path / "whole" / "goodput.json").read_text())["seconds"]["held_out"] > 0
 
 
 def test_frozen_parameters_and_average(tmp_path, mesh):

@@ -51,7 +51,8 @@ class Regression(TrainProgram):
 
 
 def run(workdir, devices, program=None, stages=STAGES, **kwargs):
-    """Trains in `workdir`; `kwargs` are options of `train`, or fields of the config that differ."""
+    """Trains in `workdir`; `kwargs` are options of `train`, fields of the config that differ, or `held_out`."""
+    held_out = kwargs.pop("held_out", None)
     options = {name: kwargs.pop(name) for name in ("stop_after", "profile", "began") if name in kwargs}
     config = TrainingConfig(
         program="toy",
@@ -62,4 +63,5 @@ def run(workdir, devices, program=None, stages=STAGES, **kwargs):
         checkpoint_every=4,
         operations=OperationsConfig(GuardConfig(max_in_row=2)),
     )
-    return train(Run(dataclasses.replace(config, **kwargs), program or Regression(), devices), workdir, **options)
+    opened = Run(dataclasses.replace(config, **kwargs), program or Regression(), devices, held_out=held_out)
+    return train(opened, workdir, **options)

@@ -19,6 +19,7 @@ def get_config() -> ConfigDict:
     config = nano.get_config()
     config.init.folder = "nano"  # a shipped model's name, or a folder of weights
     config.checkpoint_every = 100
+    config.held_out.every = 65  # steps, and before the first: does going on help or hurt?
     for source in config.data.sources.values():
         source.examples = int(source.examples * SHARE)
     for name, stage in config.stages.items():

@@ -115,8 +115,12 @@ def _scores(scorecard: Mapping[str, Any]) -> str:
 
 def _curves(metrics: Sequence[Mapping[str, Any]]) -> str:
     figure, axes = _pyplot().subplots(1, 3, figsize=(15, 4), constrained_layout=True)
+    held_out = [(line["step"], line["held_out_loss"]) for line in metrics if "held_out_loss" in line]
+    metrics = [line for line in metrics if "held_out_loss" not in line]
     steps = np.array([line["step"] for line in metrics])
     axes[0].plot(steps, _smooth([line.get("loss") for line in metrics]), color="#3a7ca5", label="all tasks")
+    if held_out:
+        axes[0].plot(*zip(*held_out, strict=True), "o-", color="#d1495b", label="held out")
     axes[0].set_title("loss")
     for axis, group, title in (
         (axes[1], "task_loss", "loss by task"),

@@ -50,6 +50,23 @@ class DataSettings:
     max_tail_pads: Natural = 16
 
 
+@dataclasses.dataclass(frozen=True)
+class HeldOutConfig:
+    """The loss measured on samples that are not trained on.
+
+    Attributes:
+        every: steps between measurements, which are also made before the first and after the last; 0 = none.
+        batches: of the run's size, always the same.
+        examples: of each source, where they are generated.
+        sources: by name, all weighed alike; {} = the run's own ones that are generated, from their test splits.
+    """
+
+    every: Natural = 0
+    batches: Count = 4
+    examples: Count = 32
+    sources: Mapping[str, SourceConfig] = dataclasses.field(default_factory=dict)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig(TrainingConfig):
     """Everything that decides a run of the whole model; `run_config` makes one of a config's mapping.
@@ -64,6 +81,7 @@ class RunConfig(TrainingConfig):
         image_factors: bits of each factor of an image code, whose rows of embedding and head add up
             (`training/factors.py`); () = a code is one thing, as released.
         data: what it learns from.
+        held_out: the loss measured beside training.
         decoding: how answers are generated, by task.
     """
 
@@ -77,6 +95,7 @@ class RunConfig(TrainingConfig):
     lora: LoraConfig = LoraConfig()
     image_factors: tuple[Count, ...] = ()
     data: DataSettings = DataSettings()
+    held_out: HeldOutConfig = free(HeldOutConfig())
     decoding: Mapping[str, Decoding] = free(default_factory=dict)
 
     def __post_init__(self):
@@ -96,6 +115,23 @@ class RunConfig(TrainingConfig):
         weighed = {name for stage in self.stages.values() for name, weight in stage.weights.items() if weight}
         used = {name: source for name, source in self.data.sources.items() if name in weighed or source.task in weighed}
         return {name: used[name] for name in (*(n for n in TRAINED if n in used), *sorted(used.keys() - set(TRAINED)))}
+
+    @property
+    def held_out_sources(self) -> dict[str, SourceConfig]:
+        """What the held-out loss is measured on; {} where none is."""
+        if not self.held_out.every:
+            return {}
+        own = {
+            name: dataclasses.replace(source, split="test", examples=self.held_out.examples)
+            for name, source in self.sources.items()
+            if source.examples
+        }
+        found = dict(self.held_out.sources) or own
+        if not found:
+            raise UserError(
+                "config.held_out.every is set, but no source of this run is generated: name config.held_out.sources"
+            )
+        return found
 
     @property
     def groups(self) -> tuple[tuple[str, str], ...]:

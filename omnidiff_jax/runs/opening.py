@@ -1,5 +1,6 @@
 """A run's config opened on devices: for training from its sources, or without data for compiling and answering."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,12 +11,14 @@ from jax.sharding import Mesh
 from omnidiff_jax import rng
 from omnidiff_jax.buckets import Bucket, is_remote
 from omnidiff_jax.codecs.tokenizers import Sizes, Tokenizers
+from omnidiff_jax.data.mixture import Stage
 from omnidiff_jax.data.sources import Source
 from omnidiff_jax.files import local_copy
 from omnidiff_jax.records import EncodedExample
 from omnidiff_jax.runs.config import RunConfig, run_config
 from omnidiff_jax.sharding.mesh import batch_parts, batch_sharding
 from omnidiff_jax.tokenizers.assets import shipped_models
+from omnidiff_jax.training.held_out import HeldOutLoss
 from omnidiff_jax.training.initial import load_initial
 from omnidiff_jax.training.model_program import OmniProgram
 from omnidiff_jax.training.run import Run
@@ -36,13 +39,19 @@ class ModelRun(Run):
 Sources = Mapping[str, Source[EncodedExample]]
 
 
-def open_run(config: RunConfig, tokenizers: Tokenizers, open_sources: Callable[[], Sources]) -> ModelRun:
+def open_run(
+    config: RunConfig,
+    tokenizers: Tokenizers,
+    open_sources: Callable[[], Sources],
+    open_held_out: Callable[[], Sources] | None = None,
+) -> ModelRun:
     """A run that `training.loop.train` takes.
 
     Args:
         config: of the run.
         tokenizers: those that it names, opened.
         open_sources: builds or opens its sources; called once the config has proved sound.
+        open_held_out: the same for `config.held_out_sources`; None = no held-out loss is measured.
     """
     # Importing grain takes a while, and only training needs it.
     from omnidiff_jax.data.loader import Loader
@@ -58,7 +67,19 @@ def open_run(config: RunConfig, tokenizers: Tokenizers, open_sources: Callable[[
 
     run = _run(config, tokenizers, mesh, open_loader)
     corpus = Corpus(open_sources(), config.plan, tokenizers.vocabulary)
-    return run
+    if open_held_out is None:
+        return run
+    sources = open_held_out()
+    even = Stage(steps=1, weights=dict.fromkeys(sources, 1.0), name="held_out")
+    held_out = Corpus(sources, (even,), tokenizers.vocabulary)
+
+    def open_loss() -> HeldOutLoss:
+        with contextlib.closing(Loader(held_out, loading, batch_sharding(mesh))) as loader:
+            batches = [next(loader) for _ in range(config.held_out.batches)]
+        program = dataclasses.replace(run.program, groups=tuple(held_out.groups))
+        return HeldOutLoss(program, batches, config.held_out.every, config.seed)
+
+    return dataclasses.replace(run, held_out=open_loss)
 
 
 def open_without_data(config: RunConfig, tokenizers: Sizes, mesh: Mesh) -> ModelRun:

@@ -31,7 +31,7 @@ from omnidiff_jax.training.operations.watchdog import Watchdog
 from omnidiff_jax.training.optimizer import make_optimizer
 from omnidiff_jax.training.program import BatchStream
 from omnidiff_jax.training.run import Run
-from omnidiff_jax.training.step import TrainState, init_state
+from omnidiff_jax.training.step import TrainState, eval_params, init_state
 from omnidiff_jax.training.workdir import Workdir, open_workdir
 
 
@@ -122,7 +122,8 @@ class _Start:
         shardings = jax.tree.map(lambda s: s.sharding, target)
         self.step_fn = jitted_step(self.run, target)
         step = newest or 0
-        writer = MetricsWriter(self.workdir, step) if is_primary() else None
+        # Without a checkpoint nothing is kept, not even what was measured before the first step.
+        writer = MetricsWriter(self.workdir, -1 if newest is None else step) if is_primary() else None
         progress = Progress(self.total, step, afterwards=afterwards) if is_primary() else None
         self.journal = Journal(
             self.program, self.stages, config.operations, self.goodput, self.log, writer, progress, rates
@@ -144,6 +145,9 @@ class _Start:
             state = make(initial_params(target.params))
 
         start, end = step, self.total if stop_after is None else min(self.total, stop_after)
+        self.held_out = self.run.held_out() if self.run.held_out else None
+        if newest is None:
+            self._measure(step, state)
         self.goodput.enter("step")
         while step < end:
             try:
@@ -151,6 +155,9 @@ class _Start:
                 self.place.check()
                 state = self._step(state, step, start)
                 step += 1
+                if self.held_out is not None and self.held_out.due(step, self.total):
+                    self.journal.flush()
+                    self._measure(step, state)  # before the save, so that a resume from it has the line
                 stopping = self.interrupt.requested(step) or step >= end
                 if stopping or (config.checkpoint.every and step % config.checkpoint.every == 0):
                     self.journal.flush()
@@ -205,6 +212,16 @@ class _Start:
         journal.after_dispatch(step + 1, metrics, batch, limit, waited, stalled)
         self.watchdog.beat(f"finishing step {step}")
         return state
+
+    def _measure(self, step: int, state: TrainState) -> None:
+        """The held-out loss after `step`, where one is measured."""
+        if self.held_out is None:
+            return
+        began = time.perf_counter()
+        with self.goodput.phase("held_out"):
+            values = self.held_out(eval_params(state))
+        self.journal.measured(step, values, time.perf_counter() - began)
+        self.watchdog.beat(f"measuring the held-out loss after step {step}")
 
     def _save(self, step: int, state: TrainState, stored_config: dict[str, Any]) -> None:
         position = {"data": self.stream.get_state(), "guard": self.journal.guard.get_state()}

@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from omnidiff_jax.config import build
 from omnidiff_jax.training.config import TrainingConfig
+from omnidiff_jax.training.held_out import HeldOutLoss
 from omnidiff_jax.training.program import TrainProgram
 
 
@@ -21,6 +22,7 @@ class Run:
         mesh: the devices.
         initial_params: what a fresh run starts from, given the parameters as shapes with shardings; None = the
             program's own.
+        held_out: opens the loss that is measured beside training; None = none is.
         read_stored: a checkpoint's config, as `config.to_dict` left it, to one of this type; None = `config.build`.
     """
 
@@ -29,6 +31,7 @@ class Run:
     mesh: Mesh
     initial_params: Callable[[Any], Any] | None = None
     read_stored: Callable[[Mapping[str, Any]], TrainingConfig] | None = None
+    held_out: Callable[[], HeldOutLoss] | None = None
 
     def stored(self, content: Mapping[str, Any]) -> TrainingConfig:
         """The config that a checkpoint holds as `content`."""

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 # `step` is the host waiting for the device; `data_wait` the device waiting for data.
-PHASES = ("startup", "restore", "compile", "data_wait", "step", "save", "other")
+PHASES = ("startup", "restore", "compile", "data_wait", "step", "save", "held_out", "other")
 _SECONDS_BETWEEN_WRITES = 5.0
 
 

@@ -72,6 +72,7 @@ class Journal:
         self.guard = Guard(config.guard)
         self._pending: _Pending | None = None
         self._notes: dict[str, Any] = {}
+        self._first_held_out = ""
         self._recent: collections.deque[tuple[float, float]] = collections.deque(maxlen=config.stall_window)
         self._last = time.perf_counter()
         peaks = [peak_flops(device) for device in jax.devices()]
@@ -111,6 +112,16 @@ class Journal:
     def note(self, **values: float) -> None:
         """Numbers for the next line, such as the seconds of a save."""
         self._notes |= values
+
+    def measured(self, step: int, values: Mapping[str, Any], seconds: float) -> None:
+        """Logs the held-out loss after `step`, a line of its own; the steps before it are worked off."""
+        self._write(step, dict(values))
+        loss = values["held_out_loss"]
+        since = f" ({self._first_held_out})" if self._first_held_out else ""
+        self.say(f"held-out loss {loss:.4f} after step {step}{since}")
+        self._first_held_out = self._first_held_out or f"{loss:.4f} after step {step}"
+        self._last += seconds
+        self._notes["held_out_seconds"] = seconds
 
     def count_rejected(self, rejected: Mapping[str, int]) -> None:
         """Notes how many samples were skipped so far, by reason; a reason is said when it is first met."""
@@ -152,7 +163,7 @@ class Journal:
                     values["mfu"] = self._goodput.facts["mfu"] = flops / seconds / self._peak
         values |= {"seconds": seconds, "data_wait_seconds": pending.waited, "data_stall_seconds": pending.stalled}
         values |= self._notes
-        steady = not {"save_seconds", "restore_seconds"} & self._notes.keys()
+        steady = not {"save_seconds", "restore_seconds", "held_out_seconds"} & self._notes.keys()
         self._notes = {}
         try:
             trouble = self.guard.judge(
