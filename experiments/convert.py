@@ -26,7 +26,8 @@ from omnidiff_jax.conversion.parts import Summary
 from omnidiff_jax.conversion.to_orbax import Layout, to_orbax
 from omnidiff_jax.conversion.to_released import SHARD, to_released
 from omnidiff_jax.errors import UserError
-from omnidiff_jax.files import local_copy, written
+from omnidiff_jax.fetching import local_copy
+from omnidiff_jax.files import written
 from omnidiff_jax.runs.stored import export_newest
 from omnidiff_jax.sharding.rules import MESH_AXES, STRATEGIES
 

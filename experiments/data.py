@@ -25,7 +25,8 @@ from omnidiff_jax.data.check import check_jsonl, report_lines
 from omnidiff_jax.data.readers import SourceConfig
 from omnidiff_jax.data.storage import MANIFEST
 from omnidiff_jax.errors import UserError
-from omnidiff_jax.files import local_copy, whole_folders
+from omnidiff_jax.fetching import local_copy
+from omnidiff_jax.files import whole_folders
 from omnidiff_jax.runs.config import run_config
 from omnidiff_jax.tasks.registry import TASKS
 

@@ -16,12 +16,13 @@ from omnidiff_jax.codecs.tokenizers import Tokenizers, TokenizersConfig, open_to
 from omnidiff_jax.config import build, choose
 from omnidiff_jax.data.building import build_sets
 from omnidiff_jax.data.readers import READERS as LIBRARY_READERS
-from omnidiff_jax.data.readers import Reader, SourceConfig, check_source, open_source
+from omnidiff_jax.data.readers import Reader, SourceConfig, open_source
 from omnidiff_jax.data.sources import Source
 from omnidiff_jax.evaluation.exam import ExamSet
 from omnidiff_jax.evaluation.jsonl import JSONL
 from omnidiff_jax.runs.config import PROGRAM, RunConfig, run_config
-from omnidiff_jax.runs.opening import open_run
+from omnidiff_jax.runs.opening import fetch_run, open_run
+from omnidiff_jax.runs.stored import is_run
 from omnidiff_jax.sharding.distributed import barrier, is_primary
 from omnidiff_jax.training.run import Run
 
@@ -64,9 +65,7 @@ def open_program(config: ConfigDict, workdir: Path) -> Run:
 def open_model(config: RunConfig, workdir: Path) -> Run:
     """A run of the whole model; sets that it generates are built under `workdir/data` where they are missing."""
     learned, held_out = config.sources, config.held_out_sources
-    for sources in (learned, held_out):
-        for name, source in sources.items():
-            check_source(name, source, READERS)
+    fetch_run(config, READERS, fresh=not is_run(workdir))
     tokenizers = open_tokenizers(config.tokenizers)
 
     def opened(sources: Mapping[str, SourceConfig], folder: Path) -> Callable[[], dict[str, Source]]:

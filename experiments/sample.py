@@ -21,6 +21,7 @@ from omnidiff_jax.files import path
 from omnidiff_jax.media.audio import read_audio
 from omnidiff_jax.media.image import read_image
 from omnidiff_jax.tasks.registry import TASKS, AnswerKind, task
+from omnidiff_jax.words import is_blank
 
 COMMAND = Command("sample", __doc__)
 CONFIG = COMMAND.config(at_once=False)
@@ -53,7 +54,7 @@ def run() -> None:
         "audio": read_audio(AUDIO.value) if AUDIO.value else None,
         "hole": parse_hole(HOLE.value) if HOLE.value else None,
     }
-    chosen.check_inputs(_given(asked))
+    chosen.check_inputs(_given(asked), shown="--{}".format)
     out = out_file(chosen.answer, str(OUT.value))
     settings = {"steps": STEPS.value, "length": LENGTH.value, "temperature": TEMPERATURE.value}
     answer = load(what, rows=1, **options).answer(
@@ -66,7 +67,9 @@ def run() -> None:
 
 
 def _given(asked: dict) -> set[str]:
-    return {name for name, value in asked.items() if value is not None and not (isinstance(value, str) and not value)}
+    return {
+        name for name, value in asked.items() if value is not None and not (isinstance(value, str) and is_blank(value))
+    }
 
 
 def parse_hole(text: str) -> tuple[int, ...]:

@@ -118,6 +118,11 @@ class Bucket:
             except FileNotFoundError:
                 return None
 
+    def read_part(self, name: str, start: int, end: int) -> bytes:
+        """Bytes from `start` up to `end` of an object; fewer where it ends before."""
+        with self._told(f"read {self.url}/{name}"):
+            return self._retried(lambda: self._system.cat_file(f"{self._root}/{name}", start=start, end=end))
+
     def write(self, name: str, content: bytes) -> None:
         """Writes an object, whole or not at all."""
         with self._told(f"write {self.url}/{name}"):
@@ -147,17 +152,6 @@ class Bucket:
             if not file.exists():
                 raise FileNotFoundError(file) from None
             raise
-
-    def get(self, name: str, file: Path) -> None:
-        """Downloads an object; the file appears whole or not at all."""
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(f".{file.name}.{os.getpid()}.part")
-        with self._told(f"read {self.url}/{name}"):
-            try:
-                self._retried(lambda: self._system.get_file(f"{self._root}/{name}", str(partial)))
-                partial.replace(file)
-            finally:
-                partial.unlink(missing_ok=True)
 
     def delete(self, *names: str) -> None:
         """Removes objects; those that are not there are passed over."""
@@ -195,12 +189,6 @@ class Bucket:
             self.put(
                 file, f"{name}/{file.relative_to(folder).as_posix()}" if name else file.relative_to(folder).as_posix()
             )
-
-    def get_folder(self, name: str, folder: Path) -> None:
-        """Downloads everything under `name`."""
-        start = len(name) + 1 if name else 0
-        for found in self.list(f"{name}/" if name else ""):
-            self.get(found, folder / found[start:])
 
     def _open(self) -> Any:
         scheme = SCHEMES[self.scheme]

@@ -1,26 +1,19 @@
-"""File names from outside, files that are written whole or not at all, and what lies in buckets brought near.
+"""File names from outside, and files and folders that are written whole or not at all, on this host or in a bucket.
 
 A path of the user is local, `gs://…` or `s3://…`. The library works on local files: what lies in a bucket is fetched
-into a bounded cache before it is read (`local_copy`), what is to lie in one is written beside and uploaded (`written`).
+before it is read (`fetching.local_copy`), what is to lie in one is written beside and uploaded (`written`).
 """
 
-import contextlib
-import fcntl
-import hashlib
 import os
 import posixpath
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 from omnidiff_jax.buckets import Bucket, is_remote
 from omnidiff_jax.errors import UserError
-
-# Bytes that copies of what lies in buckets may take on this host, but for those in use.
-CACHE_BYTES = 200 * 2**30
 
 
 def path(word: str | os.PathLike[str]) -> Path:
@@ -35,72 +28,6 @@ def path(word: str | os.PathLike[str]) -> Path:
     if is_remote(text):
         raise UserError(f"{text} lies in a bucket, where a local path is needed")
     return Path(text).expanduser()
-
-
-def cache_folder() -> Path:
-    """Where copies of what lies in buckets are kept: OMNIDIFF_CACHE, or the user's cache folder."""
-    given = os.environ.get("OMNIDIFF_CACHE")
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(given) if given else home / "omnidiff_jax" / "buckets"
-
-
-def local_copy(word: str | os.PathLike[str], markers: Sequence[str] = ()) -> Path:
-    """Where a file or folder can be read on this host: the path itself, or a copy of what lies in a bucket.
-
-    A copy is made once and again when the original changes; the ones not used for longest make way (`CACHE_BYTES`).
-    Several processes may ask for the same one.
-
-    Args:
-        word: a path or URL.
-        markers: names of which one must stand in a folder in a bucket, or it is not whole.
-
-    Raises:
-        UserError: there is nothing, a folder that is not whole, or it cannot be fetched.
-    """
-    if not is_remote(word):
-        return path(word)
-    bucket = Bucket(word)
-    objects = bucket.list()
-    if not objects:
-        above, _, name = bucket.url.rpartition("/")
-        objects, bucket, single = Bucket(above).list(name), Bucket(above), name
-        if single not in objects:
-            raise UserError(f"there is nothing at {word}; check the name")
-        objects = {single: objects[single]}
-    else:
-        single = ""
-        if markers and not any(marker in objects for marker in markers):
-            raise UserError(f"{word} is not whole: it has no {' or '.join(markers)}; upload or build it again")
-    told = "\n".join(f"{name} {size}" for name, size in sorted(objects.items()))
-    stamp = b"".join(bucket.read(marker) or b"" for marker in markers if marker in objects)
-    key = hashlib.blake2b(f"{word}\n{told}".encode() + stamp, digest_size=16).hexdigest()
-
-    def download(folder: Path) -> None:
-        for name in objects:
-            bucket.get(name, folder / name)
-
-    home = made_once(key, download, sum(objects.values()))
-    return home / single if single else home
-
-
-def made_once(key: str, make: Callable[[Path], None], size: int = 0) -> Path:
-    """A folder of the cache, made by the first process that asks for it.
-
-    Args:
-        key: its name.
-        make: fills it, given the empty folder.
-        size: bytes that it will take.
-    """
-    home = cache_folder() / key
-    with _locked(cache_folder() / f"{key}.lock"):
-        if not home.is_dir():
-            _make_room(size)
-            with new_folder(home) as building:
-                building.mkdir()
-                make(building)
-        os.utime(home)
-        _hold(home)
-    return home
 
 
 @contextmanager
@@ -167,40 +94,6 @@ def written(word: str | os.PathLike[str], marker: str = "") -> Iterator[Path]:
         elif place.exists():
             above, _, name = bucket.url.rpartition("/")
             Bucket(above).put(place, name)
-
-
-_in_use: dict[Path, IO[str]] = {}
-
-
-def _hold(copy: Path) -> None:
-    """Keeps a copy from making way while this process lives."""
-    if copy not in _in_use:
-        file = copy.with_name(f"{copy.name}.use").open("w")
-        fcntl.flock(file, fcntl.LOCK_SH)
-        _in_use[copy] = file
-
-
-def _make_room(needed: int) -> None:
-    """Removes the copies that were not used for longest until there is room for as many bytes."""
-    home = cache_folder()
-    home.mkdir(parents=True, exist_ok=True)
-    copies = sorted((folder for folder in home.iterdir() if folder.is_dir()), key=lambda folder: folder.stat().st_mtime)
-    sizes = {folder: sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) for folder in copies}
-    used = sum(sizes.values())
-    for folder in copies:
-        if used + needed <= int(os.environ.get("OMNIDIFF_CACHE_BYTES", CACHE_BYTES)):
-            return
-        with contextlib.suppress(BlockingIOError), _locked(home / f"{folder.name}.use", wait=False):
-            shutil.rmtree(folder, ignore_errors=True)
-            used -= sizes[folder]
-
-
-@contextmanager
-def _locked(file: Path, wait: bool = True) -> Iterator[None]:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
 
 
 def safe_join(root: str | os.PathLike[str], name: str | os.PathLike[str]) -> Path | str:

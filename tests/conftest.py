@@ -21,6 +21,7 @@ if _OWNS_CACHE:
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
+import stores  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -47,6 +48,21 @@ def _forget_programs() -> Iterator[None]:
 def golden() -> Path:
     """The folder of numeric fixtures recorded from the released code."""
     return Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="module", params=["s3", "gs"])
+def store(request: pytest.FixtureRequest) -> Iterator[str]:
+    """URL of a bucket, its emulator running and named in the environment."""
+    pytest.importorskip({"s3": "moto", "gs": "gcp_storage_emulator"}[request.param])
+    with {"s3": stores.s3, "gs": stores.gcs}[request.param]() as variables, stores.in_environment(variables):
+        yield f"{request.param}://{stores.BUCKET}"
+
+
+@pytest.fixture
+def home(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    """A folder of the bucket for one test, and a cache of its own."""
+    monkeypatch.setenv("OMNIDIFF_CACHE", str(tmp_path / "cache" / "buckets"))
+    return f"{store}/{request.node.name.split('[')[0]}"
 
 
 @pytest.fixture(scope="session")

@@ -21,34 +21,19 @@ from toy_training import run
 
 import omnidiff_jax
 from experiments import convert, data, evaluate, sample, train
-from omnidiff_jax import buckets, files
+from omnidiff_jax import buckets, fetching, files
 from omnidiff_jax.buckets import Bucket, is_remote
 from omnidiff_jax.cli import guard
 from omnidiff_jax.data.sources import JsonlRecords
 from omnidiff_jax.data.storage import EncodedSet, write_set
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.fetching import local_copy
 from omnidiff_jax.media.image import read_image, write_png
 from omnidiff_jax.signals import PREEMPTED
 from omnidiff_jax.training.operations.metrics import read_metrics
 from omnidiff_jax.training.workdir import local_run, open_workdir, steps_in
 
-pytest.importorskip("moto")
-pytest.importorskip("gcp_storage_emulator")
 WORKER = Path(__file__).parent / "run_worker.py"
-
-
-@pytest.fixture(scope="module", params=["s3", "gs"])
-def store(request):
-    """URL of a bucket, its emulator running and named in the environment."""
-    with {"s3": stores.s3, "gs": stores.gcs}[request.param]() as variables, stores.in_environment(variables):
-        yield f"{request.param}://{stores.BUCKET}"
-
-
-@pytest.fixture
-def home(store, tmp_path, monkeypatch, request):
-    """A folder of the bucket for one test, and a cache of its own."""
-    monkeypatch.setenv("OMNIDIFF_CACHE", str(tmp_path / "cache" / "buckets"))
-    return f"{store}/{request.node.name.split('[')[0]}"
 
 
 @pytest.fixture(scope="module")
@@ -97,10 +82,10 @@ def test_a_folder_is_whole_when_its_marker_is_there(home, tmp_path, monkeypatch)
     monkeypatch.setattr(Bucket, "put", lambda self, file, name: (order.append(name), put(self, file, name)))
     Bucket(home).put_folder(folder, "set", "manifest.json")
     assert order[-1] == "set/manifest.json" and len(order) == 3
-    assert (files.local_copy(f"{home}/set", ("manifest.json",)) / "z.bin").read_text() == "z.bin"
+    assert (local_copy(f"{home}/set", ("manifest.json",)) / "z.bin").read_text() == "z.bin"
     Bucket(home).delete("set/manifest.json")
-    assert "is not whole" in refused(files.local_copy, f"{home}/set", ("manifest.json",))
-    assert "there is nothing at" in refused(files.local_copy, f"{home}/other")
+    assert "is not whole" in refused(local_copy, f"{home}/set", ("manifest.json",))
+    assert "there is nothing at" in refused(local_copy, f"{home}/other")
 
 
 def test_copies_are_made_once_and_make_way(home, monkeypatch):
@@ -108,34 +93,36 @@ def test_copies_are_made_once_and_make_way(home, monkeypatch):
     for name in ("one", "two"):
         bucket.write(f"{name}/data", bytes(1000))
     fetched = []
-    get = Bucket.get
-    monkeypatch.setattr(Bucket, "get", lambda self, name, file: (fetched.append(name), get(self, name, file)))
-    first = files.local_copy(f"{home}/one")
-    assert files.local_copy(f"{home}/one") == first and fetched == ["data"]
-    single = files.local_copy(f"{home}/one/data")
+    read = Bucket.read_part
+    monkeypatch.setattr(
+        Bucket, "read_part", lambda self, name, *ends: (fetched.append(name), read(self, name, *ends))[1]
+    )
+    first = local_copy(f"{home}/one")
+    assert local_copy(f"{home}/one") == first and fetched == ["data"]
+    single = local_copy(f"{home}/one/data")
     assert single.name == "data" and single.read_bytes() == bytes(1000)
     monkeypatch.setenv("OMNIDIFF_CACHE_BYTES", "1500")
-    files.local_copy(f"{home}/two")
+    local_copy(f"{home}/two")
     assert first.exists(), "it is in use"
     for copy in (first, single.parent):
-        files._in_use.pop(copy).close()
+        fetching._in_use.pop(copy).close()
     bucket.write("three/data", bytes(1000))
-    files.local_copy(f"{home}/three")
+    local_copy(f"{home}/three")
     assert not first.exists(), "what was not used for longest makes way"
     bucket.write("two/data", b"other")
-    assert (files.local_copy(f"{home}/two") / "data").read_bytes() == b"other"
+    assert (local_copy(f"{home}/two") / "data").read_bytes() == b"other"
 
 
 def test_no_such_bucket(store):
     url = store.replace(stores.BUCKET, "no-such-bucket")
-    for function in (Bucket(url).list, Bucket(url).check, lambda: files.local_copy(url)):
+    for function in (Bucket(url).list, Bucket(url).check, lambda: local_copy(url)):
         assert "no such bucket" in refused(function)
 
 
 @pytest.mark.parametrize("word", ["hdfs://a/b", "http://a/b", "gs://", "s3:///", "file:/tmp/x"])
 def test_a_url_is_never_taken_for_a_folder(word, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for function in (is_remote, files.path, files.local_copy):
+    for function in (is_remote, files.path, local_copy):
         said = refused(function, word)
         assert word in said and ("paths are local, or begin with" in said or "names no bucket" in said)
     with pytest.raises(UserError), open_workdir(word):
@@ -303,7 +290,7 @@ def test_two_processes_in_a_bucket(home, tmp_path):
 def test_sets_manifests_and_media_are_read_from_a_bucket(home, tmp_path):
     manifest = write_set(tmp_path / "set", [example(i, "read") for i in range(5)], VOCABULARY.fingerprint)
     Bucket(home).put_folder(tmp_path / "set", "sets/read", "manifest.json")
-    found = EncodedSet(files.local_copy(f"{home}/sets/read", ("manifest.json",)), VOCABULARY.fingerprint)
+    found = EncodedSet(local_copy(f"{home}/sets/read", ("manifest.json",)), VOCABULARY.fingerprint)
     assert len(found) == 5 and found.fingerprint == manifest.content
     write_png(tmp_path / "a.png", np.full((4, 5, 3), 7, np.uint8))
     Bucket(home).put(tmp_path / "a.png", "raw/media/a.png")

@@ -118,7 +118,7 @@ def test_a_missing_input_is_named(name):
     chosen = task(name)
     for missing in set(chosen.inputs) - ({"text"} if chosen.default_text else set()):
         given = dataclasses.replace(request(chosen), **{missing: "" if missing == "text" else None})
-        assert f"needs --{missing}" in message(generator(), chosen, [given])
+        assert f"needs {missing};" in message(generator(), chosen, [given])
 
 
 def test_unusable_media_are_named():
@@ -142,7 +142,7 @@ def test_blank_text_is_missing(name, blank):
     if chosen.default_text:
         assert task_query(chosen, asked, chosen.decoding).messages == chosen.prompt()
         return
-    assert f"task {name} needs --text" in message(generator(), chosen, [asked])
+    assert f"task {name} needs text;" in message(generator(), chosen, [asked])
     with pytest.raises(UserError, match="message 1 is empty"):
         read_turns([{"role": "user", "content": blank}])
 

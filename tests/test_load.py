@@ -118,8 +118,39 @@ def test_settings_hold_for_one_request(toy):
     assert "seed = -1" in refused(toy.answer, "text_qa", text="red", seed=-1)
     assert "length of a picture" in refused(toy.answer, "t2i", text="red", settings={"length": 5})
     assert "did you mean 't2i'" in refused(toy.answer, "t2", text="red")
-    assert "unknown key" in refused(toy.answer_many, [{"task": "t2i", "txt": "red"}])
+    assert "task vqa needs image; it takes text, image" in refused(toy.answer, "vqa", text="red")
+    assert "the request: unknown argument 'txt'; did you mean 'text'?" in refused(
+        toy.answer_many, [{"task": "t2i", "txt": "red"}]
+    )
     assert "names neither a task" in refused(toy.answer_many, [{"text": "red"}])
+
+
+TURNS = [{"role": "user", "content": "what is red"}]
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda toy, **named: toy.answer("text_qa", text="red", **named),
+        lambda toy, **named: toy.chat(TURNS, **named),
+        lambda toy, **named: toy.answer_many([{"task": "text_qa", "text": "red", **named}]),
+        lambda toy, **named: toy.answer_many([{"messages": TURNS, **named}]),
+    ],
+    ids=["answer", "chat", "answer_many", "answer_many of turns"],
+)
+def test_an_unknown_argument_is_told_with_what_was_meant(toy, ask):
+    assert "unknown argument 'stepz'; did you mean settings={'steps': …}?" in refused(ask, toy, stepz=3)
+    assert "unknown argument 'temperature'; did you mean settings={'temperature': …}?" in refused(
+        ask, toy, temperature=0.5
+    )
+    assert "unknown argument 'sed'; did you mean 'seed'?" in refused(ask, toy, sed=3)
+    assert "unknown argument '§'; known: " in refused(ask, toy, **{"§": 3})
+    assert "unknown setting settings.stepz; did you mean 'steps'?" in refused(ask, toy, settings={"stepz": 3})
+
+
+def test_a_request_is_a_task_or_a_conversation(toy):
+    said = refused(toy.answer_many, [{"task": "text_qa", "text": "red"}, {"task": "text_qa", "messages": TURNS}])
+    assert "request 2: unknown argument 'task'" in said
 
 
 def test_a_film_is_asked_for(toy):

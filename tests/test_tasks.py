@@ -86,10 +86,12 @@ def test_inputs_are_checked_by_name():
     task("captioning").check_inputs({"image"})
     task("captioning").check_inputs({"image", "text"})
     task("inpainting").check_inputs({"image", "text", "hole"})
-    assert message(task("vqa").check_inputs, {"image"}) == "task vqa needs --text; it takes --text, --image"
-    assert message(task("asr").check_inputs, set()) == "task asr needs --audio; it takes --audio"
-    assert message(task("asr").check_inputs, {"audio", "text"}) == "task asr does not take --text; it takes --audio"
-    assert "needs --hole" in message(task("inpainting").check_inputs, {"image", "text"})
+    assert message(task("vqa").check_inputs, {"image"}) == "task vqa needs text; it takes text, image"
+    assert message(task("asr").check_inputs, set()) == "task asr needs audio; it takes audio"
+    assert message(task("asr").check_inputs, {"audio", "text"}) == "task asr does not take text; it takes audio"
+    assert "needs hole" in message(task("inpainting").check_inputs, {"image", "text"})
+    said = message(task("vqa").check_inputs, {"image"}, "--{}".format)
+    assert said == "task vqa needs --text; it takes --text, --image", "as a command line spells it"
 
 
 @pytest.mark.parametrize("tag", [IMAGE_TAG, AUDIO_TAG])

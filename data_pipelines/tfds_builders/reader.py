@@ -6,7 +6,7 @@ from typing import Any
 
 from omnidiff_jax.data.readers import Reader, SourceConfig
 from omnidiff_jax.data.sources import TfdsRecords
-from omnidiff_jax.files import local_copy
+from omnidiff_jax.fetching import local_copy
 
 INFO = "dataset_info.json"
 
@@ -33,4 +33,4 @@ def identity(config: SourceConfig, found: Any) -> str:
     return digest.hexdigest()
 
 
-TFDS_READER = Reader("a prepared TFDS data set", ("path",), records, identity)
+TFDS_READER = Reader("a prepared TFDS data set", ("path",), records, identity, copies=(INFO,))

@@ -16,7 +16,8 @@ from omnidiff_jax.codecs.tokenizers import Tokenizers, TokenizersConfig, open_to
 from omnidiff_jax.config import build, overlaid, suggest, to_dict
 from omnidiff_jax.data.mixture import Stage
 from omnidiff_jax.errors import UserError
-from omnidiff_jax.files import local_copy, path
+from omnidiff_jax.fetching import fetch_ahead, local_copy
+from omnidiff_jax.files import path
 from omnidiff_jax.models.omni import OmniModel
 from omnidiff_jax.runs import stored as runs
 from omnidiff_jax.runs.config import RunConfig, run_config
@@ -48,6 +49,9 @@ def load(
     Raises:
         UserError: nothing of the kind there, tokenizers other than those it was trained with, or damaged files.
     """
+    for folder in (tokenizers or {}).values():
+        if isinstance(folder, str):
+            fetch_ahead(folder)
     place, name = _place(what), str(what)
     if runs.is_run(place):
         found = runs.newest(place)

@@ -1,8 +1,8 @@
 """A model that answers: the object that `omnidiff_jax.load` gives."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Never
 
 import numpy as np
 from PIL import Image
@@ -11,13 +11,15 @@ from omnidiff_jax.answering import film as films
 from omnidiff_jax.answering.conversation import conversation_query, read_turns
 from omnidiff_jax.answering.generator import Generator
 from omnidiff_jax.answering.media import Audio, to_audio, to_hole, to_image
-from omnidiff_jax.answering.queries import Query, Request, Response, adjusted, task_query
-from omnidiff_jax.config import refuse_unknown, suggest
+from omnidiff_jax.answering.queries import SHORT, Query, Request, Response, adjusted, task_query
+from omnidiff_jax.config import nearest, suggest
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.media.image import is_plain
 from omnidiff_jax.tasks.registry import TASKS, AnswerKind, Decoding, task
 
-_KEYS = ("task", "text", "image", "audio", "hole", "messages", "answer", "seed", "settings", "film", "request_id")
+_OPTIONS = ("seed", "settings", "film")
+_ASKED = ("text", "image", "audio", "hole", *_OPTIONS)
+_SAID = ("answer", *_OPTIONS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +77,7 @@ class Model:
         seed: int = 0,
         settings: Mapping[str, Any] | None = None,
         film: bool = False,
+        **unknown: Never,
     ) -> Answer:
         """Answers one request of a task.
 
@@ -91,8 +94,9 @@ class Model:
             film: also return the answer after every step.
 
         Raises:
-            UserError: an unknown task or setting, an input missing, not used or unusable, or too long a request.
+            UserError: an unknown task, argument or setting, an input missing, not used or unusable, too long a request.
         """
+        _refuse(unknown, _ASKED, "answer")
         request = {"task": task, "text": text, "image": image, "audio": audio, "hole": hole}
         return self.answer_many([request | {"seed": seed, "settings": settings, "film": film}])[0]
 
@@ -101,11 +105,15 @@ class Model:
 
         Args:
             requests: each with the arguments of `answer`, or of `chat`, by name.
+
+        Raises:
+            UserError: as `answer` and `chat`, naming the request by its number.
         """
         queries, shown = [], []
         for number, request in enumerate(requests, start=1):
             where = f"request {number}" if len(requests) > 1 else "the request"
-            refuse_unknown(request, _KEYS, where)
+            known = ("messages", *_SAID) if "messages" in request else ("task", *_ASKED)
+            _refuse(request, (*known, "request_id"), where)
             queries.append(self._query(request, where))
             shown.append(bool(request.get("film")))
         responses: list[Response | None] = [None] * len(queries)
@@ -125,6 +133,7 @@ class Model:
         seed: int = 0,
         settings: Mapping[str, Any] | None = None,
         film: bool = False,
+        **unknown: Never,
     ) -> Answer:
         """Answers a conversation.
 
@@ -133,7 +142,11 @@ class Model:
                 stand for an assistant's turn.
             answer: "text", "speech", "image" or "text_and_speech".
             seed, settings, film: as for `answer`.
+
+        Raises:
+            UserError: an unknown argument or setting, turns that cannot be read, or too long a conversation.
         """
+        _refuse(unknown, _SAID, "chat")
         request = {"messages": messages, "answer": answer, "seed": seed, "settings": settings, "film": film}
         return self.answer_many([request])[0]
 
@@ -180,3 +193,13 @@ class Model:
             steps=response.steps,
             film=frames,
         )
+
+
+def _refuse(names: Iterable[str], known: Sequence[str], where: str) -> None:
+    """Raises a `UserError` for the first name that is not known, with the nearest; a setting is shown in its place."""
+    for name in names:
+        if name not in known:
+            close = nearest(name, [*known, *SHORT, "length"])
+            setting = close and close not in known
+            hint = f"did you mean settings={{{close!r}: …}}?" if setting else suggest(name, known)
+            raise UserError(f"{where}: unknown argument {name!r}; {hint}")

@@ -9,7 +9,7 @@ import numpy as np
 
 from omnidiff_jax.codecs.media import Codecs
 from omnidiff_jax.config import Count, free
-from omnidiff_jax.files import local_copy
+from omnidiff_jax.fetching import fetch_ahead, local_copy
 from omnidiff_jax.models.sanm import SpeechEncoderConfig
 from omnidiff_jax.records import Waveform
 from omnidiff_jax.tasks.chat import ChatLayout
@@ -98,6 +98,8 @@ def open_tokenizers(config: TokenizersConfig) -> Tokenizers:
     Raises:
         UserError: a folder is missing or does not hold what it should.
     """
+    for name in ENCODING:
+        fetch_ahead(getattr(config, name))
     text = text_tokenizers.load(config.folder("text"))
     image, speech = ImageTokenizer.load(config.folder("image")), SpeechTokenizer.load(config.folder("speech_tokenizer"))
     encoder, params, frontend = load_speech_encoder(config.folder("speech_encoder"))

@@ -15,7 +15,7 @@ from omnidiff_jax.config import Natural, Share, choose, free
 from omnidiff_jax.data.sources import EncodedRecords, JsonlRecords, RandomAccess, Source
 from omnidiff_jax.data.storage import MANIFEST, EncodedSet
 from omnidiff_jax.errors import UserError
-from omnidiff_jax.files import local_copy
+from omnidiff_jax.fetching import fetch_ahead, local_copy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +52,7 @@ class Reader:
         identity: (source config, records) -> what tells this content from another's of the same name and size.
         gives: "records" are encoded when they are read; "sets" are encoded once, before training (what is generated
             would be made anew every epoch); "examples" lie encoded at `path`.
+        copies: where `path` is read by `fetching.local_copy`, the markers that it is given; None where it is not.
     """
 
     summary: str
@@ -59,6 +60,7 @@ class Reader:
     records: Callable[[SourceConfig], Any] | None = None
     identity: Callable[[SourceConfig, Any], str] | None = None
     gives: Literal["records", "sets", "examples"] = "records"
+    copies: tuple[str, ...] | None = None
 
 
 def _open_jsonl(config: SourceConfig) -> JsonlRecords:
@@ -66,12 +68,13 @@ def _open_jsonl(config: SourceConfig) -> JsonlRecords:
 
 
 READERS: Mapping[str, Reader] = {
-    "encoded": Reader("a set that `omnidiff data build` wrote", ("path",), gives="examples"),
+    "encoded": Reader("a set that `omnidiff data build` wrote", ("path",), gives="examples", copies=(MANIFEST,)),
     "jsonl": Reader(
         "a JSONL manifest in the released form, encoded while training",
         ("path",),
         _open_jsonl,
         lambda config, records: records.fingerprint,
+        copies=(),
     ),
 }
 
@@ -88,6 +91,12 @@ def check_source(name: str, config: SourceConfig, readers: Mapping[str, Reader])
         if not getattr(config, field):
             raise UserError(f"{where}.{field} is missing; reader {config.reader!r} ({reader.summary}) needs it")
     return reader
+
+
+def fetch_source(config: SourceConfig, reader: Reader) -> None:
+    """Begins to fetch what opening a source will read from a bucket; what goes wrong is raised where it is opened."""
+    if reader.copies is not None:
+        fetch_ahead(config.path, reader.copies)
 
 
 def open_source(
@@ -115,6 +124,6 @@ def open_source(
         records = reader.records(config)
         samples: RandomAccess[Any] = EncodedRecords(records, tokenizers.codecs)
         return Source(samples, config.task, reader.identity(config, records))
-    place = local_copy(config.path, (MANIFEST,)) if reader.gives == "examples" else Path(folder) / name
+    place = local_copy(config.path, reader.copies or ()) if reader.gives == "examples" else Path(folder) / name
     found = EncodedSet(place, tokenizers.fingerprint)
     return Source(found, config.task, found.fingerprint)

@@ -17,7 +17,8 @@ from omnidiff_jax.buckets import is_remote
 from omnidiff_jax.codecs.encode import encode_one
 from omnidiff_jax.codecs.media import Codecs
 from omnidiff_jax.errors import UserError
-from omnidiff_jax.files import local_copy, safe_join
+from omnidiff_jax.fetching import local_copy
+from omnidiff_jax.files import safe_join
 from omnidiff_jax.records import AUDIO_TAG, IMAGE_TAG, EncodedExample, Message, Record, RejectedRecord, stable_id
 from omnidiff_jax.tasks.chat import ROLES, media_roles
 from omnidiff_jax.tasks.registry import TASKS

@@ -11,7 +11,8 @@ import numpy as np
 import soundfile
 
 from omnidiff_jax.errors import UserError
-from omnidiff_jax.files import check_file, local_copy, write_bytes
+from omnidiff_jax.fetching import local_copy
+from omnidiff_jax.files import check_file, write_bytes
 from omnidiff_jax.media.speech import ChannelMix
 from omnidiff_jax.records import Waveform
 

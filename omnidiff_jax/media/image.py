@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from omnidiff_jax.errors import UserError
-from omnidiff_jax.files import check_file, local_copy, write_bytes
+from omnidiff_jax.fetching import local_copy
+from omnidiff_jax.files import check_file, write_bytes
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 _WHAT = "image"

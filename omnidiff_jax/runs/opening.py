@@ -12,8 +12,9 @@ from omnidiff_jax import rng
 from omnidiff_jax.buckets import Bucket, is_remote
 from omnidiff_jax.codecs.tokenizers import Sizes, Tokenizers
 from omnidiff_jax.data.mixture import Stage
+from omnidiff_jax.data.readers import Reader, check_source, fetch_source
 from omnidiff_jax.data.sources import Source
-from omnidiff_jax.files import local_copy
+from omnidiff_jax.fetching import ahead, local_copy, outcome
 from omnidiff_jax.records import EncodedExample
 from omnidiff_jax.runs.config import RunConfig, run_config
 from omnidiff_jax.sharding.mesh import batch_parts, batch_sharding
@@ -37,6 +38,26 @@ class ModelRun(Run):
 
 
 Sources = Mapping[str, Source[EncodedExample]]
+
+
+def fetch_run(config: RunConfig, readers: Mapping[str, Reader], fresh: bool) -> None:
+    """Begins to fetch what a run reads from buckets, its sources and what it starts from, beside each other.
+
+    What goes wrong on the way is raised where the thing is opened.
+
+    Args:
+        config: of the run.
+        readers: the table.
+        fresh: whether the run has no checkpoint of its own yet, which it would start from.
+
+    Raises:
+        UserError: a source that cannot be, as `check_source` says.
+    """
+    for sources in (config.sources, config.held_out_sources):
+        for name, source in sources.items():
+            fetch_source(source, check_source(name, source, readers))
+    if fresh and config.init.folder and is_remote(config.init.folder):
+        ahead(_near, config.init.folder)
 
 
 def open_run(
@@ -112,7 +133,7 @@ def initial_params(config: RunConfig, program: OmniProgram) -> Callable[[Any], A
     key, known = rng.stream(config.seed, "init"), config.tokenizers.fingerprint
 
     def load(target: Any) -> Any:
-        init = dataclasses.replace(config.init, folder=str(_near(config.init.folder)))
+        init = dataclasses.replace(config.init, folder=str(outcome(_near, config.init.folder)))
         return load_initial(init, program.model, target, program.init, key, known)
 
     return load

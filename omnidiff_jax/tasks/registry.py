@@ -5,6 +5,7 @@ does not have; `Task.prompt(..., style="released")` does so too, the default ask
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Literal
 
 from omnidiff_jax.config import choose
@@ -110,21 +111,22 @@ class Task:
         }[self.answer]
         return (*self.prompt(text), Message("assistant", content))
 
-    def check_inputs(self, given: set[str]) -> None:
+    def check_inputs(self, given: set[str], shown: Callable[[str], str] = str) -> None:
         """Refuses a request by its inputs.
 
         Args:
             given: names of the inputs that hold something: blank text does not count (`words.is_blank`).
+            shown: an input's name as the user writes it, for messages.
 
         Raises:
             UserError: an input is missing, or given and not used.
         """
         optional = {"text"} if self.default_text else set()
-        takes = f"it takes {', '.join('--' + name for name in self.inputs)}"
+        takes = f"it takes {', '.join(map(shown, self.inputs))}"
         for name in sorted(set(self.inputs) - optional - given):
-            raise UserError(f"task {self.name} needs --{name}; {takes}")
+            raise UserError(f"task {self.name} needs {shown(name)}; {takes}")
         for name in sorted(given - set(self.inputs)):
-            raise UserError(f"task {self.name} does not take --{name}; {takes}")
+            raise UserError(f"task {self.name} does not take {shown(name)}; {takes}")
 
 
 def _image_sampler(repetition: float, guidance: float) -> SamplerConfig:

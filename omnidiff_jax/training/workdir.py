@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -21,7 +21,8 @@ from jax.experimental import multihost_utils
 
 from omnidiff_jax.buckets import Bucket, is_remote
 from omnidiff_jax.errors import UserError
-from omnidiff_jax.files import cache_folder, made_once, path
+from omnidiff_jax.fetching import cache_folder, download, made_once
+from omnidiff_jax.files import path
 from omnidiff_jax.sharding.distributed import barrier, is_primary
 from omnidiff_jax.training.checkpoint import CheckpointConfig
 from omnidiff_jax.training.digest import DIGEST, damage
@@ -180,24 +181,23 @@ def fetch(bucket: Bucket, folder: Path, data: bool = True) -> None:
         folder: empty.
         data: whether the data sets are needed.
     """
-    names = list(bucket.list())
-    for name in names:
-        top = name.partition("/")[0]
-        if top not in (CHECKPOINTS, DATA) and not name.startswith((*_ONE_WAY, LOCK)):
-            bucket.get(name, folder / name)
-    for step in steps_in(names):
-        name, place = f"{CHECKPOINTS}/{step}", folder / CHECKPOINTS / str(step)
-        bucket.get_folder(name, place)
+    objects = bucket.list()
+
+    def bring(wanted: Callable[[str], bool]) -> None:
+        download(bucket, {name: size for name, size in objects.items() if wanted(name)}, folder)
+
+    bring(lambda name: not name.startswith((f"{CHECKPOINTS}/", f"{DATA}/", *_ONE_WAY, LOCK)))
+    for step in steps_in(list(objects)):
+        place = folder / CHECKPOINTS / str(step)
+        bring(lambda name, step=step: name.startswith(f"{CHECKPOINTS}/{step}/"))  # type: ignore[misc]
         if not (wrong := damage(place)):
             break
         print(
             f"checkpoint {bucket.url}/{CHECKPOINTS}/{step} is damaged: {wrong}; using the one before", file=sys.stderr
         )
         shutil.rmtree(place)
-    for name in names if data else ():
-        parts = name.split("/")
-        if parts[0] == DATA and len(parts) == 3 and parts[2] == MANIFEST:
-            bucket.get_folder(f"{DATA}/{parts[1]}", folder / DATA / parts[1])
+    if data:
+        bring(lambda name: name.startswith(f"{DATA}/") and "/".join((*name.split("/")[:2], MANIFEST)) in objects)
 
 
 def local_run(word: str | os.PathLike[str]) -> Path:
@@ -209,12 +209,14 @@ def local_run(word: str | os.PathLike[str]) -> Path:
     if not is_remote(word):
         return path(word)
     bucket = Bucket(word)
-    steps = steps_in(list(bucket.list(f"{CHECKPOINTS}/")))
+    objects = bucket.list(f"{CHECKPOINTS}/")
+    steps = steps_in(list(objects))
     if not steps:
         raise UserError(f"no checkpoints in {word}; train there first (omnidiff train --workdir={word})")
     seals = [bucket.read(f"{CHECKPOINTS}/{step}/{DIGEST}") or b"" for step in steps]
     key = hashlib.blake2b(bucket.url.encode() + b"".join(seals), digest_size=16).hexdigest()
-    return made_once(f"run-{key}", lambda folder: fetch(bucket, folder, data=False))
+    size = sum(size for name, size in objects.items() if name.startswith(f"{CHECKPOINTS}/{steps[0]}/"))
+    return made_once(f"run-{key}", lambda folder: fetch(bucket, folder, data=False), size)
 
 
 def forget_half(bucket: Bucket) -> None:
