@@ -4,11 +4,11 @@ The registry's tasks are prompts over the same path; a conversation borrows thei
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from omnidiff_jax.answering.media import to_audio, to_image
-from omnidiff_jax.answering.queries import Query
+from omnidiff_jax.answering.queries import TEXT, Query, reworded
 from omnidiff_jax.config import suggest
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.records import AUDIO_TAG, IMAGE_TAG, Message
@@ -20,6 +20,8 @@ ANSWERS: tuple[AnswerKind, ...] = ("text", "speech", "image", "text_and_speech")
 PARTS = ("text", "image", "audio")
 # Of a turn given by fields: as the tasks ask, a question stands before what it is about, speech before a picture.
 _ORDER = ("audio", "text", "image")
+# What stands for each part in a turn.
+_PLACES = {"text": TEXT, "image": IMAGE_TAG, "audio": AUDIO_TAG}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,13 +32,13 @@ class Turns:
         messages: tags stand for the media.
         images: of all turns, in order; uint8 [H, W, 3].
         audios: waveforms of all turns, in order.
-        last: "text", "image", "audio": the parts of the user's last turn; `text` is its words.
+        last: "text", "image", "audio": the parts of the user's last turn, in order; `text` is its words.
     """
 
     messages: tuple[Message, ...]
     images: tuple[Any, ...]
     audios: tuple[Any, ...]
-    last: frozenset[str]
+    last: tuple[str, ...]
     text: str
 
 
@@ -52,7 +54,7 @@ def read_turns(messages: Sequence[Any]) -> Turns:
         UserError: no turns, an unknown role or part, text that holds a media tag, or a last turn not the user's.
     """
     turns, images, audios = [], [], []
-    last: frozenset[str] = frozenset()
+    last: tuple[str, ...] = ()
     words = ""
     if isinstance(messages, str | Mapping) or not messages:
         raise UserError('messages must be a list of turns, such as [{"role": "user", "content": "hello"}]')
@@ -76,7 +78,7 @@ def read_turns(messages: Sequence[Any]) -> Turns:
                 content.append(AUDIO_TAG)
         turns.append(Message(role, "\n".join(content)))
         if role == "user":
-            last = frozenset(kind for kind, _ in parts)
+            last = tuple(kind for kind, _ in parts)
             words = "\n".join(value for kind, value in parts if kind == "text")
     if turns[-1].role != "user":
         raise UserError(f"the last message is the {turns[-1].role}'s; the model answers a user's turn")
@@ -142,14 +144,10 @@ def conversation_query(
     kind: AnswerKind = next(known for known in ANSWERS if known == answer)
     name = _nearest(kind, turns.last)
     like, messages = task(name), turns.messages
-    place = max(i for i, message in enumerate(messages) if message.role == "user")
-
-    def worded(text: str) -> tuple[Message, ...]:
-        request = Message("user", like.user.format(text=text) if name == "t2i" else text)
-        return (*messages[:place], request, *messages[place + 1 :])
-
-    if name == "t2i" and turns.last == {"text"}:
-        messages = worded(turns.text)
+    template = "\n".join(_PLACES[part] for part in dict.fromkeys(turns.last))
+    if name == "t2i" and set(turns.last) == {"text"}:
+        template = like.user
+        messages = (*messages[:-1], Message("user", template.format(text=turns.text)))
     elif like.system and not any(message.role == "system" for message in messages):
         messages = (Message("system", like.system), *messages)
     settings = decoding[name]
@@ -160,7 +158,7 @@ def conversation_query(
         messages=messages,
         answer=kind,
         decoding=settings,
-        worded=worded,
+        worded=reworded(template),
         images=turns.images,
         audios=turns.audios,
         text=turns.text,
@@ -170,7 +168,7 @@ def conversation_query(
     )
 
 
-def _nearest(kind: AnswerKind, last: frozenset[str]) -> str:
+def _nearest(kind: AnswerKind, last: Collection[str]) -> str:
     """The task whose prompt and decoding are nearest to an answer of `kind` to a turn of these parts."""
     if kind == "image":
         return "s2i" if "audio" in last else "t2i"

@@ -10,7 +10,7 @@ from omnidiff_jax.answering.queries import Query, Request, Response, task_query
 from omnidiff_jax.codecs.encode import encode_prompts, fit_image
 from omnidiff_jax.codecs.media import Codecs
 from omnidiff_jax.errors import UserError
-from omnidiff_jax.records import EncodedExample, Message, Record, RejectedRecord, Waveform
+from omnidiff_jax.records import AUDIO_TAG, EncodedExample, Message, Record, RejectedRecord, Waveform
 from omnidiff_jax.sampling.canvas import Answer, Canvas, Prompt, build_canvas
 from omnidiff_jax.sampling.denoiser import Denoiser
 from omnidiff_jax.sampling.guidance import random_text_prompt, unconditional_canvas
@@ -18,6 +18,7 @@ from omnidiff_jax.sampling.loop import sample
 from omnidiff_jax.sampling.results import SampleResult, film, finish_reasons
 from omnidiff_jax.sampling.stopping import Stopping
 from omnidiff_jax.tasks.answers import AnswerForms, Parsed
+from omnidiff_jax.tasks.chat import media_roles
 from omnidiff_jax.tasks.registry import Decoding, Task
 
 SPEECH_TOKENS_PER_SECOND = 12.5
@@ -161,18 +162,30 @@ class Generator:
             return None
         layout = self.codecs.layout
         if decoding.unconditional == "empty":
-            others = [Prompt(layout.prompt([*_systems(query.worded("")), Message("user", "")])) for query in queries]
+            others = [Prompt(layout.prompt([*_systems(query.messages), Message("user", "")])) for query in queries]
         else:
-            others = []
-            for prompt, query in zip(prompts, queries, strict=True):
-                head, tail = self._template(query)
-                text, length = layout.vocabulary.text, len(prompt.tokens)
-                others.append(random_text_prompt(head, tail, length, text, query.seed, query.request_id))
-        return unconditional_canvas(canvas, others, layout.vocabulary, multiple=self._multiple)
+            others = [self._random(prompt, query) for prompt, query in zip(prompts, queries, strict=True)]
+        return unconditional_canvas(canvas, others, layout.vocabulary, speech=layout.speech, multiple=self._multiple)
+
+    def _random(self, prompt: Prompt, query: Query) -> Prompt:
+        """`prompt` with random text for its request, words and media alike; what was said before stays."""
+        layout, start = self.codecs.layout, self.codecs.layout.vocabulary.im_start
+        *before, _ = query.messages
+        # Where special strings are ids, a turn may hold more than its own start.
+        turns = sum(1 + layout.encode_text(message.content).count(start) for message in before)
+        said = prompt.tokens[: np.flatnonzero(prompt.tokens == start)[turns]]
+        head, tail = self._template(query)
+        around = np.concatenate([said, head]), tail
+        other = random_text_prompt(*around, len(prompt.tokens), layout.vocabulary.text, query.seed, query.request_id)
+        roles = media_roles(before, AUDIO_TAG)
+        heard = prompt.frame_counts[: len(roles) - roles.count("assistant")]
+        if not heard or prompt.frames is None:
+            return other
+        return dataclasses.replace(other, frames=prompt.frames[: sum(heard)], frame_counts=heard)
 
     def _template(self, query: Query) -> tuple[np.ndarray, np.ndarray]:
-        """The ids around the request, whatever its words."""
-        one, two = (self.codecs.layout.prompt(query.worded(text)) for text in ("red", "no"))
+        """The ids of the last turn around the request, whatever its words."""
+        one, two = (self.codecs.layout.prompt([Message("user", query.worded(text))]) for text in ("red", "no"))
         shared = min(len(one), len(two))
         head = int(np.cumprod(one[:shared] == two[:shared]).sum())
         tail = int(np.cumprod((one[::-1][:shared] == two[::-1][:shared])[: shared - head]).sum())
