@@ -78,7 +78,10 @@ class Generator:
             UserError: a request lacks what the task needs, or does not fit the canvas.
         """
         decoding = self.decoding(task)
-        return self.decode([task_query(task, request, decoding, self._seed) for request in requests], strips=strips)
+        queries = [task_query(task, request, decoding, self._seed) for request in requests]
+        if len(queries) > 1:
+            queries = [dataclasses.replace(query, number=i) for i, query in enumerate(queries, start=1)]
+        return self.decode(queries, strips=strips)
 
     def decode(self, queries: Sequence[Query], *, strips: bool = False) -> list[Response]:
         """Answers any queries, in order; those that are decoded alike share a batch.
@@ -119,6 +122,7 @@ class Generator:
             multiple=self._multiple,
             rows=self._rows if len(queries) > 1 else None,
             limit=self._limit,
+            names=[query.name for query in queries],
         )
         empty = self._unconditional(decoding, canvas, prompts, queries)
         sampler = decoding.sampler
@@ -132,7 +136,7 @@ class Generator:
         try:
             return encode_prompts(records, self.codecs)
         except RejectedRecord as error:
-            raise UserError(f"{queries[0].what}: {error}") from error
+            raise UserError(f"{queries[error.number].name}: {error}") from error
 
     def _units(self, query: Query) -> int:
         if query.heard is not None:
@@ -146,13 +150,16 @@ class Generator:
         pictures = np.stack([fit_image(query.picture, size) for query in queries])  # type: ignore[arg-type]
         filled = np.concatenate([pictures, np.repeat(pictures[-1:], self._rows - len(pictures), axis=0)])
         codes = np.asarray(self.codecs.images(filled))[: len(queries)]
-        return list(codes), [self._code_hole(query.hole, size) for query in queries]
+        return list(codes), [self._code_hole(query, size) for query in queries]
 
-    def _code_hole(self, hole: np.ndarray | None, size: int) -> np.ndarray:
+    def _code_hole(self, query: Query, size: int) -> np.ndarray:
         """bool [k]: the codes whose patch touches the hole."""
         rows, columns = self.codecs.image_grid
+        hole = query.hole
         if hole is None or hole.shape != (size, size):
-            raise UserError(f"hole has shape {None if hole is None else hole.shape}, it must be ({size}, {size})")
+            raise UserError(
+                f"{query.name}: hole has shape {None if hole is None else hole.shape}, it must be ({size}, {size})"
+            )
         return hole.reshape(rows, size // rows, columns, size // columns).any(axis=(1, 3)).reshape(-1)
 
     def _unconditional(

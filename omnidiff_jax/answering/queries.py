@@ -65,6 +65,7 @@ class Query:
 
     Attributes:
         what: names it in messages: "task t2i".
+        number: of several requests, from 1; 0 = alone.
         messages: the turns so far; their tags stand for `images` and `audios` in order.
         answer: what the answer is made of.
         decoding: how it is generated.
@@ -91,11 +92,17 @@ class Query:
     hole: np.ndarray | None = None
     request_id: int = 0
     seed: int = 0
+    number: int = 0
 
     def __post_init__(self) -> None:
         messages = tuple(Message(message.role, clean(message.content)) for message in self.messages)
         object.__setattr__(self, "messages", messages)
         object.__setattr__(self, "text", clean(self.text))
+
+    @property
+    def name(self) -> str:
+        """What messages call it: "request 2: task t2i", or "task t2i" where it is alone."""
+        return f"{request_name(self.number)}: {self.what}" if self.number else self.what
 
     def check_taught(self, tokenizer: TextTokenizer) -> None:
         """Says on stderr which characters of the request the model was never taught.
@@ -108,7 +115,7 @@ class Query:
             return
         named = f"{' '.join(map(_shown, unknown[:_NAMED]))}{' …' if len(unknown) > _NAMED else ''}"
         if is_blank("".join(character for character in self.text if character not in unknown)):
-            raise UserError(f"{self.what}: the model was never taught: {named}; ask in characters that it knows")
+            raise UserError(f"{self.name}: the model was never taught: {named}; ask in characters that it knows")
         notice(f"{self.what}: the model was never taught {named}; the answer may not be to what was asked")
 
 
@@ -139,6 +146,11 @@ class Response:
     strip: np.ndarray | None = None
     finish: str = "end"
     steps: int = 0
+
+
+def request_name(number: int) -> str:
+    """What messages call one of several requests, counted from 1."""
+    return f"request {number}"
 
 
 def reworded(template: str) -> Callable[[str], str]:
