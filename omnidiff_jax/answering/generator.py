@@ -93,7 +93,7 @@ class Generator:
         alike: dict[Any, list[int]] = {}
         for number, query in enumerate(queries):
             query.check_taught(self.codecs.layout.text)
-            alike.setdefault((query.answer, query.decoding, query.seed), []).append(number)
+            alike.setdefault((query.answer, query.decoding), []).append(number)
         responses: dict[int, Response] = {}
         for numbers in alike.values():
             for start in range(0, len(numbers), self._rows):
@@ -103,8 +103,8 @@ class Generator:
         return [responses[number] for number in range(len(queries))]
 
     def _answer(self, queries: Sequence[Query], strips: bool) -> list[Response]:
-        """One batch; all of one kind of answer, decoding and seed."""
-        kind, decoding, seed = queries[0].answer, queries[0].decoding, queries[0].seed
+        """One batch; all of one kind of answer and decoding."""
+        kind, decoding = queries[0].answer, queries[0].decoding
         prompts = [_prompt(example) for example in self._encode(queries)]
         codes, holes = self._known(queries)
         answers = [
@@ -128,7 +128,7 @@ class Generator:
         sampler = decoding.sampler
         if decoding.stop == "end" and kind not in DRAWN:
             sampler = dataclasses.replace(sampler, stopping=Stopping(vocabulary.im_end))
-        result = sample(self._denoiser, canvas, sampler, seed, empty)
+        result = sample(self._denoiser, canvas, sampler, [query.seed for query in queries], empty)
         return self._read(canvas, result, answers, queries, strips)
 
     def _encode(self, queries: Sequence[Query]) -> list[EncodedExample]:
