@@ -16,6 +16,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from experiments.common import Command
 from experiments.named_model import model_and_config, model_flags, seed_flag
 from omnidiff_jax.answering.conversation import ANSWERS
@@ -24,7 +26,8 @@ from omnidiff_jax.answering.media import to_audio, to_image
 from omnidiff_jax.answering.model import Answer, Model
 from omnidiff_jax.config import suggest
 from omnidiff_jax.errors import UserError
-from omnidiff_jax.files import path
+from omnidiff_jax.files import check_place, path
+from omnidiff_jax.media.image import write_png
 
 COMMAND = Command("chat", __doc__)
 CONFIG = COMMAND.config(at_once=False)
@@ -37,6 +40,7 @@ SEED = COMMAND.integer("seed", "of the sampling noise, below 2^32", 0, minimum=0
 
 def run() -> None:
     folder = path(str(OUT.value))
+    check_place(folder)
     what, options = model_and_config(CONFIG, WORKDIR.value, MODEL.value)
     talk = Talk(load(what, rows=1, **options), str(ANSWER.value), seed_flag(SEED.value))
     print(f"talking to {what}, answers in {talk.form}; /quit ends", file=sys.stderr)
@@ -60,7 +64,9 @@ class Talk:
 
     def __init__(self, model: Model, form: str, seed: int):
         self._model, self.form, self._seed = model, form, seed
-        self._said: list[dict[str, Any]] = []
+        self._said: list[dict[str, Any]] = []  # before the last question
+        self._asked: list[dict[str, Any]] = []
+        self._answer: Answer | None = None  # None where it was empty, or could not be given
         self._parts: list[dict[str, Any]] = []
         self.turns = 0
 
@@ -76,7 +82,7 @@ class Talk:
         """
         word, _, rest = line.partition(" ")
         if word == "/new":
-            self._said, self._parts = [], []
+            self._said, self._asked, self._answer, self._parts = [], [], None, []
             return None
         if word == "/answer":
             if rest.strip() not in ANSWERS:
@@ -88,10 +94,9 @@ class Talk:
             self._parts.append({word[1:]: read(str(Path(rest.strip()).expanduser()))})
             return None
         if word == "/again":
-            if not self._said:
+            if not self._asked:
                 raise UserError("/again: nothing has been asked yet")
             self._seed = (self._seed + 1) % (1 << 32)
-            self._said = self._said[:-1]
             return self._ask()
         if word.startswith("/"):
             raise UserError(f"{word}: {suggest(word, ('/image', '/audio', '/answer', '/again', '/new', '/quit'))}")
@@ -99,22 +104,25 @@ class Talk:
             self._parts.append({"text": line})
         if not self._parts:
             return None
-        asked, self._parts = self._parts, []
-        self._said.append({"role": "user", "content": asked})
-        try:
-            return self._ask()
-        except UserError:
-            self._said = self._said[:-1]  # what could not be answered was not said
-            raise
+        if self._answer is not None:  # what was not answered was not said
+            self._said += [_turn("user", self._asked), _turn("assistant", self._answer)]
+        self._asked, self._answer, self._parts = self._parts, None, []
+        return self._ask()
 
     def _ask(self) -> Answer:
+        """Answers the last question; the answer takes the place of an earlier one."""
         settings = {"length": LENGTH.value} if LENGTH.value and self.form != "image" else {}
-        answer = self._model.chat(self._said, self.form, seed=self._seed, settings=settings)
+        turns = [*self._said, _turn("user", self._asked)]
+        answer = self._model.chat(turns, self.form, seed=self._seed, settings=settings)
         if answer.empty:
             raise UserError("the model's answer is empty; ask another way, or /again")
-        self._said.append({"role": "assistant", "content": answer})
+        self._answer = answer
         self.turns += 1
         return answer
+
+
+def _turn(role: str, content: Any) -> dict[str, Any]:
+    return {"role": role, "content": content}
 
 
 def _read(prompt: str) -> str | None:
@@ -127,11 +135,13 @@ def _read(prompt: str) -> str | None:
 def _leave(answer: Answer, folder: Path, number: int) -> None:
     if answer.text:
         print(answer.text, flush=True)
-    for medium, ending in ((answer.image, "png"), (answer.audio, "wav")):
-        if medium is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            medium.save(folder / f"answer_{number}.{ending}")
-            print(folder / f"answer_{number}.{ending}", flush=True)
+    name = folder / f"answer_{number}"
+    if answer.image is not None:
+        write_png(name.with_suffix(".png"), np.asarray(answer.image))
+        print(name.with_suffix(".png"), flush=True)
+    if answer.audio is not None:
+        answer.audio.save(name.with_suffix(".wav"))
+        print(name.with_suffix(".wav"), flush=True)
     if answer.finish != "end":
         print(f"(finish: {answer.finish})", file=sys.stderr)
 

@@ -12,14 +12,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from experiments.common import Command
 from experiments.named_model import model_and_config, model_flags, seed_flag
 from omnidiff_jax.answering.load import load
 from omnidiff_jax.answering.model import Answer
 from omnidiff_jax.errors import UserError
-from omnidiff_jax.files import path
+from omnidiff_jax.files import check_place, path
 from omnidiff_jax.media.audio import read_audio
-from omnidiff_jax.media.image import read_image
+from omnidiff_jax.media.image import read_image, write_png
 from omnidiff_jax.tasks.registry import TASKS, AnswerKind, task
 from omnidiff_jax.words import is_blank
 
@@ -91,7 +93,7 @@ def out_file(kind: AnswerKind, name: str) -> Path | None:
     """Where an answer's medium goes, with the ending of its form; None for answers in text alone.
 
     Raises:
-        UserError: a folder, or another ending.
+        UserError: a folder, another ending, or a place that cannot be written.
     """
     suffix = SUFFIXES[kind]
     if not suffix:
@@ -101,7 +103,9 @@ def out_file(kind: AnswerKind, name: str) -> Path | None:
         raise UserError(f"--out={name} names no file; give one, such as answer{suffix}")
     if out.suffix and out.suffix.lower() != suffix:
         raise UserError(f"--out={out} must end with {suffix}, the form of this answer")
-    return out if out.suffix else out.with_suffix(suffix)
+    out = out if out.suffix else out.with_suffix(suffix)
+    check_place(out)
+    return out
 
 
 def leave(answer: Answer, kind: AnswerKind, out: Path | None, what: str) -> None:
@@ -111,7 +115,7 @@ def leave(answer: Answer, kind: AnswerKind, out: Path | None, what: str) -> None
     if answer.text:
         print(answer.text)
     if answer.image is not None and out is not None:
-        answer.image.save(out)
+        write_png(out, np.asarray(answer.image))
         print(out)
     if answer.audio is not None and out is not None:
         answer.audio.save(out)

@@ -19,8 +19,11 @@ from omnidiff_jax.signals import INTERRUPTED, PREEMPTED, Terminated, heeded, lea
 # Packages of commands, each with what `omnidiff --help` calls them.
 SCRIPTS = {"experiments": "commands", "experiments.checks": "checks of developers"}
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-# Of a path that the user gave: a file where a folder should be, a folder that is not theirs.
-_UNUSABLE = (errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENAMETOOLONG)
+# Of a path that the user gave: nothing there, a file where a folder should be, a folder that is not theirs.
+_UNUSABLE = (
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+)
 
 
 def main() -> Never:

@@ -57,7 +57,7 @@ DecayRate = Annotated[float, Range(at_least=0, below=1)]
 
 def nearest(name: str, choices: Iterable[str]) -> str:
     """The member of `choices` most like `name`, for "did you mean" messages; "" if nothing is close."""
-    found = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.3)
+    found = difflib.get_close_matches(str(name), list(choices), n=1, cutoff=0.3)
     return found[0] if found else ""
 
 

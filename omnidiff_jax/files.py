@@ -59,6 +59,7 @@ def updated(word: str | os.PathLike[str], names: Sequence[str]) -> Iterator[Path
     """
     if not is_remote(word):
         place = path(word)
+        check_place(place)
         place.mkdir(parents=True, exist_ok=True)
         yield place
         return
@@ -178,6 +179,20 @@ def new_folder(target: Path) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(home, ignore_errors=True)
+
+
+def check_place(target: Path) -> None:
+    """Refuses a file or folder that cannot be written, before the work whose results it is for; nothing is left there.
+
+    Raises:
+        UserError: the nearest folder that is there takes no files.
+    """
+    try:
+        first = target.absolute() if target.is_dir() else target.absolute().parent
+        with tempfile.TemporaryFile(dir=next(folder for folder in (first, *first.parents) if folder.exists())):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error.strerror or error}; choose another folder") from error
 
 
 def check_file(path: str | os.PathLike[str], what: str, max_bytes: int) -> int:

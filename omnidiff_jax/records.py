@@ -82,7 +82,10 @@ class RejectedRecord(Exception):
 
     Attributes:
         reason: a short phrase to count by, the same for every sample with this fault.
+        number: of the sample among those that were asked for together, from 0.
     """
+
+    number = 0
 
     def __init__(self, reason: str, detail: str = ""):
         """Rejects for `reason`, to count by; `detail` is what is wrong in this very sample."""

@@ -1,14 +1,21 @@
 """Named random streams, and noise keyed by sample so that it does not depend on where the sample landed."""
 
 import zlib
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def stream(seed: int | jax.Array, name: str) -> jax.Array:
     """The key of the stream `name` of run `seed`: same in every process, independent across names."""
     return named(jax.random.key(seed), name)
+
+
+def streams(seeds: Sequence[int], name: str) -> jax.Array:
+    """Keys [n]: the stream `name` of each seed."""
+    return jax.vmap(lambda seed: stream(seed, name))(np.asarray(seeds, np.uint32))
 
 
 def named(key: jax.Array, name: str) -> jax.Array:

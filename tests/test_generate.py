@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omni_toys import CODECS, GRID, RATE, SIZE, VOCABULARY, generator, left_half, picture, quick, request, tone
 
+from omnidiff_jax.answering import generator as answering
 from omnidiff_jax.answering.conversation import conversation_query, read_turns
 from omnidiff_jax.answering.media import to_audio
 from omnidiff_jax.answering.queries import Query, Request, task_query
-from omnidiff_jax.codecs.encode import fit_image
+from omnidiff_jax.codecs.encode import encode_prompts, fit_image
 from omnidiff_jax.errors import UserError, notice
-from omnidiff_jax.records import Message, Waveform
+from omnidiff_jax.records import Message, Record, Waveform
 from omnidiff_jax.sampling import Guidance
 from omnidiff_jax.tasks.registry import TASKS, task
 
@@ -89,6 +90,50 @@ def test_guidance_against_both_unconditional_prompts(name, unconditional):
         same(one, other)
 
 
+@pytest.mark.parametrize("name", ["captioning", "vqa", "asr", "s2i", "spoken_vqa", "tts", "inpainting"])
+def test_random_text_stands_for_the_whole_request(name):
+    """Words and media: guidance against it draws to all that was asked, whatever the task."""
+    chosen = task(name)
+    settings = quick(dataclasses.replace(chosen.decoding, unconditional="random"), guidance=Guidance(3.0))
+    requests = [request(chosen, number) for number in range(2)]
+    answers, plain = generator(**{name: settings})(chosen, requests), generator()(chosen, requests)
+    assert any(
+        a.text != b.text
+        or (a.image is not None and (a.image != b.image).any())
+        or not np.array_equal(a.speech, b.speech)
+        for a, b in zip(answers, plain, strict=True)
+    )
+
+
+def test_random_text_leaves_what_was_said_before(monkeypatch):
+    others = []
+    canvas = answering.unconditional_canvas
+    monkeypatch.setattr(
+        answering,
+        "unconditional_canvas",
+        lambda c, prompts, *a, **k: (others.extend(prompts), canvas(c, prompts, *a, **k))[1],
+    )
+    turns = read_turns(
+        [
+            {"role": "user", "content": ["draw", {"audio": tone(0.5)}]},
+            {"role": "assistant", "content": [{"image": picture(1)}, {"audio": tone(0.4)}]},
+            {"role": "user", "text": "red circle"},
+        ]
+    )
+    make, settings = generator(limit=320), quick(task("t2i").decoding, guidance=Guidance(1.5))
+    query = conversation_query(turns, "image", {"t2i": settings})
+    (example,) = encode_prompts([Record(0, "t2i", query.messages, query.images, query.audios)], CODECS)
+    assert make.decode([query])[0].image is not None
+    (other,) = others
+    same = other.tokens == example.tokens
+    head, text = CODECS.layout.encode_text(task("t2i").user.format(text="")), len("red circle")
+    request = len(same) - len(CODECS.layout.prompt([Message("user", "")])) + len("<user\n")
+    assert len(other.tokens) == len(example.tokens) and same[: request - text].all() and not same.all()
+    assert list(other.tokens[request - text - len(head) : request - text]) == head
+    np.testing.assert_array_equal(other.frames, example.frames)
+    assert tuple(other.frame_counts) == tuple(example.frame_counts)
+
+
 def test_strips_end_with_the_answer():
     chosen = task("t2i")
     (answer,) = generator()(chosen, [request(chosen)], strips=True)
@@ -151,7 +196,7 @@ def test_blank_text_is_missing(name, blank):
 def test_requests_that_look_alike_are_one_query(text):
     chosen = task("text_qa")
     spellings = [text.replace("\n", "\r\n")] + [unicodedata.normalize(form, text) for form in ("NFC", "NFD")]
-    asked = [Query("a", (Message("user", one),), "text", chosen.decoding, chosen.prompt, text=one) for one in spellings]
+    asked = [Query("a", (Message("user", one),), "text", chosen.decoding, str, text=one) for one in spellings]
     assert len({(query.messages, query.text) for query in asked}) == 1
     turns = [read_turns([{"role": "user", "content": "x" + one.replace("<", "")}]) for one in spellings]
     assert len({conversation_query(turn, "text", {"text_qa": chosen.decoding}).messages for turn in turns}) == 1

@@ -104,6 +104,20 @@ def test_requests_of_several_tasks_in_one_batch_are_answered_as_alone(toy):
     assert toy.answer_many([]) == [] and together[5].steps == 2 and together[1].steps == 4
 
 
+def test_requests_of_several_seeds_share_a_batch(toy, monkeypatch):
+    sizes, decode = [], toy.generator._answer
+    monkeypatch.setattr(
+        toy.generator, "_answer", lambda queries, strips: (sizes.append(len(queries)), decode(queries, strips))[1]
+    )
+    noisy = {"task": "t2i", "text": "red", "settings": {"temperature": 5.0}}
+    requests = [noisy | {"seed": seed} for seed in (1, 2**32 - 1, 1)]
+    first, second, again = toy.answer_many(requests)
+    assert sizes == [3]
+    same(first, again)
+    assert first.image.tobytes() != second.image.tobytes()
+    same(second, toy.answer_many([requests[1]])[0])
+
+
 def test_settings_hold_for_one_request(toy):
     assert toy.answer("text_qa", text="red", settings={"steps": 2}).steps == 2
     assert toy.answer("text_qa", text="red", settings={"sampler": {"steps": 3}}).steps == 3

@@ -12,6 +12,7 @@ from sampling_toys import VOCABULARY, make_toy, toy_denoiser, toy_logits
 
 from omnidiff_jax.config import build
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.rng import stream, streams
 from omnidiff_jax.sampling import (
     AllowedSets,
     Blocks,
@@ -23,6 +24,7 @@ from omnidiff_jax.sampling import (
     Position,
     Prefill,
     Prompt,
+    RandomOrder,
     ReleasedCandidates,
     Repetition,
     SamplerConfig,
@@ -163,6 +165,21 @@ def test_invariants(config, seed):
         alone = sample(denoiser, one_row(canvas, b), config, seed, unconditional=one_row(other, b))
         np.testing.assert_array_equal(alone.tokens[0], result.tokens[b])
         assert alone.steps[0] == result.steps[b]
+
+
+def test_every_row_may_have_a_seed_of_its_own():
+    """Noise is keyed by (seed, id): rows of several seeds are answered as among their own."""
+    seeds = (0, 7, 2**31, 2**32 - 1)
+    keys = streams(seeds, "sampling")
+    for key, seed in zip(keys, seeds, strict=True):
+        np.testing.assert_array_equal(jax.random.key_data(key), jax.random.key_data(stream(seed, "sampling")))
+    canvas, _ = canvases(3)
+    config = SamplerConfig(steps=4, filters=Filters(temperature=5.0), confidence=RandomOrder())
+    denoiser = toy_denoiser(make_toy(3))
+    rows = seeds[1 : 1 + ROWS]
+    mixed = sample(denoiser, canvas, config, rows)
+    for b, seed in enumerate(rows):
+        np.testing.assert_array_equal(mixed.tokens[b], sample(denoiser, canvas, config, seed).tokens[b])
 
 
 def test_one_confidence_commits_from_the_left():

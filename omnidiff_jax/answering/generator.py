@@ -10,7 +10,7 @@ from omnidiff_jax.answering.queries import Query, Request, Response, task_query
 from omnidiff_jax.codecs.encode import encode_prompts, fit_image
 from omnidiff_jax.codecs.media import Codecs
 from omnidiff_jax.errors import UserError
-from omnidiff_jax.records import EncodedExample, Message, Record, RejectedRecord, Waveform
+from omnidiff_jax.records import AUDIO_TAG, EncodedExample, Message, Record, RejectedRecord, Waveform
 from omnidiff_jax.sampling.canvas import Answer, Canvas, Prompt, build_canvas
 from omnidiff_jax.sampling.denoiser import Denoiser
 from omnidiff_jax.sampling.guidance import random_text_prompt, unconditional_canvas
@@ -18,6 +18,7 @@ from omnidiff_jax.sampling.loop import sample
 from omnidiff_jax.sampling.results import SampleResult, film, finish_reasons
 from omnidiff_jax.sampling.stopping import Stopping
 from omnidiff_jax.tasks.answers import AnswerForms, Parsed
+from omnidiff_jax.tasks.chat import media_roles
 from omnidiff_jax.tasks.registry import Decoding, Task
 
 SPEECH_TOKENS_PER_SECOND = 12.5
@@ -77,7 +78,10 @@ class Generator:
             UserError: a request lacks what the task needs, or does not fit the canvas.
         """
         decoding = self.decoding(task)
-        return self.decode([task_query(task, request, decoding, self._seed) for request in requests], strips=strips)
+        queries = [task_query(task, request, decoding, self._seed) for request in requests]
+        if len(queries) > 1:
+            queries = [dataclasses.replace(query, number=i) for i, query in enumerate(queries, start=1)]
+        return self.decode(queries, strips=strips)
 
     def decode(self, queries: Sequence[Query], *, strips: bool = False) -> list[Response]:
         """Answers any queries, in order; those that are decoded alike share a batch.
@@ -89,7 +93,7 @@ class Generator:
         alike: dict[Any, list[int]] = {}
         for number, query in enumerate(queries):
             query.check_taught(self.codecs.layout.text)
-            alike.setdefault((query.answer, query.decoding, query.seed), []).append(number)
+            alike.setdefault((query.answer, query.decoding), []).append(number)
         responses: dict[int, Response] = {}
         for numbers in alike.values():
             for start in range(0, len(numbers), self._rows):
@@ -99,8 +103,8 @@ class Generator:
         return [responses[number] for number in range(len(queries))]
 
     def _answer(self, queries: Sequence[Query], strips: bool) -> list[Response]:
-        """One batch; all of one kind of answer, decoding and seed."""
-        kind, decoding, seed = queries[0].answer, queries[0].decoding, queries[0].seed
+        """One batch; all of one kind of answer and decoding."""
+        kind, decoding = queries[0].answer, queries[0].decoding
         prompts = [_prompt(example) for example in self._encode(queries)]
         codes, holes = self._known(queries)
         answers = [
@@ -118,12 +122,13 @@ class Generator:
             multiple=self._multiple,
             rows=self._rows if len(queries) > 1 else None,
             limit=self._limit,
+            names=[query.name for query in queries],
         )
         empty = self._unconditional(decoding, canvas, prompts, queries)
         sampler = decoding.sampler
         if decoding.stop == "end" and kind not in DRAWN:
             sampler = dataclasses.replace(sampler, stopping=Stopping(vocabulary.im_end))
-        result = sample(self._denoiser, canvas, sampler, seed, empty)
+        result = sample(self._denoiser, canvas, sampler, [query.seed for query in queries], empty)
         return self._read(canvas, result, answers, queries, strips)
 
     def _encode(self, queries: Sequence[Query]) -> list[EncodedExample]:
@@ -131,7 +136,7 @@ class Generator:
         try:
             return encode_prompts(records, self.codecs)
         except RejectedRecord as error:
-            raise UserError(f"{queries[0].what}: {error}") from error
+            raise UserError(f"{queries[error.number].name}: {error}") from error
 
     def _units(self, query: Query) -> int:
         if query.heard is not None:
@@ -145,13 +150,16 @@ class Generator:
         pictures = np.stack([fit_image(query.picture, size) for query in queries])  # type: ignore[arg-type]
         filled = np.concatenate([pictures, np.repeat(pictures[-1:], self._rows - len(pictures), axis=0)])
         codes = np.asarray(self.codecs.images(filled))[: len(queries)]
-        return list(codes), [self._code_hole(query.hole, size) for query in queries]
+        return list(codes), [self._code_hole(query, size) for query in queries]
 
-    def _code_hole(self, hole: np.ndarray | None, size: int) -> np.ndarray:
+    def _code_hole(self, query: Query, size: int) -> np.ndarray:
         """bool [k]: the codes whose patch touches the hole."""
         rows, columns = self.codecs.image_grid
+        hole = query.hole
         if hole is None or hole.shape != (size, size):
-            raise UserError(f"hole has shape {None if hole is None else hole.shape}, it must be ({size}, {size})")
+            raise UserError(
+                f"{query.name}: hole has shape {None if hole is None else hole.shape}, it must be ({size}, {size})"
+            )
         return hole.reshape(rows, size // rows, columns, size // columns).any(axis=(1, 3)).reshape(-1)
 
     def _unconditional(
@@ -161,18 +169,30 @@ class Generator:
             return None
         layout = self.codecs.layout
         if decoding.unconditional == "empty":
-            others = [Prompt(layout.prompt([*_systems(query.worded("")), Message("user", "")])) for query in queries]
+            others = [Prompt(layout.prompt([*_systems(query.messages), Message("user", "")])) for query in queries]
         else:
-            others = []
-            for prompt, query in zip(prompts, queries, strict=True):
-                head, tail = self._template(query)
-                text, length = layout.vocabulary.text, len(prompt.tokens)
-                others.append(random_text_prompt(head, tail, length, text, query.seed, query.request_id))
-        return unconditional_canvas(canvas, others, layout.vocabulary, multiple=self._multiple)
+            others = [self._random(prompt, query) for prompt, query in zip(prompts, queries, strict=True)]
+        return unconditional_canvas(canvas, others, layout.vocabulary, speech=layout.speech, multiple=self._multiple)
+
+    def _random(self, prompt: Prompt, query: Query) -> Prompt:
+        """`prompt` with random text for its request, words and media alike; what was said before stays."""
+        layout, start = self.codecs.layout, self.codecs.layout.vocabulary.im_start
+        *before, _ = query.messages
+        # Where special strings are ids, a turn may hold more than its own start.
+        turns = sum(1 + layout.encode_text(message.content).count(start) for message in before)
+        said = prompt.tokens[: np.flatnonzero(prompt.tokens == start)[turns]]
+        head, tail = self._template(query)
+        around = np.concatenate([said, head]), tail
+        other = random_text_prompt(*around, len(prompt.tokens), layout.vocabulary.text, query.seed, query.request_id)
+        roles = media_roles(before, AUDIO_TAG)
+        heard = prompt.frame_counts[: len(roles) - roles.count("assistant")]
+        if not heard or prompt.frames is None:
+            return other
+        return dataclasses.replace(other, frames=prompt.frames[: sum(heard)], frame_counts=heard)
 
     def _template(self, query: Query) -> tuple[np.ndarray, np.ndarray]:
-        """The ids around the request, whatever its words."""
-        one, two = (self.codecs.layout.prompt(query.worded(text)) for text in ("red", "no"))
+        """The ids of the last turn around the request, whatever its words."""
+        one, two = (self.codecs.layout.prompt([Message("user", query.worded(text))]) for text in ("red", "no"))
         shared = min(len(one), len(two))
         head = int(np.cumprod(one[:shared] == two[:shared]).sum())
         tail = int(np.cumprod((one[::-1][:shared] == two[::-1][:shared])[: shared - head]).sum())

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from omnidiff_jax.answering.asked import SEEDS, group, location, shown, whole
 from omnidiff_jax.answering.generator import Generator
 from omnidiff_jax.answering.model import Model
 from omnidiff_jax.buckets import is_remote
@@ -47,13 +48,22 @@ def load(
         config: folders of weights only: everything else about the model, such as its longest row.
 
     Raises:
-        UserError: nothing of the kind there, tokenizers other than those it was trained with, or damaged files.
+        UserError: an argument that cannot be, or that a run has of its own; nothing of the kind there, tokenizers other
+            than those it was trained with, or damaged files.
     """
-    for folder in (tokenizers or {}).values():
+    rows, seed = whole(rows, "rows", 1, 1 << 16), whole(seed, "seed", 0, SEEDS)
+    decoding = group(decoding, "decoding", '{"t2i": {"sampler": {"steps": 8}}}')
+    tokenizers = group(tokenizers, "tokenizers", '{"image": FOLDER}')
+    if not isinstance(config, RunConfig | None):
+        raise UserError(f"config = {shown(config)} must be a RunConfig: runs.config.run_config(mapping) makes one")
+    for folder in tokenizers.values():
         if isinstance(folder, str):
             fetch_ahead(folder)
-    place, name = _place(what), str(what)
+    place, name = _place(location(what, "what")), str(what)
     if runs.is_run(place):
+        for option, given in (("tokenizers", tokenizers), ("config", config)):
+            if given:
+                raise UserError(f"{name} is a run, which has its own {option}; leave out {option}=")
         found = runs.newest(place)
         opened = _with(found.config, decoding, None)
         ready = open_tokenizers(opened.tokenizers)
@@ -85,8 +95,8 @@ def _with(config: RunConfig, decoding: Mapping[str, Any] | None, tokenizers: Map
         return config
     content = to_dict(config)
     changes = {"decoding": decoding or {}, "tokenizers": tokenizers or {}}
-    for group, values in changes.items():
-        content[group] = overlaid(content[group], values)
+    for name, values in changes.items():
+        content[name] = overlaid(content[name], values)
     return run_config(content)
 
 

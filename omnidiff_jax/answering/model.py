@@ -8,10 +8,11 @@ import numpy as np
 from PIL import Image
 
 from omnidiff_jax.answering import film as films
+from omnidiff_jax.answering.asked import SEEDS, group, several, switch, told_of, whole, words
 from omnidiff_jax.answering.conversation import conversation_query, read_turns
 from omnidiff_jax.answering.generator import Generator
 from omnidiff_jax.answering.media import Audio, to_audio, to_hole, to_image
-from omnidiff_jax.answering.queries import SHORT, Query, Request, Response, adjusted, task_query
+from omnidiff_jax.answering.queries import SHORT, Query, Request, Response, adjusted, request_name, task_query
 from omnidiff_jax.config import nearest, suggest
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.media.image import is_plain
@@ -20,6 +21,7 @@ from omnidiff_jax.tasks.registry import TASKS, AnswerKind, Decoding, task
 _OPTIONS = ("seed", "settings", "film")
 _ASKED = ("text", "image", "audio", "hole", *_OPTIONS)
 _SAID = ("answer", *_OPTIONS)
+_TASK, _CONVERSATION = ("task", *_ASKED), ("messages", *_SAID)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,15 +109,20 @@ class Model:
             requests: each with the arguments of `answer`, or of `chat`, by name.
 
         Raises:
-            UserError: as `answer` and `chat`, naming the request by its number.
+            UserError: as `answer` and `chat`; where there are several, it begins with the request's number.
         """
+        example = '[{"task": "t2i", "text": "a red circle"}]'
+        asked = several(requests, "requests", example)
         queries, shown = [], []
-        for number, request in enumerate(requests, start=1):
-            where = f"request {number}" if len(requests) > 1 else "the request"
-            known = ("messages", *_SAID) if "messages" in request else ("task", *_ASKED)
+        for number, request in enumerate(asked, start=1):
+            where = request_name(number) if len(asked) > 1 else "the request"
+            if not isinstance(request, Mapping):
+                raise UserError(f"{where} must be a mapping, as in {example}, not {type(request).__name__}")
+            known = _CONVERSATION if "messages" in request else _TASK
             _refuse(request, (*known, "request_id"), where)
-            queries.append(self._query(request, where))
-            shown.append(bool(request.get("film")))
+            with told_of(where if len(asked) > 1 else ""):
+                shown.append(switch(request.get("film"), "film"))
+                queries.append(dataclasses.replace(self._query(request), number=number if len(asked) > 1 else 0))
         responses: list[Response | None] = [None] * len(queries)
         for filmed in (False, True):
             chosen = [i for i, film in enumerate(shown) if film == filmed]
@@ -150,19 +157,18 @@ class Model:
         request = {"messages": messages, "answer": answer, "seed": seed, "settings": settings, "film": film}
         return self.answer_many([request])[0]
 
-    def _query(self, request: Mapping[str, Any], where: str) -> Query:
-        seed, settings = request.get("seed", 0), request.get("settings") or {}
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 32:
-            raise UserError(f"{where}: seed = {seed!r} must be a whole number from 0 to 2^32 - 1")
-        identity = int(request.get("request_id", 0))
+    def _query(self, request: Mapping[str, Any]) -> Query:
+        settings = group(request.get("settings"), "settings", '{"steps": 8}')
+        seed = whole(request.get("seed", 0), "seed", 0, SEEDS)
+        identity = whole(request.get("request_id", 0), "request_id", 0, SEEDS)
         if "messages" in request:
             turns = read_turns(request["messages"])
             answer = request.get("answer", "text")
             query = conversation_query(turns, answer, self.decoding, seed=seed, request_id=identity)
         elif "task" in request:
-            chosen = task(request["task"])
+            chosen = task(words(request["task"], "task"))
             asked = Request(
-                text=request.get("text") or "",
+                text="" if request.get("text") is None else words(request["text"], "text"),
                 image=None if request.get("image") is None else to_image(request["image"]),
                 audio=None if request.get("audio") is None else to_audio(request["audio"]),
                 hole=None if request.get("hole") is None else to_hole(request["hole"], self.picture_size),
@@ -170,9 +176,9 @@ class Model:
             )
             query = task_query(chosen, asked, self.decoding[chosen.name], seed)
         else:
-            raise UserError(f"{where} names neither a task ({suggest('', TASKS)}) nor messages")
+            raise UserError(f"the request names neither a task ({suggest('', TASKS)}) nor messages")
         if "length" in settings and query.answer in ("image", "hole"):
-            raise UserError(f"{where}: its answer has the length of a picture; leave out the setting length")
+            raise UserError("the answer has the length of a picture; leave out the setting length")
         return dataclasses.replace(query, decoding=adjusted(query.decoding, settings))
 
     @property
@@ -196,10 +202,15 @@ class Model:
 
 
 def _refuse(names: Iterable[str], known: Sequence[str], where: str) -> None:
-    """Raises a `UserError` for the first name that is not known, with the nearest; a setting is shown in its place."""
+    """Raises a `UserError` for the first name that is not known, with the nearest; a setting is shown in its place.
+
+    What only the other form of request takes has no nearest: all is named that this one takes.
+    """
     for name in names:
         if name not in known:
             close = nearest(name, [*known, *SHORT, "length"])
             setting = close and close not in known
             hint = f"did you mean settings={{{close!r}: …}}?" if setting else suggest(name, known)
+            if name in _TASK or name in _CONVERSATION:
+                hint = f"this takes {', '.join(known)}"
             raise UserError(f"{where}: unknown argument {name!r}; {hint}")

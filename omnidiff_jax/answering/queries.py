@@ -1,6 +1,7 @@
 """What is asked of a model, and what it gives back, with media in memory."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,6 +24,10 @@ SHORT = {
     "repetition": "sampler.repetition.penalty",
     "block": "sampler.blocks.size",
 }
+
+# The place of the words in a user's turn, and those of media.
+TEXT = "{text}"
+_TAG = f"{re.escape(IMAGE_TAG)}|{re.escape(AUDIO_TAG)}"
 
 # Unknown characters that a message names.
 _NAMED = 12
@@ -60,10 +65,11 @@ class Query:
 
     Attributes:
         what: names it in messages: "task t2i".
+        number: of several requests, from 1; 0 = alone.
         messages: the turns so far; their tags stand for `images` and `audios` in order.
         answer: what the answer is made of.
         decoding: how it is generated.
-        worded: the conversation with other words for the last request; guidance by random text asks it.
+        worded: the last request in other words and without its media; guidance by random text asks it.
         images: uint8 [H, W, 3].
         audios: waveforms.
         text: of the last request, whose size an adaptive length is reckoned from, where `heard` is None.
@@ -77,7 +83,7 @@ class Query:
     messages: tuple[Message, ...]
     answer: AnswerKind
     decoding: Decoding
-    worded: Callable[[str], tuple[Message, ...]]
+    worded: Callable[[str], str]
     images: tuple[np.ndarray, ...] = ()
     audios: tuple[Waveform, ...] = ()
     text: str = ""
@@ -86,11 +92,17 @@ class Query:
     hole: np.ndarray | None = None
     request_id: int = 0
     seed: int = 0
+    number: int = 0
 
     def __post_init__(self) -> None:
         messages = tuple(Message(message.role, clean(message.content)) for message in self.messages)
         object.__setattr__(self, "messages", messages)
         object.__setattr__(self, "text", clean(self.text))
+
+    @property
+    def name(self) -> str:
+        """What messages call it: "request 2: task t2i", or "task t2i" where it is alone."""
+        return f"{request_name(self.number)}: {self.what}" if self.number else self.what
 
     def check_taught(self, tokenizer: TextTokenizer) -> None:
         """Says on stderr which characters of the request the model was never taught.
@@ -103,7 +115,7 @@ class Query:
             return
         named = f"{' '.join(map(_shown, unknown[:_NAMED]))}{' …' if len(unknown) > _NAMED else ''}"
         if is_blank("".join(character for character in self.text if character not in unknown)):
-            raise UserError(f"{self.what}: the model was never taught: {named}; ask in characters that it knows")
+            raise UserError(f"{self.name}: the model was never taught: {named}; ask in characters that it knows")
         notice(f"{self.what}: the model was never taught {named}; the answer may not be to what was asked")
 
 
@@ -136,6 +148,22 @@ class Response:
     steps: int = 0
 
 
+def request_name(number: int) -> str:
+    """What messages call one of several requests, counted from 1."""
+    return f"request {number}"
+
+
+def reworded(template: str) -> Callable[[str], str]:
+    """A request in other words and without its media, of a user's turn with `{text}` and tags in it.
+
+    The words stand where the request's did, or in place of the first medium where it had none.
+    """
+    if TEXT not in template:
+        template = re.sub(_TAG, TEXT, template, count=1)
+    bare = re.sub(_TAG, "", template)
+    return lambda text: bare.replace(TEXT, text)
+
+
 def task_query(task: Task, request: Request, decoding: Decoding, seed: int = 0) -> Query:
     """A task's request as the conversation it is.
 
@@ -150,7 +178,7 @@ def task_query(task: Task, request: Request, decoding: Decoding, seed: int = 0) 
         messages=messages,
         answer=task.answer,
         decoding=decoding,
-        worded=task.prompt,
+        worded=reworded(task.user),
         images=(request.image,) if IMAGE_TAG in content and request.image is not None else (),
         audios=(request.audio,) if AUDIO_TAG in content and request.audio is not None else (),
         text=request.text,

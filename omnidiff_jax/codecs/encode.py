@@ -61,11 +61,12 @@ def encode_prompts(records: Sequence[Record], codecs: Codecs) -> list[EncodedExa
     """Generation prompts: the turns of each record, then the assistant's header; nothing is a target.
 
     Raises:
-        RejectedRecord: a record cannot be encoded.
+        RejectedRecord: a record cannot be encoded; its `number` says which.
     """
     results = _encode(records, codecs, generate=True)
-    for result in results:
+    for number, result in enumerate(results):
         if isinstance(result, RejectedRecord):
+            result.number = number
             raise result
     return [result for result in results if isinstance(result, EncodedExample)]
 

@@ -4,7 +4,7 @@ import dataclasses
 import io
 import os
 import struct
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Literal
 
 import numpy as np
@@ -12,7 +12,7 @@ import soundfile
 
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.fetching import local_copy
-from omnidiff_jax.files import check_file, write_bytes
+from omnidiff_jax.files import check_file, write_bytes, written
 from omnidiff_jax.media.speech import ChannelMix
 from omnidiff_jax.records import Waveform
 
@@ -83,12 +83,16 @@ def read_audio(
 
 
 def write_wav(path: str | os.PathLike[str], waveform: Waveform) -> None:
-    """Writes 16-bit PCM, whole or not at all.
+    """Writes 16-bit PCM, whole or not at all, here or in a bucket.
 
     Raises:
-        UserError: a sample is not finite, or the file cannot be written.
+        UserError: a sample is not finite, a name that does not end with .wav, or the file cannot be written.
     """
-    write_bytes(path, wav_bytes(waveform))
+    if PurePath(path).suffix.lower() != ".wav":
+        raise UserError(f"{os.fspath(path)!r} must end with .wav, the form that speech is written in")
+    content = wav_bytes(waveform)
+    with written(path) as place:
+        write_bytes(place, content)
 
 
 def wav_bytes(waveform: Waveform) -> bytes:

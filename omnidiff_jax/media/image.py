@@ -62,7 +62,7 @@ def read_image(path: str | os.PathLike[str], limits: ImageLimits = ImageLimits()
 
 
 def write_png(path: str | os.PathLike[str], image: np.ndarray) -> None:
-    """Writes uint8 [H, W, 3], whole or not at all.
+    """Writes uint8 [H, W, 3], whole or not at all; missing folders are made.
 
     Raises:
         UserError: the file cannot be written.

@@ -184,6 +184,7 @@ def build_canvas(
     multiple: int = 32,
     rows: int | None = None,
     limit: int | None = None,
+    names: Sequence[str] = (),
 ) -> Canvas:
     """Lays prompts and answers out in rows of one length, so that repeated calls reuse compiled code.
 
@@ -197,6 +198,7 @@ def build_canvas(
         multiple: L (and the frame buffer) is rounded up to a multiple of this.
         rows: B; the batch is filled up with empty rows. None = as many as examples.
         limit: longest prompt + answer allowed.
+        names: what messages call the examples; "example 0" and so on where there are none.
 
     Raises:
         UserError: a prompt and answer longer than `limit`; speech frames that do not match the context-of-audio
@@ -210,9 +212,9 @@ def build_canvas(
     lengths = [len(p.tokens) + len(a) for p, a in zip(prompts, answers, strict=True)]
     for i, n in enumerate(lengths):
         if limit is not None and n > limit:
-            heard = seconds_of(prompts[i].frame_counts, n - limit)
+            heard, name = seconds_of(prompts[i].frame_counts, n - limit), names[i] if names else f"example {i}"
             raise UserError(
-                f"example {i}: prompt of {len(prompts[i].tokens)} tokens{heard} and answer of {len(answers[i])} need "
+                f"{name}: prompt of {len(prompts[i].tokens)} tokens{heard} and answer of {len(answers[i])} need "
                 f"{n} positions, the canvas has {limit}; shorten the prompt or the answer"
             )
     length = bucket(max(lengths, default=0), multiple)

@@ -7,6 +7,7 @@ so that `SampleResult.commit_step` is the history (`results.film`).
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -30,19 +31,23 @@ Carry = tuple[jax.Array, SampleResult, Any]
 
 
 def sample(
-    denoiser: Denoiser, canvas: Canvas, config: SamplerConfig, seed: int = 0, unconditional: Canvas | None = None
+    denoiser: Denoiser,
+    canvas: Canvas,
+    config: SamplerConfig,
+    seed: int | Sequence[int] = 0,
+    unconditional: Canvas | None = None,
 ) -> SampleResult:
     """Fills the masked positions of `canvas`.
 
     Calls with equal shapes, model functions and config share compiled code, whatever the number of steps, schedule
-    and blocks. An example's answer depends on the seed, its id and its own row, not on the batch around it (up to
+    and blocks. An example's answer depends on its seed, its id and its own row, not on the batch around it (up to
     the rounding of matrix products of other sizes).
 
     Args:
         denoiser: the model.
         canvas: host arrays, from `build_canvas`.
         config: how to decode.
-        seed: of the noise (temperatures above 0, random order); unused otherwise.
+        seed: of the noise (temperatures above 0, random order), unused otherwise; one for all examples or for each.
         unconditional: from `unconditional_canvas`; needed by guidance, else ignored.
 
     Raises:
@@ -59,7 +64,9 @@ def sample(
             )
         canvas = stack_canvases(canvas, unconditional)
     static = _static(config, int(generate.sum()), canvas.generate.size, length)
-    return _run(denoiser, canvas, plan, rng.stream(seed, "sampling"), **static)
+    rows = len(plan.steps)
+    seeds = [*seed, *[0] * (rows - len(seed))] if isinstance(seed, Sequence) else [seed] * rows
+    return _run(denoiser, canvas, plan, rng.streams(seeds, "sampling"), **static)
 
 
 def trace_sampler(denoiser: Denoiser, canvas: Canvas, config: SamplerConfig, *, rows: int, answer: int) -> Any:
@@ -80,8 +87,8 @@ def trace_sampler(denoiser: Denoiser, canvas: Canvas, config: SamplerConfig, *, 
 
     columns = abstract(rows, steps)
     plan: Any = Plan(abstract(rows, steps, dtype=jnp.float32), columns, columns, abstract(rows))
-    key = jax.eval_shape(lambda: rng.stream(0, "sampling"))
-    return _run.trace(denoiser, canvas, plan, key, **_static(config, rows * answer, canvas.generate.size, length))
+    noise = jax.eval_shape(lambda: rng.streams([0] * rows, "sampling"))
+    return _run.trace(denoiser, canvas, plan, noise, **_static(config, rows * answer, canvas.generate.size, length))
 
 
 def _static(config: SamplerConfig, masks: int, positions: int, length: int) -> dict[str, Any]:
@@ -98,14 +105,17 @@ def _run(
     denoiser: Denoiser,
     canvas: Canvas,
     plan: Plan,
-    key: jax.Array,
+    noise: jax.Array,
     *,
     config: SamplerConfig,
     chunk: int,
     capacity: int,
     length: int,
 ) -> SampleResult:
-    """See `sample`. `canvas` has 2B rows under guidance; the result has the first `length` positions of its first B."""
+    """See `sample`.
+
+    `noise` is B keys. `canvas` has 2B rows under guidance; the result has the first `length` positions of its first B.
+    """
     batch, mask_id, ids = len(plan.steps), canvas.mask_id, canvas.example_ids[: len(plan.steps)]
     generate, answer_length = canvas.generate[:batch], canvas.answer_length[:batch]
     state = config.cache.init(denoiser, canvas)
@@ -132,7 +142,7 @@ def _run(
         progress = step.astype(jnp.float32) / jnp.maximum(plan.steps, 1)
 
         def keys(name: str) -> jax.Array:
-            return rng.sample_keys(rng.named(key, name), ids, jnp.full((batch,), step))
+            return jax.vmap(lambda key, i: rng.sample_keys(rng.named(key, name), i, step))(noise, ids)
 
         tables = RowTables(
             groups=canvas.groups[:batch],

@@ -41,7 +41,7 @@ class Decoding:
         stop: "end" finishes an answer of text or speech once the turn's end stands before its first mask; "never"
             decodes every position, as the released code does.
         unconditional: prompt of the unconditional canvas under guidance: the task's "empty" prompt, or "random" text of
-            the same length (released T2I).
+            the same length in place of the request, its words and media (released T2I).
     """
 
     sampler: SamplerConfig = SamplerConfig()
