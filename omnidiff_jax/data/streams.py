@@ -163,8 +163,8 @@ class Stream(grain.DatasetIterator):
         self._interleave.taken = [named["taken"].get(name, 0) for name in self._names]
         self._draws = [named["draws"].get(name, 0) for name in self._names]
         self.rejected = collections.Counter(named["rejected"])
-        self._packer.resume([[self._sized(draw) for draw in row] for row in named["open"]])
-        self._ready = collections.deque([[self._sized(draw)[0] for draw in row] for row in named["ready"]])
+        self._packer.resume([self._row(row) for row in named["open"]])
+        self._ready = collections.deque([[item for item, _, _ in self._row(row)] for row in named["ready"]])
 
     def _start_stage(self, stage: int) -> Interleave:
         return Interleave(self._corpus.shares[stage], self._number)
@@ -187,6 +187,21 @@ class Stream(grain.DatasetIterator):
             return
         reasons = ", ".join(f"{reason} ({count})" for reason, count in self.rejected.most_common(3))
         raise UserError(f"no sample of the data sets can be used: {reasons}")
+
+    def _row(self, draws: Sequence[tuple[str, int]]) -> list[tuple[tuple[Draw, Sample], int, int]]:
+        """The samples of a row of a saved state, with their sizes."""
+        row = [self._sized(draw) for draw in draws]
+        tokens, frames = sum(size for _, size, _ in row), sum(size for _, _, size in row)
+        if not self._packer.fits(tokens, frames):
+            names = ", ".join(sorted({repr(name) for name, _ in draws}))
+            packing = self._config.packing
+            raise UserError(
+                f"the saved data state has a row that fits no longer: its samples of {names} take {tokens} tokens and "
+                f"{frames} speech frames, a row has {packing.length} and {packing.frames}; their data changed, or an "
+                "earlier version saved it, which padded JSONL lines by their path: go on with that version, or start "
+                "another --workdir with config.init.folder set to this one"
+            )
+        return row
 
     def _sized(self, draw: tuple[str, int]) -> tuple[tuple[Draw, Sample], int, int]:
         name, count = draw
