@@ -138,7 +138,8 @@ def build(source: str | os.PathLike[str], target: Path, name: str, speaker: Spea
     """Builds an SDVI set on disk, whole or not at all: `data.jsonl` in the released format, `audios/`, `images/`.
 
     Args:
-      source: JSONL of visual question answering (for "spoken_vqa") or text-to-image pairs (for "s2i"); may lie in a bucket.
+      source: JSONL of visual question answering (for "spoken_vqa") or text-to-image pairs (for "s2i"), in a bucket or
+        not.
       target: folder to make; must not exist. Images are hard links where the file system allows.
       name: of the task, "spoken_vqa" or "s2i".
       speaker: makes the speech.
