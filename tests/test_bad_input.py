@@ -337,6 +337,14 @@ def test_folders_without_a_run(refusal, tiny, tmp_path):
     assert not (tmp_path / "absent").exists()
 
 
+def test_another_config_is_refused_before_data_are_built(refusal, tiny, tmp_path):
+    shutil.copytree(tiny[1], tmp_path / "run")
+    generated = (f"--config={tiny[0].with_name('tiny.py')}", "--config.batch_size=8")
+    said = refusal(train_command, *generated, f"--workdir={tmp_path / 'run'}")
+    assert "checkpoint 1 of --workdir was trained with config." in said
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoints"]
+
+
 def test_a_checkpoint_of_another_config(refusal, tiny):
     config, workdir = tiny
     before = sorted(path.relative_to(workdir) for path in workdir.rglob("*"))
