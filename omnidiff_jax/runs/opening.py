@@ -17,13 +17,14 @@ from omnidiff_jax.data.sources import Source
 from omnidiff_jax.fetching import ahead, local_copy, outcome
 from omnidiff_jax.records import EncodedExample
 from omnidiff_jax.runs.config import RunConfig, run_config
+from omnidiff_jax.runs.resume import check_resume
 from omnidiff_jax.sharding.mesh import batch_parts, batch_sharding
 from omnidiff_jax.tokenizers.assets import shipped_models
 from omnidiff_jax.training.checkpoint import stored_config
 from omnidiff_jax.training.held_out import HeldOutLoss
 from omnidiff_jax.training.initial import load_initial
 from omnidiff_jax.training.model_program import OmniProgram
-from omnidiff_jax.training.run import Run, refuse_difference
+from omnidiff_jax.training.run import Run
 from omnidiff_jax.training.workdir import local_run
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class ModelRun(Run):
     program: OmniProgram
 
     def check_same(self, content: Mapping[str, Any], where: str) -> None:
-        refuse_difference(run_config(content), self.config, where)
+        check_resume(run_config(content), self.config, where)
 
 
 Sources = Mapping[str, Source[EncodedExample]]
