@@ -257,7 +257,7 @@ def override(config: ConfigDict, overrides: Iterable[str], file: str) -> ConfigD
 
 def _run_config_file(file: str) -> ConfigDict:
     name, _, argument = file.partition(":")
-    path = Path(name)
+    path = Path(name).expanduser()
     if not path.exists() and name.startswith("experiments/"):
         path = PROJECT / name
     if not path.is_file():

@@ -25,7 +25,6 @@ from omnidiff_jax.data.check import check_jsonl, report_lines
 from omnidiff_jax.data.readers import SourceConfig
 from omnidiff_jax.data.storage import MANIFEST
 from omnidiff_jax.errors import UserError
-from omnidiff_jax.fetching import local_copy
 from omnidiff_jax.files import whole_folders
 from omnidiff_jax.runs.config import run_config
 from omnidiff_jax.tasks.registry import TASKS
@@ -86,7 +85,7 @@ def _build(out: Path) -> dict[str, dict[str, object]]:
 def _build_sdvi(out: Path, source: str) -> dict[str, dict[str, object]]:
     if TASK.value is None:
         raise UserError("--sdvi needs --task: spoken_vqa or s2i")
-    return {TASK.value: build_sdvi(local_copy(source), out, TASK.value, speaker).to_dict()}
+    return {TASK.value: build_sdvi(source, out, TASK.value, speaker).to_dict()}
 
 
 if __name__ == "__main__":

@@ -35,8 +35,12 @@ def run() -> None:
     names = tuple(task(name).name for name in TASK.value)
     found = newest(what) if is_run(what) else None
     exams = {name: choose(EXAMS, name, "exam") for name in EXAM.value} or _fitting(found)
+    if DATA.value and not any(exam.needs_data for exam in exams.values()):
+        raise UserError(
+            f"--data={DATA.value}: no exam of {', '.join(exams)} reads it; add --exam=jsonl, or leave it out"
+        )
     if "jsonl" in exams and DATA.value:
-        exams["jsonl"] = of_manifest(DATA.value)
+        exams["jsonl"] = of_manifest(DATA.value, names)
     for name, exam in exams.items():
         if exam.needs_data and not DATA.value:
             raise UserError(f"--exam={name} needs --data: {exam.needs_data}")

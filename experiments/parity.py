@@ -6,10 +6,10 @@ omnidiff parity --fixtures=DIR --json
 
 import dataclasses
 import json
-from pathlib import Path
 
 from experiments.common import Command
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.files import path
 from omnidiff_jax.parity.check import Row
 from omnidiff_jax.parity.fixtures import FixtureSet
 from omnidiff_jax.parity.kinds import run as run_fixtures
@@ -20,7 +20,7 @@ JSON = COMMAND.switch("json", "end with one line of JSON that holds all rows")
 
 
 def run() -> None:
-    fixtures = FixtureSet(Path(str(FIXTURES.value)))
+    fixtures = FixtureSet(path(str(FIXTURES.value)))
     rows: list[Row] = []
     for found in run_fixtures(fixtures):
         rows += found

@@ -73,7 +73,7 @@ def open_model(config: RunConfig, workdir: Path) -> Run:
 
     data = workdir / "data"
     measured = opened(held_out, data / "held_out") if held_out else None
-    return open_run(config, tokenizers, opened(learned, data), measured)
+    return open_run(config, tokenizers, opened(learned, data), measured, workdir)
 
 
 def _sources(

@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 
 from omnidiff_jax.buckets import Bucket, is_remote
+from omnidiff_jax.files import expanded
 
 
 def use_cache(folder: str = "") -> None:
@@ -14,7 +15,7 @@ def use_cache(folder: str = "") -> None:
     if folder:
         if is_remote(folder):
             Bucket(folder).check()
-        jax.config.update("jax_compilation_cache_dir", folder)
+        jax.config.update("jax_compilation_cache_dir", str(expanded(folder)))
     elif not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(home / "omnidiff_jax" / "xla"))

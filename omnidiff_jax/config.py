@@ -195,6 +195,14 @@ def free(default: Any = dataclasses.MISSING, **options: Any) -> Any:
     return dataclasses.field(default=default, metadata={"resume": "free"}, **options)
 
 
+class _Nothing:
+    def __repr__(self) -> str:
+        return "nothing"
+
+
+NOTHING = _Nothing()
+
+
 def difference(old: Any, new: Any, path: str = "") -> tuple[str, Any, Any] | None:
     """The first place where two configs of one type differ in what a resumed run must keep.
 
@@ -203,13 +211,15 @@ def difference(old: Any, new: Any, path: str = "") -> tuple[str, Any, Any] | Non
         path: of the configs, in front of the answer's.
 
     Returns:
-        (dotted path, old value, new value), or None where nothing differs.
+        (dotted path, old value, new value), or None where nothing differs; `NOTHING` stands for an entry of a mapping
+        that is not there.
     """
     if dataclasses.is_dataclass(new) and type(old) is type(new):
         names = [f.name for f in dataclasses.fields(new) if f.init and f.metadata.get("resume") != "free"]
         pairs = [(name, getattr(old, name), getattr(new, name)) for name in names]
     elif isinstance(old, Mapping) and isinstance(new, Mapping):
-        pairs = [(name, old.get(name), new.get(name)) for name in sorted(old.keys() | new.keys(), key=str)]
+        names = sorted(old.keys() | new.keys(), key=str)
+        pairs = [(name, old.get(name, NOTHING), new.get(name, NOTHING)) for name in names]
     elif isinstance(old, (list, tuple)) and isinstance(new, (list, tuple)) and len(old) == len(new):
         for number, (one, other) in enumerate(zip(old, new, strict=True)):
             if found := difference(one, other, f"{path}[{number}]"):

@@ -30,6 +30,11 @@ def path(word: str | os.PathLike[str]) -> Path:
     return Path(text).expanduser()
 
 
+def expanded(word: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """A path as `path` makes it, a URL as it is: what is read later, piece by piece."""
+    return word if is_remote(word) else path(word)
+
+
 @contextmanager
 def whole_folders(word: str | os.PathLike[str], marker: str) -> Iterator[Path]:
     """A local place for folders that each have a marker; in a bucket each is uploaded with its marker last."""

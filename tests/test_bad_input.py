@@ -1,6 +1,7 @@
 """Bad input at the level of commands: a status, one line saying what, where and what would be right, no half files."""
 
 import dataclasses
+import itertools
 import json
 import shutil
 
@@ -336,6 +337,14 @@ def test_folders_without_a_run(refusal, tiny, tmp_path):
     assert not (tmp_path / "absent").exists()
 
 
+def test_another_config_is_refused_before_data_are_built(refusal, tiny, tmp_path):
+    shutil.copytree(tiny[1], tmp_path / "run")
+    generated = (f"--config={tiny[0].with_name('tiny.py')}", "--config.batch_size=8")
+    said = refusal(train_command, *generated, f"--workdir={tmp_path / 'run'}")
+    assert "checkpoint 1 of --workdir was trained with config." in said
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoints"]
+
+
 def test_a_checkpoint_of_another_config(refusal, tiny):
     config, workdir = tiny
     before = sorted(path.relative_to(workdir) for path in workdir.rglob("*"))
@@ -471,13 +480,35 @@ def test_broken_weights_are_named(refusal, tiny, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def asked(*turns):
+    """A line of questions and answers in turn."""
+    pairs = zip(itertools.cycle(["user", "assistant"]), [*turns, "four"][: len(turns) + len(turns) % 2])
+    return {"messages": [{"role": role, "content": content} for role, content in pairs]}
+
+
+def test_an_exam_of_which_nothing_can_be_asked(tiny, media, tmp_path, refusal):
+    words = [f"--workdir={tiny[1]}", f"--out={tmp_path}"]
+    file = manifest(media, asked("what is it", "a", "and now", "b"), VQA | {"images": ["absent.png"]})
+    said = refusal(evaluate_command, *words, "--exam=jsonl", "--task=text_qa", f"--data={file}")
+    assert "has no line of text_qa for an exam" in said and f"{file}, record 1: more than one question" in said
+    said = refusal(evaluate_command, *words, "--exam=jsonl", "--task=vqa", f"--data={file}")
+    assert "has no line of vqa" in said and f"{file}, record 2: missing image" in said
+    file = manifest(media, asked("Сколько будет"), asked("два и два"))
+    said = refusal(evaluate_command, *words, "--exam=jsonl", f"--data={file}")
+    assert "exam of text_qa: the model can be asked none of 2 cases" in said and f"{file}, record 2: " in said
+    said = refusal(evaluate_command, *words, "--exam=scenes", f"--data={file}")
+    assert f"--data={file}: no exam of scenes reads it; add --exam=jsonl" in said
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_exam_of_ones_own_lines(tiny, media, tmp_path, refusal, capfd):
     lines = [
         VQA,
         VQA | {"images": ["absent.png"]},
         {"messages": [{"role": "user", "content": "two and two"}, {"role": "assistant", "content": "four"}]},
     ]
-    file = manifest(media, *lines, *[VQA] * 2)
+    odd = [asked("Сколько будет два и два"), asked("two and " * 400), asked("what is it", "a", "and now", "b"), "{"]
+    file = manifest(media, *lines, *odd, *[VQA] * 2)
     words = [f"--workdir={tiny[1]}", f"--out={tmp_path}", "--exam=jsonl"]
     assert "--exam=jsonl needs --data: a JSONL manifest" in refusal(evaluate_command, *words)
     assert "--exam is missing: this run learned from encoded" in refusal(evaluate_command, *words[:2])
@@ -485,8 +516,15 @@ def test_an_exam_of_ones_own_lines(tiny, media, tmp_path, refusal, capfd):
     command = evaluate_command.COMMAND
     given = [*words, f"--data={file}"]
     assert guard(command.program, lambda: command.call(evaluate_command.run, given)) == 0, capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert f"{file}: 1 of 9 lines are passed over; line is not JSON" in said
+    assert f"exam of text_qa: 3 of 4 cases are passed over; {file}, record 6: more than one question" in said
+    assert f"{file}, record 4: task text_qa: the model was never taught" in said
+    assert f"{file}, record 5: " in said and "shorten the prompt" in said
+    assert f"exam of vqa: 1 of 4 cases are passed over; {file}, record 2: missing image" in said
     scorecard = json.loads((tmp_path / "scorecard.json").read_text())
     assert scorecard["tasks"] == {} and scorecard["exams"]["jsonl"]["n"] == 4
+    assert scorecard["exams"]["jsonl"]["skipped"] == 4 and scorecard["exams"]["jsonl"]["of"] == 8
     assert {name: entry["n"] for name, entry in scorecard["exams"]["jsonl"]["tasks"].items()} == {
         "text_qa": 1,
         "vqa": 3,

@@ -303,6 +303,17 @@ def test_sets_manifests_and_media_are_read_from_a_bucket(home, tmp_path):
         records[1]
 
 
+def test_an_sdvi_set_is_built_of_a_manifest_and_pictures_in_a_bucket(home, tmp_path):
+    write_png(tmp_path / "a.png", np.full((4, 5, 3), 7, np.uint8))
+    Bucket(home).put(tmp_path / "a.png", "raw/a.png")
+    turns = [{"role": "user", "content": "what is it\n<|image|>"}, {"role": "assistant", "content": "a cat"}]
+    lines = [{"messages": turns, "images": [name]} for name in ("a.png", "absent.png")]
+    Bucket(home).write("raw/set.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
+    command(data, "build", str(tmp_path / "sdvi"), "--task=spoken_vqa", f"--sdvi={home}/raw/set.jsonl")
+    (record,) = JsonlRecords(tmp_path / "sdvi" / "data.jsonl")
+    assert record.task == "spoken_vqa" and (read_image(record.images[0]) == 7).all()
+
+
 def test_results_are_written_to_a_bucket(home):
     Bucket(home).write("scorecard.json", b"old")
     with files.updated(home, ("scorecard.json", "absent")) as folder:

@@ -79,7 +79,10 @@ def test_prompts_are_the_recorded_strings(golden):
         "SQA": [("system", f"{spoken}."), ("user", "\n<|audio|>")],
         "SVQA": [("system", f"{spoken} based on the given image."), ("user", "<|audio|>\n<|image|>")],
     }
-    assert {name: chat.prompt_string([Message(*turn) for turn in c]) for name, c in conversations.items()} == recorded
+    prompts = {
+        name: chat.segments([Message(*turn) for turn in turns], generate=True) for name, turns in conversations.items()
+    }
+    assert {name: "".join(part.value for part in parts) for name, parts in prompts.items()} == recorded
 
 
 def nano():

@@ -25,7 +25,7 @@ from omnidiff_jax.models.sanm import SpeechEncoderConfig
 from omnidiff_jax.tokenizers.assets import nano_dir
 from omnidiff_jax.training import lora
 from omnidiff_jax.training.checkpoint import CheckpointConfig, Checkpointer
-from omnidiff_jax.training.initial import FREE, InitConfig, Source, check_sizes, load_initial, on_one_device
+from omnidiff_jax.training.initial import FREE, InitConfig, Source, check_sizes, load_initial
 from omnidiff_jax.training.optimizer import OptimizerConfig
 from omnidiff_jax.training.step import eval_params, init_state, make_train_step
 
@@ -38,6 +38,12 @@ MODEL = OmniConfig(
 CONFIG = lora.LoraConfig(rank=2, alpha=4.0, targets=("backbone/layers/attention/*/kernel", "backbone/layers/mlp/up/*"))
 
 KEY = jax.random.key(3)
+
+
+def on_one_device(params):
+    """Abstract parameters placed whole on the first device, as `load_initial` takes them."""
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), params)
 
 
 def fresh(key):

@@ -30,20 +30,19 @@ from omnidiff_jax.models.omni import OmniConfig, OmniModel, init_params
 from omnidiff_jax.models.sanm import SpeechEncoderConfig
 from omnidiff_jax.models.whisper_vq import WhisperVQConfig, WhisperVQEncoder
 from omnidiff_jax.sharding import axes, mesh
-from omnidiff_jax.sharding.mesh import MeshConfig, make_mesh, mesh_shape
-from omnidiff_jax.sharding.rules import (
-    MESH_AXES,
-    STRATEGIES,
-    batch_sharding,
-    logical_rules,
-    param_shardings,
-    param_specs,
-)
+from omnidiff_jax.sharding.mesh import MeshConfig, batch_sharding, make_mesh, mesh_shape
+from omnidiff_jax.sharding.rules import MESH_AXES, STRATEGIES, logical_rules, param_specs
 from omnidiff_jax.speech_frames import packed_frames
 from omnidiff_jax.tokenizers.speech import SpeechDecoderConfig, init_flow, init_hift
 from omnidiff_jax.training.optimizer import OptimizerConfig, split_params
 from omnidiff_jax.training.step import init_state, make_train_step
 from omnidiff_jax.vocabulary import Vocabulary
+
+
+def param_shardings(boxed, strategy, device_mesh):
+    specs = param_specs(boxed, strategy, device_mesh)
+    return jax.tree.map(lambda s: NamedSharding(device_mesh, s), specs, is_leaf=lambda s: isinstance(s, P))
+
 
 needs_eight = pytest.mark.skipif(len(jax.devices()) < 8, reason="needs 8 devices")
 

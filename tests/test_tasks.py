@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.records import AUDIO_TAG, IMAGE_TAG
 from omnidiff_jax.tasks.answers import AnswerForms
-from omnidiff_jax.tasks.chat import ChatLayout, prompt_string
+from omnidiff_jax.tasks.chat import ChatLayout, segments
 from omnidiff_jax.tasks.registry import TASKS, task
 from omnidiff_jax.vocabulary import Vocabulary
 
@@ -44,6 +44,10 @@ VOCABULARY = Vocabulary.compact(256, 20, 30)
 LAYOUT = ChatLayout(VOCABULARY, Letters())
 FORMS = AnswerForms(LAYOUT, image_codes=6)
 MASK = VOCABULARY.mask
+
+
+def prompt_string(messages):
+    return "".join(segment.value for segment in segments(messages, generate=True))
 
 
 def message(function, *arguments):

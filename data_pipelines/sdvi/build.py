@@ -15,6 +15,8 @@ from typing import Any, Protocol
 from data_pipelines.sdvi.rules import NOTHING_TO_SAY, speakable
 from omnidiff_jax.config import choose
 from omnidiff_jax.data.sources import JsonlRecords, RandomAccess
+from omnidiff_jax.errors import UserError
+from omnidiff_jax.fetching import local_copy
 from omnidiff_jax.files import new_folder
 from omnidiff_jax.media.audio import write_wav
 from omnidiff_jax.records import Record, RejectedRecord, Waveform, stable_id
@@ -112,20 +114,32 @@ def _usable(source: RandomAccess[Record], counts: Counts) -> Iterator[tuple[int,
             continue
         if not record.images:
             counts.rejected["no image"] += 1
-        elif isinstance(record.images[0], str) and not os.path.isfile(record.images[0]):
+        elif (image := _near(record.images[0])) is None:
             counts.rejected["image file is missing"] += 1
         else:
-            yield number, record
+            yield number, dataclasses.replace(record, images=(image, *record.images[1:]))
+
+
+def _near(image: Any) -> Any:
+    """An image that can be read on this host: as it is in memory, or its file; None where there is no such file."""
+    if not isinstance(image, str):
+        return image
+    try:
+        file = local_copy(image)
+    except UserError:
+        return None
+    return file if file.is_file() else None
 
 
 BUILDERS = {"spoken_vqa": build_spoken_vqa, "s2i": build_speech_to_image}
 
 
-def build(source: Path, target: Path, name: str, speaker: Speaker, seed: int = 0) -> Counts:
+def build(source: str | os.PathLike[str], target: Path, name: str, speaker: Speaker, seed: int = 0) -> Counts:
     """Builds an SDVI set on disk, whole or not at all: `data.jsonl` in the released format, `audios/`, `images/`.
 
     Args:
-      source: JSONL of visual question answering (for "spoken_vqa") or text-to-image pairs (for "s2i").
+      source: JSONL of visual question answering (for "spoken_vqa") or text-to-image pairs (for "s2i"), in a bucket or
+        not.
       target: folder to make; must not exist. Images are hard links where the file system allows.
       name: of the task, "spoken_vqa" or "s2i".
       speaker: makes the speech.

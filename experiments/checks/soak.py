@@ -24,6 +24,7 @@ from omnidiff_jax.buckets import Bucket
 from omnidiff_jax.data.building import build_sets
 from omnidiff_jax.data.storage import MANIFEST
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.files import path
 from omnidiff_jax.runs.config import run_config
 from omnidiff_jax.training.operations.metrics import read_metrics
 from omnidiff_jax.training.workdir import mirror_folder
@@ -40,7 +41,7 @@ JSON = COMMAND.switch("json", "end with one line of JSON")
 
 
 def run() -> None:
-    config, root = run_config(CONFIG.value), Path(str(WORKDIR.value))
+    config, root = run_config(CONFIG.value), path(str(WORKDIR.value))
     if (root / "whole").exists() or (root / "soaked").exists():
         raise UserError(f"{root} holds the runs of an earlier soak; remove it or name another folder")
     moves = _numbers(MOVE.value)

@@ -83,6 +83,16 @@ class Generator:
             queries = [dataclasses.replace(query, number=i) for i, query in enumerate(queries, start=1)]
         return self.decode(queries, strips=strips)
 
+    def check(self, task: Task, request: Request) -> None:
+        """Refuses a request that `__call__` would refuse, without decoding.
+
+        Raises:
+            UserError: as `__call__`.
+        """
+        query = task_query(task, request, self.decoding(task), self._seed)
+        query.check_taught(self.codecs.layout.text)
+        self._lay_out([query])
+
     def decode(self, queries: Sequence[Query], *, strips: bool = False) -> list[Response]:
         """Answers any queries, in order; those that are decoded alike share a batch.
 
@@ -105,17 +115,27 @@ class Generator:
     def _answer(self, queries: Sequence[Query], strips: bool) -> list[Response]:
         """One batch; all of one kind of answer and decoding."""
         kind, decoding = queries[0].answer, queries[0].decoding
+        prompts, answers, canvas = self._lay_out(queries)
+        empty = self._unconditional(decoding, canvas, prompts, queries)
+        sampler = decoding.sampler
+        if decoding.stop == "end" and kind not in DRAWN:
+            sampler = dataclasses.replace(sampler, stopping=Stopping(self.codecs.layout.vocabulary.im_end))
+        result = sample(self._denoiser, canvas, sampler, [query.seed for query in queries], empty)
+        return self._read(canvas, result, answers, queries, strips)
+
+    def _lay_out(self, queries: Sequence[Query]) -> tuple[list[Prompt], list[Answer], Canvas]:
+        """The canvas of one batch, and what it is made of."""
+        kind, decoding = queries[0].answer, queries[0].decoding
         prompts = [_prompt(example) for example in self._encode(queries)]
         codes, holes = self._known(queries)
         answers = [
             self.forms.build(kind, decoding, self._units(query), code, hole)
             for query, code, hole in zip(queries, codes, holes, strict=True)
         ]
-        vocabulary = self.codecs.layout.vocabulary
         canvas = build_canvas(
             prompts,
             answers,
-            vocabulary,
+            self.codecs.layout.vocabulary,
             self.forms.sets,
             example_ids=[query.request_id for query in queries],
             speech=self.codecs.layout.speech,
@@ -124,12 +144,7 @@ class Generator:
             limit=self._limit,
             names=[query.name for query in queries],
         )
-        empty = self._unconditional(decoding, canvas, prompts, queries)
-        sampler = decoding.sampler
-        if decoding.stop == "end" and kind not in DRAWN:
-            sampler = dataclasses.replace(sampler, stopping=Stopping(vocabulary.im_end))
-        result = sample(self._denoiser, canvas, sampler, [query.seed for query in queries], empty)
-        return self._read(canvas, result, answers, queries, strips)
+        return prompts, answers, canvas
 
     def _encode(self, queries: Sequence[Query]) -> list[EncodedExample]:
         records = [Record(q.request_id, q.what, q.messages, q.images, q.audios) for q in queries]

@@ -13,12 +13,11 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
-from omnidiff_jax.buckets import is_remote
 from omnidiff_jax.codecs.encode import encode_one
 from omnidiff_jax.codecs.media import Codecs
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.fetching import local_copy
-from omnidiff_jax.files import safe_join
+from omnidiff_jax.files import expanded, safe_join
 from omnidiff_jax.records import AUDIO_TAG, IMAGE_TAG, EncodedExample, Message, Record, RejectedRecord, stable_id
 from omnidiff_jax.tasks.chat import ROLES, media_roles
 from omnidiff_jax.tasks.registry import TASKS
@@ -83,7 +82,7 @@ class JsonlRecords:
             UserError: the manifest cannot be read.
         """
         self._path = local_copy(path)
-        self._root = os.path.dirname(os.fspath(path)) or "." if root is None else root
+        self._root = expanded(os.path.dirname(os.fspath(path)) or "." if root is None else root)
         starts, at, digest = [], 0, hashlib.blake2b(digest_size=16)
         try:
             with open(self._path, "rb") as file:
@@ -97,9 +96,8 @@ class JsonlRecords:
         self._starts = np.array(starts, np.int64)
         self.fingerprint = digest.hexdigest()
         self._task = task
-        # Sets are often all called data.jsonl: the folder and the task tell their samples apart.
-        home, name = os.path.split(os.fspath(path) if is_remote(path) else os.path.abspath(path))
-        self._first_id = stable_id("jsonl", os.path.basename(home), name, task or "")
+        # By content: tail pads and masks hang on the ids, and a manifest may move between starts of a run.
+        self._first_id = stable_id("jsonl", self.fingerprint, task or "")
 
     def __len__(self) -> int:
         return len(self._starts)

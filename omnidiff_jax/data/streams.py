@@ -79,15 +79,9 @@ class Corpus:
         for name, old in stored.items():
             new = here.get(name)
             if new is None:
-                twins = [
-                    other
-                    for other, found in here.items()
-                    if found["fingerprint"] and found == old and other not in stored
-                ]
-                again = f"; {twins[0]!r} has the same content: call it {name!r} again" if twins else ""
                 raise UserError(
                     f"the checkpoint was trained on source {name!r} ({old['examples']} samples), which this run does "
-                    f"not have{again or '; put it back, or use another --workdir'}"
+                    "not have; put it back, or use another --workdir"
                 )
             known = bool(old["fingerprint"] and new["fingerprint"])
             if old["examples"] != new["examples"] or (known and old["fingerprint"] != new["fingerprint"]):
@@ -152,19 +146,22 @@ class Stream(grain.DatasetIterator):
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Continues where `get_state` was called.
+        """Continues where `get_state` was called; sources that are new since then begin with their first sample.
 
         Raises:
-            UserError: the state belongs to other sources, or a sample in it can no longer be read.
+            UserError: the state lacks a source's name, or a sample in it can no longer be read or fits no more.
         """
         named = _with_names(state, self._names)
         self._rows, self._stage = named["rows"], named["stage"]
         self._interleave = self._start_stage(self._stage)
-        self._interleave.taken = [named["taken"].get(name, 0) for name in self._names]
+        shares, taken = self._corpus.shares[self._stage], named["taken"]
+        # A new source would be drawn alone until it had caught up, so all shares are counted from here on.
+        if all(name in taken for name, share in zip(self._names, shares, strict=True) if share):
+            self._interleave.taken = [taken.get(name, 0) for name in self._names]
         self._draws = [named["draws"].get(name, 0) for name in self._names]
         self.rejected = collections.Counter(named["rejected"])
-        self._packer.resume([[self._sized(draw) for draw in row] for row in named["open"]])
-        self._ready = collections.deque([[self._sized(draw)[0] for draw in row] for row in named["ready"]])
+        self._packer.resume([self._row(row) for row in named["open"]])
+        self._ready = collections.deque([[item for item, _, _ in self._row(row)] for row in named["ready"]])
 
     def _start_stage(self, stage: int) -> Interleave:
         return Interleave(self._corpus.shares[stage], self._number)
@@ -187,6 +184,21 @@ class Stream(grain.DatasetIterator):
             return
         reasons = ", ".join(f"{reason} ({count})" for reason, count in self.rejected.most_common(3))
         raise UserError(f"no sample of the data sets can be used: {reasons}")
+
+    def _row(self, draws: Sequence[tuple[str, int]]) -> list[tuple[tuple[Draw, Sample], int, int]]:
+        """The samples of a row of a saved state, with their sizes."""
+        row = [self._sized(draw) for draw in draws]
+        tokens, frames = sum(size for _, size, _ in row), sum(size for _, _, size in row)
+        if not self._packer.fits(tokens, frames):
+            names = ", ".join(sorted({repr(name) for name, _ in draws}))
+            packing = self._config.packing
+            raise UserError(
+                f"the saved data state has a row that fits no longer: its samples of {names} take {tokens} tokens and "
+                f"{frames} speech frames, a row has {packing.length} and {packing.frames}; their data changed, or an "
+                "earlier version saved it, which padded JSONL lines by their path: go on with that version, or start "
+                "another --workdir with config.init.folder set to this one"
+            )
+        return row
 
     def _sized(self, draw: tuple[str, int]) -> tuple[tuple[Draw, Sample], int, int]:
         name, count = draw

@@ -10,7 +10,11 @@ import numpy as np
 from omnidiff_jax import config as configs
 from omnidiff_jax.answering.generator import Generator
 from omnidiff_jax.answering.queries import Request, Response
+from omnidiff_jax.errors import UserError, notice
 from omnidiff_jax.tasks.registry import Task
+
+# Faults that a message tells in full.
+_NAMED = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,11 +25,13 @@ class Case:
         request: what is asked.
         truth: a right answer, in its media.
         meta: what judges read (reference texts, the scene).
+        where: it stands, of a case that came from outside; such a one may be more than the model takes.
     """
 
     request: Request
     truth: Response
     meta: Mapping[str, Any]
+    where: str = ""
 
 
 # (responses, cases) -> (numerator [n], denominator [n]): hits and ones, or word errors and words.
@@ -58,12 +64,14 @@ class Exam:
         cases: questions with their answers.
         measures: of an answer.
         further: exams of other cases whose value stands beside this one's: name -> exam.
+        skipped: what was to be a case and cannot be one: where it stands, and why.
     """
 
     task: Task
     cases: tuple[Case, ...]
     measures: tuple[Measure, ...]
     further: Mapping[str, "Exam"] = dataclasses.field(default_factory=dict)
+    skipped: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +107,35 @@ class Result:
     entry: dict[str, Any]
     responses: list[Response]
     verdicts: np.ndarray
+
+
+def askable(exam: Exam, generator: Generator) -> Exam:
+    """The exam without the cases from outside that the model cannot be asked; all that is skipped is named on stderr.
+
+    Raises:
+        UserError: no case is left.
+    """
+    kept, skipped = [], [*exam.skipped]
+    for case in exam.cases:
+        try:
+            if case.where:
+                generator.check(exam.task, case.request)
+        except UserError as error:
+            skipped.append(f"{case.where}: {error}")
+        else:
+            kept.append(case)
+    total = len(kept) + len(skipped)
+    if not kept:
+        raise UserError(f"exam of {exam.task.name}: the model can be asked none of {total} cases; {named(skipped)}")
+    if skipped:
+        notice(f"exam of {exam.task.name}: {len(skipped)} of {total} cases are passed over; {named(skipped)}")
+    return dataclasses.replace(exam, cases=tuple(kept), skipped=tuple(skipped))
+
+
+def named(faults: Sequence[str]) -> str:
+    """The first faults in full, and how many more there are."""
+    rest = f"; and {len(faults) - _NAMED} more" if len(faults) > _NAMED else ""
+    return "; ".join(faults[:_NAMED]) + rest
 
 
 def sit(exam: Exam, generator: Generator, strips: int = 0) -> Result:
@@ -142,6 +179,8 @@ def sit(exam: Exam, generator: Generator, strips: int = 0) -> Result:
             entry |= values
         else:
             entry.setdefault("also", []).append(values)
+    if exam.skipped:
+        entry["skipped"] = len(exam.skipped)
     for name, other in exam.further.items():
         found = sit(other, generator).entry
         entry[name] = found["value"]

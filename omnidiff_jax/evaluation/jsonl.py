@@ -1,12 +1,14 @@
 """An exam of one's own data: held-out lines of a JSONL manifest whose answers are text."""
 
 import dataclasses
+from collections.abc import Collection
 
 from omnidiff_jax.answering.queries import Request, Response
 from omnidiff_jax.codecs.encode import load_media
+from omnidiff_jax.codecs.judgment import check_trainable
 from omnidiff_jax.data.sources import JsonlRecords
-from omnidiff_jax.errors import UserError
-from omnidiff_jax.evaluation.exam import Case, Exam, ExamSet
+from omnidiff_jax.errors import UserError, notice
+from omnidiff_jax.evaluation.exam import Case, Exam, ExamSet, named
 from omnidiff_jax.evaluation.measures import EXACT, TRANSCRIBED
 from omnidiff_jax.records import AUDIO_TAG, IMAGE_TAG, Record, RejectedRecord
 from omnidiff_jax.tasks.registry import TASKS, task
@@ -18,32 +20,45 @@ MEASURES = {name: (TRANSCRIBED if name == "asr" else EXACT,) for name, kind in T
 def jsonl_exam(name: str, cases: int, data: str | None) -> Exam:
     """The lines of a manifest that are of one task, as questions with their answers taken away.
 
-    A line is of the task that it names, or that its media amount to. Lines that cannot be used, and those of more than
-    one question, are passed over.
+    A line is of the task that it names, or that its media amount to. Lines that training could not use, and those of
+    more than one question, are skipped.
 
     Raises:
-        UserError: no manifest, or no line of the task.
+        UserError: no manifest, or no line of the task that can be asked.
     """
     if not data:
         raise UserError("an exam of one's own data needs --data: a JSONL manifest")
-    records, found = JsonlRecords(data), []
+    records = JsonlRecords(data)
+    found: list[Case] = []
+    skipped: list[str] = []
     for index in range(len(records)):
         try:
-            record = load_media(records[index])
+            record = records[index]
         except RejectedRecord:
+            continue  # of no task; `of_manifest` names it
+        if record.task != name:
             continue
-        if record.task == name and (case := _case(record)) is not None:
-            found.append(case)
+        where = f"{data}, record {index + 1}"
+        try:
+            found.append(_case(record, where))
+        except RejectedRecord as error:
+            skipped.append(f"{where}: {error}")
         if len(found) == cases:
             break
-    return Exam(task(name), tuple(found), MEASURES[name])
+    if not found:
+        why = f"all {len(skipped)} are passed over: {named(skipped)}" if skipped else "it has none of that task"
+        raise UserError(f"{data} has no line of {name} for an exam, one question and one answer in text; {why}")
+    return Exam(task(name), tuple(found), MEASURES[name], skipped=tuple(skipped))
 
 
-def _case(record: Record) -> Case | None:
+def _case(record: Record, where: str) -> Case:
+    """Raises RejectedRecord where the record cannot be asked and answered in one turn each."""
     asked = [message.content for message in record.messages if message.role == "user"]
     answers = [message.content for message in record.messages if message.role == "assistant"]
     if len(asked) != 1 or len(answers) != 1 or len(record.images) > 1 or len(record.audios) > 1:
-        return None
+        raise RejectedRecord("more than one question, answer or medium")
+    record = load_media(record)
+    check_trainable(record)
     chosen, answer = task(record.task), answers[0].strip()
     text = asked[0].replace(IMAGE_TAG, "").replace(AUDIO_TAG, "").strip() if "text" in chosen.inputs else ""
     request = Request(
@@ -52,7 +67,7 @@ def _case(record: Record) -> Case | None:
         record.audios[0] if record.audios else None,
         request_id=record.sample_id,
     )
-    return Case(request, Response(text=answer), {"answer": answer})
+    return Case(request, Response(text=answer), {"answer": answer}, where)
 
 
 JSONL = ExamSet(
@@ -63,24 +78,30 @@ JSONL = ExamSet(
 )
 
 
-def tasks_in(data: str) -> tuple[str, ...]:
-    """The tasks of a manifest's lines that an exam can be made of, in the registry's order."""
-    records, found = JsonlRecords(data), set()
-    for index in range(len(records)):
-        try:
-            found.add(records[index].task)
-        except RejectedRecord:
-            continue
-    return tuple(name for name in MEASURES if name in found)
+def of_manifest(data: str, tasks: Collection[str] = ()) -> ExamSet:
+    """The exam of a manifest: of the tasks that it has. Lines that are no samples at all are named on stderr.
 
-
-def of_manifest(data: str) -> ExamSet:
-    """The exam of a manifest: of the tasks that it has.
+    Args:
+        data: the manifest.
+        tasks: those that will be sat; () = all that it has.
 
     Raises:
-        UserError: it has no line that an exam can be made of.
+        UserError: it has no line that an exam can be made of, or a task to be sat has none.
     """
-    tasks = tasks_in(data)
-    if not tasks:
+    records = JsonlRecords(data)
+    there: set[str] = set()
+    faults: list[str] = []
+    for index in range(len(records)):
+        try:
+            there.add(records[index].task)
+        except RejectedRecord as error:
+            faults.append(str(error))
+    if faults:
+        notice(f"{data}: {len(faults)} of {len(records)} lines are passed over; {named(faults)}")
+    found = tuple(name for name in MEASURES if name in there)
+    if not found:
         raise UserError(f"{data} has no line of {', '.join(MEASURES)}: only answers in text are examined")
-    return dataclasses.replace(JSONL, tasks=tasks)
+    for name in found:
+        if not tasks or name in tasks:
+            jsonl_exam(name, 1, data)  # before anything is sat
+    return dataclasses.replace(JSONL, tasks=found)

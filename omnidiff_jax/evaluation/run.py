@@ -15,7 +15,7 @@ from omnidiff_jax.answering.film import strip
 from omnidiff_jax.answering.load import load
 from omnidiff_jax.answering.model import Model
 from omnidiff_jax.compilation import use_cache
-from omnidiff_jax.evaluation.exam import Case, Exam, ExamSet, Result, sit
+from omnidiff_jax.evaluation.exam import Case, Exam, ExamSet, Result, askable, sit
 from omnidiff_jax.evaluation.report import View, write_report
 from omnidiff_jax.evaluation.scorecard import exam_entry, label, labelled, read_scorecard, table, write_scorecard
 from omnidiff_jax.media.audio import write_wav
@@ -79,7 +79,7 @@ def evaluate(
         # What was not asked now stays as it was, if it is of the same checkpoint.
         entries = scores.get(exam_name, {}).get("tasks", {}) | entries
         entries = {name: entries[name] for name in chosen.tasks if name in entries}
-        scores[exam_name] = exam_entry(entries, sum(entry["n"] for entry in entries.values()))
+        scores[exam_name] = exam_entry(entries, sum(entry["n"] + entry.get("skipped", 0) for entry in entries.values()))
         asked |= set(names)
     own = scores.get("scenes", {}).get("tasks", {})
     spent = earlier.get("seconds", {}) | dict(seconds or {}) | {"evaluate": time.perf_counter() - began}
@@ -120,7 +120,7 @@ def sit_task(
     """Sits one task's exam; run in a worker process, which loads the model once."""
     use_cache()
     model = _model(what, -(-cases // -(-cases // ROWS)))  # equal batches, none of them half empty
-    held_out = chosen.exam(name, cases, data)
+    held_out = askable(chosen.exam(name, cases, data), model.generator)
     result = sit(held_out, model.generator, strips=min(STRIPS, len(held_out.cases)))
     _leave_samples(Path(folder) / "samples" / ("" if exam == "scenes" else exam), name, held_out, result)
     _leave_predictions(Path(folder) / "predictions" / exam, name, held_out, result)

@@ -78,7 +78,7 @@ def exam_entry(entries: Mapping[str, Mapping[str, Any]], of: int) -> dict[str, A
         "n": sum(entry["n"] for entry in entries.values()),
         "of": of,
         "unparsed": sum(entry.get("unparsed", 0) for entry in entries.values()),
-        "skipped": 0,
+        "skipped": sum(entry.get("skipped", 0) for entry in entries.values()),
         "protocol": "as recorded here",
         "judge": ", ".join(sorted(judges)),
         "decoding": {task: entry["decoding"] for task, entry in entries.items()},

@@ -17,8 +17,10 @@ from omnidiff_jax.data.sources import Source
 from omnidiff_jax.fetching import ahead, local_copy, outcome
 from omnidiff_jax.records import EncodedExample
 from omnidiff_jax.runs.config import RunConfig, run_config
+from omnidiff_jax.runs.resume import check_resume
 from omnidiff_jax.sharding.mesh import batch_parts, batch_sharding
 from omnidiff_jax.tokenizers.assets import shipped_models
+from omnidiff_jax.training.checkpoint import stored_config
 from omnidiff_jax.training.held_out import HeldOutLoss
 from omnidiff_jax.training.initial import load_initial
 from omnidiff_jax.training.model_program import OmniProgram
@@ -35,6 +37,9 @@ class ModelRun(Run):
 
     config: RunConfig
     program: OmniProgram
+
+    def check_same(self, content: Mapping[str, Any], where: str) -> None:
+        check_resume(run_config(content), self.config, where)
 
 
 Sources = Mapping[str, Source[EncodedExample]]
@@ -65,6 +70,7 @@ def open_run(
     tokenizers: Tokenizers,
     open_sources: Callable[[], Sources],
     open_held_out: Callable[[], Sources] | None = None,
+    workdir: Path | None = None,
 ) -> ModelRun:
     """A run that `training.loop.train` takes.
 
@@ -73,6 +79,11 @@ def open_run(
         tokenizers: those that it names, opened.
         open_sources: builds or opens its sources; called once the config has proved sound.
         open_held_out: the same for `config.held_out_sources`; None = no held-out loss is measured.
+        workdir: where the run will be, if it is known: its config is compared with that of the newest checkpoint there
+            before sources are opened, which may take long.
+
+    Raises:
+        UserError: the config is not sound, or not that of the checkpoint.
     """
     # Importing grain takes a while, and only training needs it.
     from omnidiff_jax.data.loader import Loader
@@ -87,6 +98,8 @@ def open_run(
         return Loader(corpus, loading, batch_sharding(mesh))
 
     run = _run(config, tokenizers, mesh, open_loader)
+    if workdir is not None and (stored := stored_config(workdir)):
+        run.check_same(stored[1], f"checkpoint {stored[0]} of --workdir")
     corpus = Corpus(open_sources(), config.plan, tokenizers.vocabulary)
     if open_held_out is None:
         return run
@@ -123,7 +136,7 @@ def _run(config: RunConfig, tokenizers: Sizes, mesh: Mesh, open_loader: Callable
         lora=config.lora,
         image_factors=config.image_factors,
     )
-    return ModelRun(config, program, mesh, initial_params(config, program), run_config)
+    return ModelRun(config, program, mesh, initial_params(config, program))
 
 
 def initial_params(config: RunConfig, program: OmniProgram) -> Callable[[Any], Any] | None:

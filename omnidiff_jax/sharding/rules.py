@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 from flax import linen as nn
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from omnidiff_jax.config import choose
 from omnidiff_jax.errors import UserError
@@ -124,14 +124,3 @@ def _spec(where: str, names: tuple[str | None, ...], shape: tuple[int, ...], tab
         used.update(wanted)
         parts.append(wanted or None)
     return PartitionSpec(*parts)
-
-
-def param_shardings(boxed: Any, strategy: str, mesh: Mesh) -> Any:
-    """`param_specs` as a tree of `NamedSharding`."""
-    specs = param_specs(boxed, strategy, mesh)
-    return jax.tree.map(lambda s: NamedSharding(mesh, s), specs, is_leaf=lambda s: isinstance(s, PartitionSpec))
-
-
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows of a batch over `data` and `fsdp`, everything else whole."""
-    return NamedSharding(mesh, PartitionSpec(tuple(a for a in _BATCH[axes.BATCH] if a in mesh.shape)))

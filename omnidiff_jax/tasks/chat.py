@@ -100,11 +100,6 @@ def segments(messages: Sequence[Message], generate: bool) -> Iterator[Segment]:
         yield Segment("text", "assistant\n", "assistant", False)
 
 
-def prompt_string(messages: Sequence[Message]) -> str:
-    """The generation prompt as the released template renders it, tags unexpanded."""
-    return "".join(segment.value for segment in segments(messages, generate=True))
-
-
 @dataclasses.dataclass(frozen=True)
 class ChatLayout:
     """Renders conversations over one vocabulary and text tokenizer; the same for released and nano layouts.

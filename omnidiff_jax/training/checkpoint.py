@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import itertools
+import json
 import logging
 import os
 import re
@@ -289,6 +290,19 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
         return str(found)
 
     return {"/".join(map(name, path)): tuple(leaf.shape) for path, leaf in leaves if hasattr(leaf, "shape")}
+
+
+def stored_config(workdir: Path) -> tuple[int, dict[str, Any]] | None:
+    """Step and config of the newest checkpoint in a folder, read before anything costly is done and not verified; None
+    where there is none, or none that can be read."""
+    home = workdir / "checkpoints"
+    steps = [int(folder.name) for folder in home.iterdir() if folder.name.isdigit()] if home.is_dir() else []
+    for step in sorted(steps, reverse=True):
+        try:
+            return step, json.loads((home / str(step) / "config" / "metadata").read_text())
+        except (OSError, ValueError):
+            continue  # whoever restores it says what is wrong
+    return None
 
 
 def weights_in(folder: Path) -> dict[str, Any]:

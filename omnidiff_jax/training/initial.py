@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -251,9 +250,3 @@ def _grown(store: Arrays, path: str, leaf: Any, axis: int, config: InitConfig) -
 
 def _with(shape: tuple[int, ...], axis: int, size: int) -> tuple[int, ...]:
     return tuple(size if i == axis else n for i, n in enumerate(shape))
-
-
-def on_one_device(params: Any) -> Any:
-    """Abstract parameters placed whole on the first device, as `load_initial` takes them."""
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(x.dtype), sharding=device), params)

@@ -4,14 +4,13 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 from omnidiff_jax import rng
-from omnidiff_jax.config import difference, to_dict
+from omnidiff_jax.config import to_dict
 from omnidiff_jax.data.mixture import stage_at
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.progress import Progress
@@ -76,18 +75,8 @@ def train(
         saver = stack.enter_context(contextlib.closing(ckpt.Checkpointer(place.path, run.config.checkpoint)))
         newest = saver.latest()
         if newest is not None:
-            _check_same(run, saver.config(newest), f"{workdir}, checkpoint {newest}")
+            run.check_same(saver.config(newest), f"{workdir}, checkpoint {newest}")
         return _Start(run, place, profile, began, saver, stack).train(newest, stop_after, lock, rates, afterwards)
-
-
-def _check_same(run: Run, stored: Mapping[str, Any], where: str) -> None:
-    """Refuses to go on from a checkpoint of another config, naming the first field that differs, with both values."""
-    if found := difference(run.stored(stored), run.config):
-        path, old, new = found
-        raise UserError(
-            f"{where} was trained with config.{path} = {old!r}, this config has {new!r}; give it the value of before, "
-            "or use another --workdir"
-        )
 
 
 class _Start:

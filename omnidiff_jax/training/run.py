@@ -6,7 +6,8 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from omnidiff_jax.config import build
+from omnidiff_jax.config import build, difference, to_dict
+from omnidiff_jax.errors import UserError
 from omnidiff_jax.training.config import TrainingConfig
 from omnidiff_jax.training.held_out import HeldOutLoss
 from omnidiff_jax.training.program import TrainProgram
@@ -23,16 +24,33 @@ class Run:
         initial_params: what a fresh run starts from, given the parameters as shapes with shardings; None = the
             program's own.
         held_out: opens the loss that is measured beside training; None = none is.
-        read_stored: a checkpoint's config, as `config.to_dict` left it, to one of this type; None = `config.build`.
     """
 
     config: TrainingConfig
     program: TrainProgram
     mesh: Mesh
     initial_params: Callable[[Any], Any] | None = None
-    read_stored: Callable[[Mapping[str, Any]], TrainingConfig] | None = None
     held_out: Callable[[], HeldOutLoss] | None = None
 
-    def stored(self, content: Mapping[str, Any]) -> TrainingConfig:
-        """The config that a checkpoint holds as `content`."""
-        return self.read_stored(content) if self.read_stored else build(type(self.config), content)
+    def check_same(self, content: Mapping[str, Any], where: str) -> None:
+        """Refuses to go on from a checkpoint of another config.
+
+        Args:
+            content: that the checkpoint holds, as `config.to_dict` left it.
+            where: it lies, for messages.
+
+        Raises:
+            UserError: naming the first field that differs, with both values.
+        """
+        refuse_difference(build(type(self.config), content), self.config, where)
+
+
+def refuse_difference(old: TrainingConfig, new: TrainingConfig, where: str) -> None:
+    """Raises a UserError for the first field in which two configs differ that a resumed run must keep."""
+    if found := difference(old, new):
+        path, *values = found
+        then, now = (to_dict(value) if dataclasses.is_dataclass(value) else value for value in values)
+        raise UserError(
+            f"{where} was trained with config.{path} = {then!r}, this config has {now!r}; give it the value of before, "
+            "or use another --workdir"
+        )
