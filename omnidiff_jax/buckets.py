@@ -91,7 +91,10 @@ class Bucket:
         return Bucket(f"{self.url}/{name}")
 
     def list(self, prefix: str = "") -> dict[str, int]:
-        """Size in bytes of every object under `prefix`, by name; {} where there is none."""
+        """Size in bytes of every object under `prefix`, by name; {} where there is none.
+
+        What consoles write in place of a folder, an object with "/" at its end, is none.
+        """
         where = f"{self._root}/{prefix}".rstrip("/")
         with self._told(f"list {self.url}/{prefix}"):
             try:
@@ -100,7 +103,8 @@ class Bucket:
                 self.check()
                 return {}
         start = len(self._root) + 1
-        return {name[start:]: int(info["size"]) for name, info in found.items() if len(name) > start}
+        sizes = {name[start:]: int(info["size"]) for name, info in found.items() if not name.endswith("/")}
+        return {name: size for name, size in sizes.items() if name}
 
     def check(self) -> None:
         """Raises where the bucket itself is not there or not to be read."""

@@ -67,6 +67,14 @@ def test_objects_come_beside_each_other(home, reads):
     assert {p.relative_to(copy).as_posix(): p.read_bytes() for p in copy.rglob("*") if p.is_file()} == contents
 
 
+def test_what_consoles_write_in_place_of_folders_is_no_object(home):
+    for name in ("", "sub/"):
+        Bucket(home)._system.pipe_file(f"{Bucket(home)._root}/{name}", b"")
+    Bucket(home).write("sub/x", b"12345")
+    assert Bucket(home).list() == {"sub/x": 5} == Bucket(home).list("sub/")
+    assert (local_copy(home) / "sub" / "x").read_bytes() == b"12345"
+
+
 def test_a_large_object_comes_in_parts(home, reads, monkeypatch):
     monkeypatch.setattr(fetching, "_PART", 1000)
     content = bytes(i % 251 for i in range(3500))
