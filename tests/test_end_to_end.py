@@ -17,6 +17,7 @@ from omnidiff_jax.conversion.arrays import open_arrays
 from omnidiff_jax.conversion.sources import open_released
 from omnidiff_jax.media.audio import read_audio
 from omnidiff_jax.tasks.registry import TASKS
+from omnidiff_jax.training.factors import summed
 from omnidiff_jax.training.operations.metrics import read_metrics
 
 STAGES = ["stage1_visual_language", "stage2_speech_vision_language", "stage3_speech_driven_visual"]
@@ -54,7 +55,8 @@ def test_a_run_leaves_what_the_contract_names(trained):
     lines = read_metrics(workdir / "metrics.jsonl")
     metrics, held_out = ([line for line in lines if name in line] for name in ("loss", "held_out_loss"))
     assert [line["step"] for line in held_out] == [0, 12, 24]
-    assert set(held_out[0]["held_out_task_loss"]) == set(TASKS) - {"inpainting"}
+    seen = set(held_out[0]["held_out_task_loss"])  # of two small batches
+    assert seen <= set(TASKS) - {"inpainting"} and len(seen) > 4
     assert held_out[-1]["held_out_loss"] < held_out[0]["held_out_loss"]
     assert [line["step"] for line in metrics] == list(range(1, 25))
     assert list(dict.fromkeys(line["stage"] for line in metrics)) == STAGES
@@ -111,8 +113,10 @@ def test_a_run_goes_to_the_released_form(trained, omnidiff, tmp_path):
     assert shown.startswith("omni: ")
     newest = max((workdir / "checkpoints").glob("[0-9]*"), key=lambda folder: int(folder.name))
     with open_arrays(newest / "state", "params") as trained_arrays, open_released(tmp_path / "released") as written:
-        head = written.read("lm_head.weight")
-        np.testing.assert_array_equal(head, trained_arrays.read("backbone/head").T.astype(head.dtype))
+        head, kept = written.read("lm_head.weight"), trained_arrays.read("backbone/head").T
+        codes = 2**10
+        np.testing.assert_array_equal(head[:-codes], kept[:-codes].astype(head.dtype))
+        np.testing.assert_array_equal(head[-codes:], summed(kept[-codes:], (6, 4)).astype(head.dtype))
     wrong = omnidiff("convert", "--from=run", "--to=orbax", workdir, tmp_path / "orbax")
     assert wrong.returncode == 2 and "convert that with --from=released" in wrong.stderr
 

@@ -251,7 +251,7 @@ def test_factors_part_what_a_code_says():
     for _ in range(200):
         state, metrics = step(state, next(batches))
     after = program.validate(state.params)
-    assert after["factor_agreement"] > max(0.9, before["factor_agreement"]) and after["codes_used"] >= 8
+    assert after["factor_agreement"] > before["factor_agreement"] + 0.15 and after["codes_used"] >= 8
     with pytest.raises(ValueError, match="must add up to model.code_bits = 5"):
         ImageTokenizerTraining(TINY, factors=(2, 2))
     with pytest.raises(UserError, match="needs pictures that share one factor each"):

@@ -249,7 +249,7 @@ def test_a_conversation_of_one_turn_is_the_task_it_amounts_to(toy):
 def test_bad_conversations_are_one_line(toy):
     for messages, words in (
         ([], "must be a list of turns"),
-        ("hello", "must be a list of turns"),
+        ("hello", "messages must be a list"),
         ([{"role": "usr", "content": "a"}], "did you mean 'user'"),
         ([{"role": "user", "content": "  "}], "message 1 is empty"),
         ([{"role": "user", "content": "see <|image|>"}], "the place of a medium"),

@@ -22,6 +22,7 @@ from omnidiff_jax.training.config import TrainingConfig
 from omnidiff_jax.training.loop import train
 from omnidiff_jax.training.operations.metrics import read_metrics
 
+# A run of commit 8c5560a, with its config's file and tokenizers of that time.
 OLD = Path(__file__).parent / "golden" / "run_8c5560a"
 NANO = "experiments/configs/nano.py"
 
@@ -84,8 +85,8 @@ def test_a_config_of_an_earlier_version_still_builds(tmp_path, monkeypatch):
     today = {"width": 16, "layers": 2, "heads": 2, "kv_heads": 2, "head_dim": 8, "hidden": 32}
     words = [f"--config.model.{name}={value}" for name, value in today.items()]
     words += ["--config.total_steps=6", "--config.batch_size=4", "--config.data.streams=2"]
-    words += [f"--config.data.sources.{name}.examples=20" for name in run_config(load_config(NANO)).sources]
-    now = run_config(load_config(NANO, words))
+    words += [f"--config.data.sources.{name}.examples=20" for name in found.config.sources]
+    now = run_config(load_config(str(OLD / "nano.py"), words))
     now = dataclasses.replace(
         now, tokenizers=dataclasses.replace(now.tokenizers, fingerprint=found.config.tokenizers.fingerprint)
     )
@@ -199,9 +200,10 @@ def test_a_run_of_an_earlier_version_goes_on(tmp_path, monkeypatch):
     words += [f"--config.data.sources.{name}.examples=20" for name in config.sources]
     words += [f"--config.tokenizers.{name}=tokenizers/{name}" for name in ("speech_encoder", "speech_tokenizer")]
     words += ["--config.tokenizers.speech_decoder=tokenizers/speech_decoder", "--config.mesh.fsdp=1"]
+    words += ["--config.tokenizers.text=tokenizers/text", "--config.tokenizers.image=tokenizers/image_tokenizer"]
     words += ["--config.mesh.data=4", "--config.mesh.tensor=2"]  # the eight devices of a test
     command = train_command.COMMAND
-    given = [f"--config={Path(__file__).parents[1] / NANO}", f"--workdir={tmp_path / 'run'}", *words]
+    given = ["--config=nano.py", f"--workdir={tmp_path / 'run'}", *words]
     assert guard(command.program, lambda: command.call(train_command.run, given)) == 0
     then, now = read_metrics(OLD / "metrics.jsonl"), read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [line["step"] for line in now] == [4, 5, 6]
