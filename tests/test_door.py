@@ -71,11 +71,11 @@ def test_a_value_of_another_type_is_named(toy, named, words):
 
 def test_what_is_no_list_of_requests_or_turns_is_named(toy):
     for wrong in (None, 3, "t2i", {"task": "t2i"}):
-        assert "requests must be a list, such as [{" in refused(toy.answer_many, wrong)
+        assert "requests must be a list of mappings, such as [{" in refused(toy.answer_many, wrong)
     assert "the request must be a mapping" in refused(toy.answer_many, [None])
     assert "unknown argument 5" in refused(toy.answer_many, [{5: 3}])
     for wrong in (None, 5, "red", b"red", USER, np.zeros(3)):
-        assert "messages must be a list, such as [{" in refused(toy.chat, wrong)
+        assert "messages must be a list of turns, such as [{" in refused(toy.chat, wrong)
     assert "answer = 5 must be a string" in refused(toy.chat, [USER], 5)
     assert "message 1: role = ['user'] must be a string" in refused(toy.chat, [{"role": ["user"], "content": "a"}])
     assert "message 1: text = 5 must be a string" in refused(toy.chat, [{"role": "user", "text": 5}])

@@ -77,14 +77,14 @@ def words(value: Any, name: str) -> str:
     return value
 
 
-def several(value: Any, name: str, example: str) -> list[Any]:
+def several(value: Any, name: str, of: str, example: str) -> list[Any]:
     """What a list, a tuple or a generator holds.
 
     Raises:
-        UserError: something else; `example` says what would be right.
+        UserError: something else; `of` and `example` say what would be right.
     """
     if not isinstance(value, Sequence | Iterator) or isinstance(value, str | bytes | bytearray | memoryview):
-        raise UserError(f"{name} must be a list, such as {example}, not {type(value).__name__}")
+        raise UserError(f"{name} must be a list of {of}, such as {example}, not {type(value).__name__}")
     return list(value)
 
 

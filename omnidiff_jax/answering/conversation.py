@@ -60,7 +60,7 @@ def read_turns(messages: Sequence[Any]) -> Turns:
         UserError: no turns, an unknown role or part, two things where one is heard, text that holds a media tag, or a
             last turn not the user's.
     """
-    given = several(messages, "messages", _TURNS)
+    given = several(messages, "messages", "turns", _TURNS)
     if not given:
         raise UserError(f"messages must be a list of turns, such as {_TURNS}; this one is empty")
     turns: list[Message] = []

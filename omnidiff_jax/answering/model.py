@@ -112,7 +112,7 @@ class Model:
             UserError: as `answer` and `chat`; where there are several, it begins with the request's number.
         """
         example = '[{"task": "t2i", "text": "a red circle"}]'
-        asked = several(requests, "requests", example)
+        asked = several(requests, "requests", "mappings", example)
         queries, shown = [], []
         for number, request in enumerate(asked, start=1):
             where = request_name(number) if len(asked) > 1 else "the request"
