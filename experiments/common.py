@@ -286,7 +286,7 @@ def _run_config_file(file: str) -> ConfigDict:
 # What a command line may add to a config, with the value that says its type: a source, and its weight in a stage.
 _ADDED: tuple[tuple[str, dict[str, Any]], ...] = (
     (
-        r"(data\.sources\.[\w-]+)\.(reader|task|path|root|split|examples)",
+        r"((?:data|held_out)\.sources\.[\w-]+)\.(reader|task|path|root|split|examples)",
         {"reader": "", "task": "", "path": "", "root": "", "split": "train", "examples": 0},
     ),
     (r"(stages\.[\w-]+\.weights)\.([\w-]+)", {}),

@@ -64,7 +64,7 @@ def open_program(config: ConfigDict, workdir: Path) -> Run:
 
 def open_model(config: RunConfig, workdir: Path) -> Run:
     """A run of the whole model; sets that it generates are built under `workdir/data` where they are missing."""
-    learned, held_out = config.sources, config.held_out_sources
+    learned, held_out = config.sources, config.held_out_sources(READERS)
     fetch_run(config, READERS, fresh=not is_run(workdir))
     tokenizers = open_tokenizers(config.tokenizers)
 

@@ -1,6 +1,7 @@
 """One process of a small real run, with the flags of `omnidiff train`: `python pod_worker.py SETTINGS_JSON [flags]`.
 
-Settings: workdir, every (steps between saves), pause (seconds a step), and optionally operations.
+Settings: workdir, every (steps between saves), pause (seconds a step), held_out (steps between measurements), and
+optionally operations.
 """
 
 import json
@@ -28,6 +29,7 @@ from omnidiff_jax.sharding.distributed import initialize  # noqa: E402
 from omnidiff_jax.sharding.mesh import MeshConfig, batch_parts, batch_sharding, make_mesh  # noqa: E402
 from omnidiff_jax.speech_frames import SpeechLayout  # noqa: E402
 from omnidiff_jax.training.config import TrainingConfig  # noqa: E402
+from omnidiff_jax.training.held_out import HeldOutLoss  # noqa: E402
 from omnidiff_jax.training.loop import train  # noqa: E402
 from omnidiff_jax.training.model_program import OmniProgram  # noqa: E402
 from omnidiff_jax.training.operations.journal import OperationsConfig  # noqa: E402
@@ -41,6 +43,7 @@ STAGES = {
 TASKS = ("read", "draw")
 BATCH = 8
 PACKING = PackingConfig(64, 0, 8, 3, speech=SpeechLayout(()))
+DATA = DataConfig(seed=5, batch_size=BATCH, streams=4, max_tail_pads=3, packing=PACKING)
 
 
 class Paused(OmniProgram):
@@ -57,13 +60,6 @@ def program(mesh, pause):
     read = [example(i, "read", 3 + i % 17) for i in range(40)]
     draw = [example(100 + i, "draw", 20 + i % 19) for i in range(30)]
     corpus = Corpus({"read": Source(read, "read"), "draw": Source(draw, "draw")}, list(STAGES.values()), VOCABULARY)
-    data = DataConfig(
-        seed=5,
-        batch_size=BATCH,
-        streams=4,
-        max_tail_pads=3,
-        packing=PACKING,
-    )
     backbone = BackboneConfig(
         VOCABULARY.size, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, hidden=32, dtype="float32", remat="none"
     )
@@ -74,9 +70,19 @@ def program(mesh, pause):
         MaskingConfig(),
         LossConfig(chunk=16, groups=batch_parts(mesh)),
         tuple((name, name) for name in TASKS),
-        lambda seed: Loader(corpus, data, batch_sharding(mesh)),
+        lambda seed: Loader(corpus, DATA, batch_sharding(mesh)),
         seed=5,
     )
+
+
+def held_out(program, mesh, every):
+    """The loss of `program` on two batches of what it is not trained on."""
+    read = [example(500 + i, "read", 3 + i % 17) for i in range(12)]
+    draw = [example(600 + i, "draw", 20 + i % 19) for i in range(12)]
+    even = Stage(1, weights={"read": 1.0, "draw": 1.0})
+    corpus = Corpus({"read": Source(read, "read"), "draw": Source(draw, "draw")}, (even,), VOCABULARY)
+    with Loader(corpus, DATA, batch_sharding(mesh)) as loader:
+        return HeldOutLoss(program, [next(loader) for _ in range(2)], every, seed=5)
 
 
 def main(settings, flags):
@@ -95,7 +101,9 @@ def main(settings, flags):
         checkpoint_every=settings["every"],
         operations=build(OperationsConfig, settings.get("operations", {})),
     )
-    train(Run(config, program(mesh, settings.get("pause", 0.0)), mesh), settings["workdir"])
+    trained = program(mesh, settings.get("pause", 0.0))
+    run = Run(config, trained, mesh, held_out=lambda: held_out(trained, mesh, settings["held_out"]))
+    train(run, settings["workdir"])
 
 
 if __name__ == "__main__":

@@ -356,6 +356,7 @@ def test_every_command_takes_a_bucket(home, tmp_path, capfd):
     command(data, "build", f"{home}/sets", f"--config={config}", "--task=vqa", f"--jsonl={home}/raw/set.jsonl")
     assert "vqa/manifest.json" in Bucket(f"{home}/sets").list()
     words = ["--config.data.set=encoded", f"--config.data.folder={home}/sets", "--config.checkpoint_every=2"]
+    words.append("--config.held_out.every=0")
     command(train, f"--config={config}", f"--workdir={url}", *words)
     assert steps_in(list(Bucket(url).list())) == [3, 2]
     command(sample, f"--workdir={url}", "--task=t2i", "--text=a cross", f"--out={tmp_path / 'x.png'}")

@@ -120,13 +120,14 @@ def compare(one: Path, other: Path) -> dict[str, Any]:
     """Two runs, line by line."""
     lines = [read_metrics(folder / "metrics.jsonl") for folder in (one, other)]
     timeless = [[{k: v for k, v in line.items() if "second" not in k and k != "mfu"} for line in run] for run in lines]
-    pairs = list(zip(*lines, strict=False))
-    same_length = len(lines[0]) == len(lines[1])
+    names = ("loss", "fingerprint", "held_out_loss")
+    steps, prints, held_out = ([[line[name] for line in run if name in line] for run in lines] for name in names)
+    pairs = [*zip(*steps, strict=False), *zip(*held_out, strict=False)]
     return {
-        "steps": len(pairs),
+        "steps": min(map(len, steps)),
         "identical": timeless[0] == timeless[1],
-        "same_samples": same_length and all(a["fingerprint"] == b["fingerprint"] for a, b in pairs),
-        "largest_difference": max(abs(a["loss"] - b["loss"]) / abs(a["loss"]) for a, b in pairs),
+        "same_samples": len(lines[0]) == len(lines[1]) and prints[0] == prints[1],
+        "largest_difference": max(abs(a - b) / abs(a) for a, b in pairs),
     }
 
 

@@ -92,5 +92,6 @@ def base() -> ConfigDict:
             "max_tail_pads": 16,
         }
     )
+    config.held_out = {"every": 0, "batches": 4, "sources": {}}  # every: steps between measurements
     config.stages = stages.get_config()
     return config

@@ -107,7 +107,7 @@ def get_config() -> ConfigDict:
             "max_tail_pads": 16,
         }
     )
-    config.held_out = {"every": 0, "batches": 4, "examples": 32}  # every: steps between measurements
+    config.held_out = {"every": 0, "batches": 4, "examples": 32, "sources": {}}  # every: steps between measurements
     # The paper's curriculum. A small model learns to look things up only while a task has a good share of the batch, so
     # each stage leans on what is new; what came before stays in the mixture, or it would be unlearned.
     config.stages = ConfigDict(

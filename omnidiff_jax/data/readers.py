@@ -79,13 +79,19 @@ READERS: Mapping[str, Reader] = {
 }
 
 
-def check_source(name: str, config: SourceConfig, readers: Mapping[str, Reader]) -> Reader:
+def check_source(name: str, config: SourceConfig, readers: Mapping[str, Reader], group: str = "data") -> Reader:
     """The reader of a source.
+
+    Args:
+        name: of the source.
+        config: of it.
+        readers: the table.
+        group: of the config that has it under its `sources`, for what is said of it.
 
     Raises:
         UserError: an unknown reader, or a field that it needs is missing.
     """
-    where = f"config.data.sources.{name}"
+    where = f"config.{group}.sources.{name}"
     reader = choose(readers, config.reader, f"{where}.reader")
     for field in reader.needs:
         if not getattr(config, field):

@@ -9,7 +9,7 @@ from omnidiff_jax.config import Count, DecayRate, Natural, Share, build, choose,
 from omnidiff_jax.data.config import DataConfig
 from omnidiff_jax.data.mixture import group_names
 from omnidiff_jax.data.packing import PackingConfig
-from omnidiff_jax.data.readers import SourceConfig
+from omnidiff_jax.data.readers import Reader, SourceConfig
 from omnidiff_jax.diffusion.loss import LossConfig
 from omnidiff_jax.diffusion.masking import MaskingConfig
 from omnidiff_jax.errors import UserError
@@ -58,7 +58,8 @@ class HeldOutConfig:
         every: steps between measurements, which are also made before the first and after the last; 0 = none.
         batches: of the run's size, always the same.
         examples: of each source, where they are generated.
-        sources: by name, all weighed alike; {} = the run's own ones that are generated, from their test splits.
+        sources: by name, all weighed alike; one named like a task is of that task. {} = the run's own ones that are
+            generated, from their test splits.
     """
 
     every: Natural = 0
@@ -116,20 +117,28 @@ class RunConfig(TrainingConfig):
         used = {name: source for name, source in self.data.sources.items() if name in weighed or source.task in weighed}
         return {name: used[name] for name in (*(n for n in TRAINED if n in used), *sorted(used.keys() - set(TRAINED)))}
 
-    @property
-    def held_out_sources(self) -> dict[str, SourceConfig]:
-        """What the held-out loss is measured on; {} where none is."""
+    def held_out_sources(self, readers: Mapping[str, Reader]) -> dict[str, SourceConfig]:
+        """What the held-out loss is measured on; {} where none is.
+
+        Args:
+            readers: the table. A source whose reader gives sets is generated; any other has no split to spare that
+                would not be its training data.
+
+        Raises:
+            UserError: a loss is asked for, and there is nothing to measure it on.
+        """
         if not self.held_out.every:
             return {}
         own = {
             name: dataclasses.replace(source, split="test", examples=self.held_out.examples)
             for name, source in self.sources.items()
-            if source.examples
+            if source.reader in readers and readers[source.reader].gives == "sets"
         }
         found = dict(self.held_out.sources) or own
         if not found:
             raise UserError(
-                "config.held_out.every is set, but no source of this run is generated: name config.held_out.sources"
+                f"config.held_out.every = {self.held_out.every}, but no source of this run is generated; name "
+                "config.held_out.sources, or set config.held_out.every=0"
             )
         return found
 
@@ -205,11 +214,21 @@ def run_config(config: Mapping[str, Any]) -> RunConfig:
     given = {key: config[key] for key in config}
     if "data" in given:
         given["data"] = _with_sources(given["data"], given.get("stages", {}))
+    if named := given.get("held_out", {}).get("sources", {}):
+        given["held_out"] = dict(given["held_out"]) | {"sources": {name: _source(name, named[name]) for name in named}}
     decoding = given.get("decoding", {})
     for name in decoding:
         choose(TASKS, name, "task in config.decoding")
     given["decoding"] = {name: overlaid(to_dict(task.decoding), decoding.get(name, {})) for name, task in TASKS.items()}
     return build(RunConfig, given)
+
+
+def _source(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """A source as its config has it; named like a task, it is of that task."""
+    source = {key: given[key] for key in given}
+    if not source.get("task") and name in TRAINED:
+        source["task"] = name
+    return source
 
 
 def _with_sources(data: Mapping[str, Any], stages: Mapping[str, Any]) -> dict[str, Any]:
@@ -227,10 +246,7 @@ def _with_sources(data: Mapping[str, Any], stages: Mapping[str, Any]) -> dict[st
     ]
     sources = {}
     for name in names:
-        given = named[name] if named else {}
-        source = {key: given[key] for key in given}
-        if not source.get("task") and name in TRAINED:
-            source["task"] = name
+        source = _source(name, named[name] if named else {})
         if shared:
             source["reader"] = shared
             if folder:

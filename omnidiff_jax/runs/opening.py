@@ -14,6 +14,7 @@ from omnidiff_jax.codecs.tokenizers import Sizes, Tokenizers
 from omnidiff_jax.data.mixture import Stage
 from omnidiff_jax.data.readers import Reader, check_source, fetch_source
 from omnidiff_jax.data.sources import Source
+from omnidiff_jax.errors import notice
 from omnidiff_jax.fetching import ahead, local_copy, outcome
 from omnidiff_jax.records import EncodedExample
 from omnidiff_jax.runs.config import RunConfig, run_config
@@ -56,11 +57,11 @@ def fetch_run(config: RunConfig, readers: Mapping[str, Reader], fresh: bool) -> 
         fresh: whether the run has no checkpoint of its own yet, which it would start from.
 
     Raises:
-        UserError: a source that cannot be, as `check_source` says.
+        UserError: a source that cannot be, as `check_source` and `RunConfig.held_out_sources` say.
     """
-    for sources in (config.sources, config.held_out_sources):
+    for group, sources in (("data", config.sources), ("held_out", config.held_out_sources(readers))):
         for name, source in sources.items():
-            fetch_source(source, check_source(name, source, readers))
+            fetch_source(source, check_source(name, source, readers, group))
     if fresh and config.init.folder and is_remote(config.init.folder):
         ahead(_near, config.init.folder)
 
@@ -110,6 +111,8 @@ def open_run(
     def open_loss() -> HeldOutLoss:
         with contextlib.closing(Loader(held_out, loading, batch_sharding(mesh))) as loader:
             batches = [next(loader) for _ in range(config.held_out.batches)]
+            for reason, count in loader.rejected.items():
+                notice(f"held-out samples are skipped: {reason} ({count})")
         program = dataclasses.replace(run.program, groups=tuple(held_out.groups))
         return HeldOutLoss(program, batches, config.held_out.every, config.seed)
 

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from omnidiff_jax import rng
 from omnidiff_jax.training.program import TrainProgram
@@ -27,9 +28,14 @@ class HeldOutLoss:
         every: steps between measurements.
         seed: of a loss that draws numbers.
         """
+
+        def loss(params: Any, batch: Any) -> Any:
+            return program.loss(params, batch, rng.stream(seed, "held out"), jnp.int32(0))
+
         self.every = every
-        self._program, self._batches, self._seed = program, batches, seed
-        self._loss = jax.jit(program.loss)
+        self._program, self._batches = program, batches
+        # Whole on every device, as the step's metrics are, so that each process can read them.
+        self._loss = jax.jit(loss, out_shardings=PartitionSpec())
 
     def due(self, step: int, total: int) -> bool:
         """Whether to measure after `step` of `total` updates; before the first one counts."""
@@ -38,18 +44,17 @@ class HeldOutLoss:
     def __call__(self, params: Any) -> dict[str, Any]:
         """What is logged of these parameters: "held_out_loss", and what the program reports of the sums, by the same
         prefix. Call it under the run's mesh."""
-        key, step = rng.stream(self._seed, "held out"), jnp.int32(0)
-        totals: dict[str, Any] = {}
+        sums: dict[str, np.ndarray] = {}
         loss = weight = 0.0
         for batch in self._batches:
-            mean, metrics = self._loss(params, batch, key, step)
-            share = metrics.pop("weight", 1.0)
-            loss, weight = loss + mean * share, weight + share
+            # Fetched one by one: CPU processes may take the collectives of one program under way for another's.
+            mean, metrics = jax.device_get(self._loss(params, batch))
+            share = float(metrics.pop("weight", 1.0))
+            loss, weight = loss + float(mean) * share, weight + share
             for name, value in metrics.items():
                 if name.startswith("sum/"):
-                    totals[name] = totals.get(name, 0) + value
-        sums = {name: np.asarray(value) for name, value in jax.device_get(totals).items()}
-        found = {"loss": float(loss) / max(float(weight), 1e-8)} | _told(self._program.report(sums))
+                    sums[name] = sums.get(name, 0.0) + np.asarray(value, np.float64)
+        found = {"loss": loss / max(weight, 1e-8)} | _told(self._program.report(sums))
         return {f"held_out_{name}": value for name, value in found.items()}
 
 

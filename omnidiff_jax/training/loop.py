@@ -22,7 +22,7 @@ from omnidiff_jax.training.operations.goodput import Compilations, Goodput
 from omnidiff_jax.training.operations.guard import Rewind
 from omnidiff_jax.training.operations.host_log import HostLog
 from omnidiff_jax.training.operations.interrupt import Interrupt
-from omnidiff_jax.training.operations.journal import Journal, seconds_of
+from omnidiff_jax.training.operations.journal import Journal, seconds_of, steps_of
 from omnidiff_jax.training.operations.lock import RunLock, only_run
 from omnidiff_jax.training.operations.metrics import MetricsWriter
 from omnidiff_jax.training.operations.profiling import Profiler
@@ -122,7 +122,7 @@ class _Start:
                 self._stack.enter_context(contextlib.closing(part))
         if newest is not None:
             if writer is not None:
-                self.goodput.lose(len(writer.dropped), seconds_of(writer.dropped))
+                self.goodput.lose(steps_of(writer.dropped), seconds_of(writer.dropped))
             self.journal.say(f"resuming from checkpoint {newest} of {self.total} steps")
             state, data = self._restore(target, newest)
             self.stream.set_state(data)

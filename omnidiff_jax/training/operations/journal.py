@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import math
 import time
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -72,7 +73,7 @@ class Journal:
         self.guard = Guard(config.guard)
         self._pending: _Pending | None = None
         self._notes: dict[str, Any] = {}
-        self._first_held_out = ""
+        self._first_held_out: tuple[int, float] | None = None
         self._recent: collections.deque[tuple[float, float]] = collections.deque(maxlen=config.stall_window)
         self._last = time.perf_counter()
         peaks = [peak_flops(device) for device in jax.devices()]
@@ -115,11 +116,14 @@ class Journal:
 
     def measured(self, step: int, values: Mapping[str, Any], seconds: float) -> None:
         """Logs the held-out loss after `step`, a line of its own; the steps before it are worked off."""
+        if self._first_held_out is None and self._writer is not None:
+            self._first_held_out = self._writer.first("held_out_loss")  # of an earlier start, where this is a resume
         self._write(step, dict(values))
-        loss = values["held_out_loss"]
-        since = f" ({self._first_held_out})" if self._first_held_out else ""
-        self.say(f"held-out loss {loss:.4f} after step {step}{since}")
-        self._first_held_out = self._first_held_out or f"{loss:.4f} after step {step}"
+        loss, first = values["held_out_loss"], self._first_held_out
+        since = f" ({first[1]:.4f} at step {first[0]})" if first else ""
+        self.say(f"held-out loss {loss:.4f} at step {step}{since}")
+        if first is None and math.isfinite(loss):
+            self._first_held_out = step, loss
         self._last += seconds
         self._notes["held_out_seconds"] = seconds
 
@@ -142,7 +146,7 @@ class Journal:
         """Forgets what came after `step`; the time it took is lost."""
         self._pending = None
         dropped = self._writer.rewind(step) if self._writer is not None else []
-        self._goodput.lose(len(dropped), seconds_of(dropped))
+        self._goodput.lose(steps_of(dropped), seconds_of(dropped))
 
     def _work_off(self, pending: _Pending) -> None:
         metrics = {k: np.asarray(v) for k, v in jax.device_get(pending.metrics).items()}
@@ -198,6 +202,11 @@ class Journal:
                     "`omnidiff bench input` measures the loader"
                 )
                 self._recent.clear()
+
+
+def steps_of(lines: list[dict[str, Any]]) -> int:
+    """How many steps lines of `metrics.jsonl` are of; a held-out loss has a line beside its step's."""
+    return len({line["step"] for line in lines})
 
 
 def seconds_of(lines: list[dict[str, Any]]) -> float:

@@ -36,6 +36,11 @@ class MetricsWriter:
             self._file = self._path.open("a")
         self._board = _Board(Path(workdir) / "tensorboard")
 
+    def first(self, name: str) -> tuple[int, float] | None:
+        """Step and value of the first line that has the number `name`."""
+        lines = read_metrics(self._path)
+        return next(((line["step"], line[name]) for line in lines if line.get(name) is not None), None)
+
     def rewind(self, step: int) -> list[dict[str, Any]]:
         """Drops the lines after `step` and returns them."""
         with self._writing():
