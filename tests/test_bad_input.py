@@ -244,7 +244,7 @@ def test_jsonl_is_trained_on_past_its_faults(tiny, media, tmp_path, capfd):
     for name in ("good.png", "cut.png"):
         shutil.copy(media / name, tmp_path / "raw")
     words = [f"--config={tiny[0]}", f"--workdir={tmp_path / 'run'}", "--config.data.set=jsonl"]
-    words += [f"--config.data.folder={tmp_path / 'raw'}", "--config.held_out.every=0"]
+    words += [f"--config.data.folder={tmp_path / 'raw'}"]
     command = train_command.COMMAND
     assert guard(command.program, lambda: command.call(train_command.run, words)) == 0, capfd.readouterr().err
     counted = [line["rejected"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "rejected" in line]

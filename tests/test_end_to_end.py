@@ -20,6 +20,7 @@ from omnidiff_jax.tasks.registry import TASKS
 from omnidiff_jax.training.factors import summed
 from omnidiff_jax.training.operations.metrics import read_metrics
 
+HELD_OUT = ("--config.held_out.every=12", "--config.held_out.batches=2", "--config.held_out.examples=4")
 STAGES = ["stage1_visual_language", "stage2_speech_vision_language", "stage3_speech_driven_visual"]
 
 
@@ -33,7 +34,8 @@ def trained(omnidiff, tmp_path_factory):
     """(config file, workdir of a run that nothing interrupted), by the main job's command."""
     folder = tmp_path_factory.mktemp("tiny")
     config = write_config(folder)
-    shown = done(omnidiff("quickstart", f"--config={config}", f"--workdir={folder / 'run'}", "--cases=2", timeout=600))
+    words = (f"--config={config}", f"--workdir={folder / 'run'}", "--cases=2", *HELD_OUT)
+    shown = done(omnidiff("quickstart", *words, timeout=600))
     assert shown.splitlines()[-1] == f"open {folder / 'run' / 'report.html'}"
     return config, folder / "run"
 
@@ -70,7 +72,7 @@ def test_a_run_leaves_what_the_contract_names(trained):
 def test_a_killed_run_goes_on_as_if_it_had_not_been(trained, omnidiff, tmp_path):
     config, whole = trained
     shutil.copytree(whole / "data", tmp_path / "data")
-    words = ("train", f"--config={config}", f"--workdir={tmp_path}")
+    words = ("train", f"--config={config}", f"--workdir={tmp_path}", *HELD_OUT)
     kill_after(tmp_path, 4, [sys.executable, "-m", "omnidiff_jax.cli", *words])
     reached = read_metrics(tmp_path / "metrics.jsonl")[-1]["step"]
     assert 4 <= reached < 24

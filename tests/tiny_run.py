@@ -73,7 +73,6 @@ CONFIG = """
         config.checkpoint_every = 4
         config.model.update({{"width": 64, "layers": 2, "heads": 2, "kv_heads": 2, "hidden": 96}})
         config.data.streams = 2
-        config.held_out.update({{"every": 12, "batches": 2, "examples": 4}})
         for source in config.data.sources.values():
             source.examples = 40
         for name in ("speech_encoder", "speech_tokenizer", "speech_decoder"):
