@@ -16,6 +16,7 @@ Each command holds its flags in its own table, so that a process may import seve
 """
 
 import collections
+import functools
 import importlib.util
 import re
 import sys
@@ -28,7 +29,7 @@ from ml_collections import ConfigDict, config_flags
 
 from omnidiff_jax.cli import guard
 from omnidiff_jax.compilation import use_cache
-from omnidiff_jax.config import suggest
+from omnidiff_jax.config import suggest, to_dict
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.signals import leave
 
@@ -283,19 +284,22 @@ def _run_config_file(file: str) -> ConfigDict:
     return config
 
 
-# What a command line may add to a config, with the value that says its type: a source, and its weight in a stage.
-_ADDED: tuple[tuple[str, dict[str, Any]], ...] = (
-    (
-        r"((?:data|held_out)\.sources\.[\w-]+)\.(reader|task|path|root|split|examples)",
-        {"reader": "", "task": "", "path": "", "root": "", "split": "train", "examples": 0},
-    ),
-    (r"(stages\.[\w-]+\.weights)\.([\w-]+)", {}),
-)
+@functools.cache
+def _added() -> tuple[tuple[str, dict[str, Any]], ...]:
+    """What a command line may add, with the value that says its type: a source, and its weight in a stage."""
+    # Readers import much, and few command lines add anything.
+    from omnidiff_jax.data.readers import SourceConfig
+
+    source = to_dict(SourceConfig(reader=""))
+    return (
+        (rf"((?:data|held_out)\.sources\.[\w-]+)\.({'|'.join(source)})", source),
+        (r"(stages\.[\w-]+\.weights)\.([\w-]+)", {}),
+    )
 
 
 def _add(config: ConfigDict, key: str) -> bool:
     """Makes room for a key of an open group; whether it is one."""
-    for pattern, fields in _ADDED:
+    for pattern, fields in _added():
         match = re.fullmatch(pattern, key)
         if not match:
             continue

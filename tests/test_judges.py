@@ -9,10 +9,21 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
 from data_pipelines.scenes import listener
-from data_pipelines.scenes.exams import exam
-from data_pipelines.scenes.language import answer_phrases, caption
+from data_pipelines.scenes.exams import SCORE, exam, plain_exam
+from data_pipelines.scenes.judges import inpainted, objects_drawn, scene_drawn
+from data_pipelines.scenes.language import answer_phrases, caption, parse_caption
 from data_pipelines.scenes.render import place_box, render
-from data_pipelines.scenes.scene import MAX_INDEX, PLACES, SPLITS, Scene, sample_scene
+from data_pipelines.scenes.scene import (
+    COLORS,
+    MAX_INDEX,
+    PLACES,
+    SHAPES,
+    SIZES,
+    SPLITS,
+    Scene,
+    generator,
+    sample_scene,
+)
 from data_pipelines.scenes.scene_parser import parse_scene, unclear
 from data_pipelines.scenes.speech import ANSWER_VOICE, heard_voice, say
 from data_pipelines.scenes.tasks import TASKS
@@ -159,3 +170,37 @@ def test_inpainting_judge_wants_known_pixels_and_the_object():
         assert (case.request.image[case.request.hole] == 128).all()
         assert case.request.hole.sum() == 32 * 32
         assert case.meta["hidden"] in PLACES
+
+
+# ---- plain words -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["t2i", "inpainting"])
+def test_what_a_request_leaves_open_is_not_asked_for(name):
+    """Pictures with every open attribute drawn otherwise are right; with one that is named otherwise they are wrong."""
+    judge, right, wrong = (objects_drawn if name == "t2i" else inpainted), [], []
+    open_words = 0
+    for index, case in enumerate(plain_exam(name, 40).cases):
+        scene, rng = parse_caption(case.meta["caption"]), generator("open", index)
+        numbers = [case.meta["hidden_number"]] if name == "inpainting" else range(len(scene.objects))
+        things = list(scene.objects)
+        for number in numbers:
+            size, color, _, _ = case.meta["wanted"][number]
+            open_words += (not size) + (not color)
+            changed = {"color": COLORS[rng.integers(len(COLORS))]} if not color else {}
+            changed |= {"size": SIZES[rng.integers(len(SIZES))]} if not size else {}
+            things[number] = dataclasses.replace(things[number], **changed)
+        right.append((Response(image=render(Scene(tuple(things), scene.background))), case))
+        number = numbers[0]
+        shape = SHAPES[(SHAPES.index(things[number].shape) + 1) % len(SHAPES)]
+        things[number] = dataclasses.replace(things[number], shape=shape)
+        wrong.append((Response(image=render(Scene(tuple(things), scene.background))), case))
+    assert open_words > 10
+    assert share(judge(*zip(*right, strict=True))) == 1.0
+    assert share(judge(*zip(*wrong, strict=True))) == 0.0
+    assert share(scene_drawn(*zip(*right, strict=True))) <= share(objects_drawn(*zip(*right, strict=True)))
+
+
+def test_speech_to_image_asks_for_all_of_the_scene():
+    case = exam("s2i", 1, start=SCORE).cases[0]
+    assert all(all(words) for words in case.meta["wanted"]) and case.meta["background"]

@@ -43,6 +43,7 @@ def test_sources_and_weights_are_added_by_the_command_line():
     stage = "--config.stages.stage1_visual_language.weights"
     words = [
         "--config.data.sources.mine.reader=jsonl",
+        "--config.data.sources.mine.plain=0.5",
         "--config.data.sources.mine.path=my set.jsonl",
         "--config.data.sources.mine.task=vqa",
         f"{stage}.mine=1.5",

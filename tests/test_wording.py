@@ -44,10 +44,10 @@ def sample_scene_of(record):
 @given(SCENES)
 def test_a_scene_meets_its_own_description_and_no_other_count(scene):
     described = Canonical().scene(scene)
-    assert described.met_by(scene)
-    assert not described.met_by(Scene(scene.objects[1:], scene.background))
+    assert meets(scene, described.wanted, described.background)
+    assert not meets(Scene(scene.objects[1:], scene.background), described.wanted, described.background)
     other = next(color for color in BACKGROUNDS if color != scene.background)
-    assert not described.met_by(Scene(scene.objects, other))
+    assert not meets(Scene(scene.objects, other), described.wanted, described.background)
 
 
 def test_open_words_are_met_by_anything_and_objects_one_for_one():

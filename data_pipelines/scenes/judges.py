@@ -9,7 +9,7 @@ from data_pipelines.scenes.language import parse_caption
 from data_pipelines.scenes.listener import listen
 from data_pipelines.scenes.scene import Scene
 from data_pipelines.scenes.scene_parser import parse_scene
-from data_pipelines.scenes.wording import meets
+from data_pipelines.scenes.wording import is_wanted, meets
 from omnidiff_jax.answering.queries import Response
 from omnidiff_jax.evaluation.exam import Case, Measure
 from omnidiff_jax.evaluation.measures import EXACT, TRANSCRIBED, Counts, share
@@ -35,13 +35,6 @@ def _same_objects(found: Scene, case: Case) -> bool:
     return found.content() == _true_scene(case).content()
 
 
-def _as_told(found: Scene, case: Case, background: bool) -> bool:
-    """Whether a picture shows what was asked for, whatever a typed request leaves open."""
-    if "wanted" in case.meta:
-        return meets(found, case.meta["wanted"], case.meta["background"] if background else "")
-    return _same_scene(found, case) if background else _same_objects(found, case)
-
-
 def _same_scene(found: Scene, case: Case) -> bool:
     return _same_objects(found, case) and found.background == _true_scene(case).background
 
@@ -58,17 +51,17 @@ def scene_described(responses: Sequence[Response], cases: Sequence[Case]) -> Cou
 
 def objects_drawn(responses: Sequence[Response], cases: Sequence[Case]) -> Counts:
     """Pictures that show exactly the objects asked for."""
-    return share(lambda r, case: _as_told(_drawn(r), case, background=False), responses, cases)
+    return share(lambda r, case: meets(_drawn(r), case.meta["wanted"], ""), responses, cases)
 
 
 def scene_drawn(responses: Sequence[Response], cases: Sequence[Case]) -> Counts:
     """Pictures with the objects and the background as asked for."""
-    return share(lambda r, case: _as_told(_drawn(r), case, background=True), responses, cases)
+    return share(lambda r, case: meets(_drawn(r), case.meta["wanted"], case.meta["background"]), responses, cases)
 
 
 def _hidden_right(response: Response, case: Case) -> bool:
-    place = case.meta["hidden"]
-    return str(_drawn(response).at(place)) == str(_true_scene(case).at(place))
+    thing = _drawn(response).at(case.meta["hidden"])
+    return thing is not None and is_wanted(thing, case.meta["wanted"][case.meta["hidden_number"]])
 
 
 def _known_untouched(response: Response, case: Case) -> bool:
@@ -79,7 +72,7 @@ def _known_untouched(response: Response, case: Case) -> bool:
 
 
 def inpainted(responses: Sequence[Response], cases: Sequence[Case]) -> Counts:
-    """Pictures with the hidden object right, whatever else became of them."""
+    """Pictures with the hidden object as asked for, whatever else became of them."""
     return share(_hidden_right, responses, cases)
 
 

@@ -4,7 +4,7 @@ A record is a function of (task, index, split). Its prompts are those of the tas
 for the judges: "task", "split", "index"; the "request" in writing; the "caption" of the scene, if there is one;
 "answer", the text of a right answer; "spoken", the text of its speech; "heard", the text of the user's speech, and its
 "voice"; the "kind" of question; "wanted" and "background", what a request for a picture says (`wording.meets`);
-"hidden", the place to be painted in.
+"hidden", the place to be painted in, and the "hidden_number" of the object that was there, among those "wanted".
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -99,9 +99,9 @@ def _vqa(rng: np.random.Generator, split: str, identity: int, words: Wording) ->
     return Record(identity, "vqa", messages, (render(scene),), meta=meta)
 
 
-def _asked_for(described: Description, scene: Scene) -> dict[str, Any]:
+def _drawn_of(described: Description, scene: Scene) -> dict[str, Any]:
+    """What judges must know of a picture to be drawn."""
     return {
-        "request": described.text,
         "caption": caption(scene),
         "wanted": [list(thing) for thing in described.wanted],
         "background": described.background,
@@ -112,16 +112,18 @@ def _t2i(rng: np.random.Generator, split: str, identity: int, words: Wording) ->
     scene = _scene(rng, split)
     described = words.scene(scene)
     messages = task("t2i").conversation(described.text)
-    return Record(identity, "t2i", messages, (render(scene),), meta=_asked_for(described, scene))
+    meta = {"request": described.text} | _drawn_of(described, scene)
+    return Record(identity, "t2i", messages, (render(scene),), meta=meta)
 
 
 def _inpainting(rng: np.random.Generator, split: str, identity: int, words: Wording) -> Record:
     """Text to image, where one object's quadrant is to be painted and the rest is given."""
     scene = _scene(rng, split)
-    hidden = scene.objects[rng.integers(len(scene.objects))].place
+    number = int(rng.integers(len(scene.objects)))
     described = words.scene(scene)
     messages = task("inpainting").conversation(described.text)
-    meta = _asked_for(described, scene) | {"hidden": hidden}
+    hidden = {"hidden": scene.objects[number].place, "hidden_number": number}
+    meta = {"request": described.text} | _drawn_of(described, scene) | hidden
     return Record(identity, "inpainting", messages, (render(scene),), meta=meta)
 
 
@@ -163,7 +165,7 @@ def _spoken_qa(rng: np.random.Generator, split: str, identity: int, words: Wordi
 def _s2i(rng: np.random.Generator, split: str, identity: int, words: Wording) -> Record:
     scene = _scene(rng, split, SPOKEN_COUNTS)
     record = speech_to_image(identity, caption(scene), render(scene), _voice(rng), speaker)
-    record.meta["caption"] = caption(scene)
+    record.meta.update(_drawn_of(Canonical().scene(scene), scene))
     return record
 
 
@@ -214,8 +216,10 @@ def make_record(name: str, index: int, split: str, plain: float = 0.0) -> Record
     make = choose(_MAKERS, name, "Scenes task")
     if not 0 <= index < MAX_INDEX:
         raise ValueError(f"index {index} is not in 0..{MAX_INDEX - 1}")
-    words_rng = generator("wording", name, split, index)
-    words: Wording = Plain(words_rng) if plain and words_rng.random() < plain else Canonical()
+    words: Wording = Canonical()
+    if plain:
+        words_rng = generator("wording", name, split, index)
+        words = Plain(words_rng) if words_rng.random() < plain else words
     record = make(generator("record", name, split, index), split, stable_id("scenes", name, split, index), words)
     record.meta.update(task=name, split=split, index=index)
     return record

@@ -23,17 +23,13 @@ class Description:
 
     Attributes:
       text: the request.
-      wanted: what it says of each object.
+      wanted: what it says of each object, in the scene's order.
       background: that it names, or "".
     """
 
     text: str
     wanted: tuple[Wanted, ...]
     background: str
-
-    def met_by(self, scene: Scene) -> bool:
-        """Whether a scene shows what was asked for, and no other object."""
-        return meets(scene, self.wanted, self.background)
 
 
 def meets(scene: Scene, wanted: Sequence[Sequence[str]], background: str) -> bool:
@@ -44,11 +40,16 @@ def meets(scene: Scene, wanted: Sequence[Sequence[str]], background: str) -> boo
         return True
     first, rest = wanted[0], wanted[1:]
     for place, thing in enumerate(scene.objects):
-        shown = (thing.size, thing.color, thing.shape, thing.place)
         others = Scene(scene.objects[:place] + scene.objects[place + 1 :], scene.background)
-        if all(not word or word == there for word, there in zip(first, shown, strict=True)) and meets(others, rest, ""):
+        if is_wanted(thing, first) and meets(others, rest, ""):
             return True
     return False
+
+
+def is_wanted(thing: Thing, wanted: Sequence[str]) -> bool:
+    """Whether an object is what a request says of one."""
+    shown = (thing.size, thing.color, thing.shape, thing.place)
+    return all(not word or word == there for word, there in zip(wanted, shown, strict=True))
 
 
 class Wording(Protocol):
@@ -145,7 +146,8 @@ class Plain:
         self._rng = rng
 
     def scene(self, scene: Scene, whole: bool = False) -> Description:
-        rng, wanted, parts = self._rng, [], []
+        rng, parts = self._rng, []
+        wanted: dict[int, Wanted] = {}
         names = {  # what the whole request speaks of
             "size": whole or rng.random() < 0.7,
             "place": whole or rng.random() < 0.7,
@@ -156,13 +158,11 @@ class Plain:
             thing = scene.objects[index]
             said = {name: whole or (names[name] and rng.random() < 0.95) for name in ("size", "color", "place")}
             parts.append(self._thing(thing, said))
-            wanted.append(
-                (
-                    thing.size if said["size"] else "",
-                    thing.color if said["color"] else "",
-                    thing.shape,
-                    thing.place if said["place"] else "",
-                )
+            wanted[int(index)] = (
+                thing.size if said["size"] else "",
+                thing.color if said["color"] else "",
+                thing.shape,
+                thing.place if said["place"] else "",
             )
         text = self._one(_OPENINGS if not whole else ("", "", "there is ", "the picture shows ")) + parts[0]
         joint = self._one(_JOINTS)
@@ -171,7 +171,7 @@ class Plain:
         if names["background"]:
             text += self._one((", ", " ", " ")) + self._one(_ON).format(color=scene.background)
         background = scene.background if names["background"] else ""
-        return Description(self._typed(text, ending=not whole), tuple(wanted), background)
+        return Description(self._typed(text, ending=not whole), tuple(wanted[i] for i in sorted(wanted)), background)
 
     def question(self, question: Question) -> str:
         if question.kind not in _QUESTIONS:

@@ -166,11 +166,6 @@ class RunConfig(TrainingConfig):
             return self.optimizer
         return dataclasses.replace(self.optimizer, frozen=(*self.optimizer.frozen, "backbone/*"))
 
-    @property
-    def factors_used(self) -> tuple[int, ...]:
-        """The factors; none under LoRA, whose frozen tables stay bit for bit as they are."""
-        return () if self.lora.rank else self.image_factors
-
     def omni(self, tokenizers: Sizes) -> OmniConfig:
         """Sizes of the model; the vocabulary's and the speech encoder's follow from the tokenizers."""
         backbone = dataclasses.replace(self.model, vocab_size=tokenizers.vocabulary.size, dtype=self.dtype)

@@ -137,7 +137,7 @@ def _run(config: RunConfig, tokenizers: Sizes, mesh: Mesh, open_loader: Callable
         pretrained={"speech_encoder": weights} if weights is not None else {},
         sharding=config.sharding,
         lora=config.lora,
-        image_factors=config.factors_used,
+        image_factors=config.image_factors,
     )
     return ModelRun(config, program, mesh, initial_params(config, program))
 

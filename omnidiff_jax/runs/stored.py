@@ -146,7 +146,7 @@ def export_newest(workdir: str | os.PathLike[str], target: Path, **options: Any)
     parts = OmniParts(model.backbone, model.speech_encoder, model.adapter)
     state = stored.workdir / "checkpoints" / str(stored.step) / "state"
     averaged = config.optimizer.ema_decay > 0
-    summary = export_run(state, target, parts, config.lora, config.factors_used, averaged=averaged, **options)
+    summary = export_run(state, target, parts, config.lora, config.image_factors, averaged=averaged, **options)
     (target / ABOUT_RUN).write_text(json.dumps(to_dict(config), indent=2) + "\n", encoding="utf-8")
     return summary
 

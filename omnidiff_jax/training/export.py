@@ -12,7 +12,7 @@ from omnidiff_jax.conversion.arrays import ArrayFolder, open_arrays
 from omnidiff_jax.conversion.components import OmniParts
 from omnidiff_jax.conversion.parts import Summary
 from omnidiff_jax.conversion.to_released import SHARD, write_released
-from omnidiff_jax.training.factors import summed
+from omnidiff_jax.training.factors import factors_used, summed
 from omnidiff_jax.training.lora import SUBTREE, LoraConfig
 
 # Along which axis an array has a row for every id.
@@ -38,7 +38,7 @@ class TrainedArrays(ArrayFolder):
         super().__init__(params.folder, {path: array for path, array in arrays.items() if path not in thin})
         self._thin = ArrayFolder(params.folder, {path.removeprefix(f"{SUBTREE}/"): x for path, x in thin.items()})
         self._scale = lora.alpha / max(lora.rank, 1)
-        self._factors = tuple(image_factors)
+        self._factors = factors_used(image_factors, lora.rank)
         self._sums: dict[str, np.ndarray] = {}
 
     def read(self, path: str, index: tuple[int | slice, ...] = ()) -> np.ndarray:

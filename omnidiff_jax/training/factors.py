@@ -17,6 +17,11 @@ from omnidiff_jax.errors import UserError
 from omnidiff_jax.vocabulary import Vocabulary
 
 
+def factors_used(factors: Sequence[int], lora_rank: int) -> tuple[int, ...]:
+    """The factors of a run; none under LoRA, whose frozen tables stay bit for bit as they are."""
+    return () if lora_rank else tuple(factors)
+
+
 def check_factors(factors: Sequence[int], vocabulary: Vocabulary) -> None:
     """Raises UserError where the bits of the factors do not make up the image codes."""
     if factors and 2 ** sum(factors) != len(vocabulary.image):

@@ -118,8 +118,7 @@ def _open_run(workdir: Path, where: str) -> Iterator[Source]:
     if config.get("program") != "omni":
         raise UserError(f"{where} = {workdir} trained the {config.get('program')}; name a run of the whole model")
     lora = build(LoraConfig, config.get("lora") or {}, f"{workdir}: config.lora")
-    # Under LoRA the tables are frozen as they are.
-    factors = () if lora.rank else tuple(int(bits) for bits in config.get("image_factors") or ())
+    factors = tuple(int(bits) for bits in config.get("image_factors") or ())
     averaged = bool(_group(config, "optimizer").get("ema_decay"))
     words = f"checkpoint {step} of a run"
     with open_trained(workdir / CHECKPOINTS / str(step) / "state", lora, factors, averaged=averaged) as arrays:

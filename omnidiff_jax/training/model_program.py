@@ -16,7 +16,7 @@ from omnidiff_jax.diffusion.masking import MaskingConfig, corrupt
 from omnidiff_jax.models.flops import train_flops
 from omnidiff_jax.models.omni import OmniConfig, OmniModel, init_params
 from omnidiff_jax.sharding.rules import logical_rules, param_specs
-from omnidiff_jax.training.factors import check_factors, scaled, with_factors
+from omnidiff_jax.training.factors import check_factors, factors_used, scaled, with_factors
 from omnidiff_jax.training.lora import SUBTREE, LoraConfig, init_lora, merged
 from omnidiff_jax.training.program import TrainProgram
 from omnidiff_jax.vocabulary import Vocabulary
@@ -58,8 +58,12 @@ class OmniProgram(TrainProgram):
     def __post_init__(self):
         check_factors(self.image_factors, self.vocabulary)
 
+    @property
+    def _factors(self) -> tuple[int, ...]:
+        return factors_used(self.image_factors, self.lora.rank)
+
     def init(self, key: jax.Array) -> Any:
-        params = scaled(meta.unbox(init_params(self.model, key)), self.image_factors, self.vocabulary)
+        params = scaled(meta.unbox(init_params(self.model, key)), self._factors, self.vocabulary)
         params |= {name: jax.tree.map(jnp.asarray, tree) for name, tree in self.pretrained.items()}
         if self.lora.rank:
             params[SUBTREE] = init_lora(params, self.lora, jax.random.fold_in(key, 1))
@@ -67,7 +71,7 @@ class OmniProgram(TrainProgram):
 
     def whole(self, params: Any) -> Any:
         """The model's own parameters, LoRA's products added, image rows as sums: what samples and is exported."""
-        return with_factors(merged(params, self.lora), self.image_factors, self.vocabulary)
+        return with_factors(merged(params, self.lora), self._factors, self.vocabulary)
 
     def loss(
         self, params: Any, batch: Batch, key: jax.Array, step: jax.Array
