@@ -22,7 +22,7 @@ import omnidiff_jax
 
 ROOT = Path(__file__).parents[1]
 FLOORS = ("omnidiff_jax", "data_pipelines", "experiments")
-ASSETS_LIMIT = 8 * 2**20
+ASSETS_LIMIT = 24_000_000  # bytes
 
 
 @pytest.fixture(scope="module")
