@@ -22,7 +22,7 @@ from experiments.programs import READERS
 from omnidiff_jax.config import choose, suggest
 from omnidiff_jax.data.building import build_sets, described, encode_set
 from omnidiff_jax.data.check import check_jsonl, report_lines
-from omnidiff_jax.data.readers import SourceConfig
+from omnidiff_jax.data.readers import SourceConfig, raw_records
 from omnidiff_jax.data.storage import MANIFEST
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.files import whole_folders
@@ -76,9 +76,8 @@ def _build(out: Path) -> dict[str, dict[str, object]]:
         else:
             given = SourceConfig("tfds", name, source, split=str(SPLIT.value))
             origin = {"tfds": source, "split": given.split}
-        reader = READERS[given.reader]
-        assert reader.records is not None
-        manifests = {name: encode_set(reader.records(given), config.tokenizers, out / name, origin)}
+        records, _ = raw_records(given, READERS[given.reader])
+        manifests = {name: encode_set(records, config.tokenizers, out / name, origin)}
     return described(manifests)
 
 

@@ -27,6 +27,7 @@ def get_config() -> ConfigDict:
     config.tail_pad_gamma = 1.0
     # The paper draws from all of 0 to 1. A one-word answer teaches nothing while it is shown (docs/performance.md).
     config.min_noise = 0.5
+    config.min_noise_of = ConfigDict()  # in its place, by source or task
     config.loss = ConfigDict({"weighting": "sample", "chunk": 512, "capacity": 1.0, "noise_buckets": 4})
 
     config.tokenizers = ConfigDict(

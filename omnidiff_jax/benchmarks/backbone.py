@@ -50,7 +50,7 @@ def backbone_trainer(config: RunConfig) -> Trainer:
     program = OmniProgram(
         model=OmniConfig(backbone_config(config), speech_encoder=None),
         vocabulary=VOCABULARY,
-        masking=config.corruption,
+        masking=config.corruption(config.groups),
         loss_config=dataclasses.replace(config.loss, groups=batch_parts(mesh)),
         groups=tuple((kind.name, kind.name) for kind in LONG_TAILED),
         open_loader=no_data,

@@ -10,7 +10,7 @@ from typing import Any
 from omnidiff_jax.codecs.encode import encode
 from omnidiff_jax.codecs.tokenizers import TokenizersConfig, open_tokenizers
 from omnidiff_jax.config import to_dict
-from omnidiff_jax.data.readers import Reader, SourceConfig, check_source
+from omnidiff_jax.data.readers import Reader, SourceConfig, check_source, raw_records
 from omnidiff_jax.data.sources import RandomAccess
 from omnidiff_jax.data.storage import EncodedSet, Manifest, write_set
 from omnidiff_jax.errors import UserError
@@ -76,14 +76,13 @@ def origin(config: SourceConfig, reader: Reader) -> dict[str, Any]:
     """What a set is made from; stands in its manifest."""
     assert reader.identity is not None
     told: dict[str, Any] = {"task": config.task, "split": config.split, "records": config.examples, "path": config.path}
-    told["plain"] = config.plain
+    told |= {"plain": config.plain, "unconditional": config.unconditional}
     return {"world": reader.identity(config, None)} | {name: value for name, value in told.items() if value}
 
 
 def build_set(config: SourceConfig, reader: Reader, tokenizers: TokenizersConfig, folder: str) -> Manifest:
     """One source's set; run in a worker process."""
-    assert reader.records is not None
-    return encode_set(reader.records(config), tokenizers, folder, origin(config, reader))
+    return encode_set(raw_records(config, reader)[0], tokenizers, folder, origin(config, reader))
 
 
 def encode_set(

@@ -12,10 +12,11 @@ from typing import Any, Literal
 
 from omnidiff_jax.codecs.tokenizers import Tokenizers
 from omnidiff_jax.config import Natural, Share, choose, free
-from omnidiff_jax.data.sources import EncodedRecords, JsonlRecords, RandomAccess, Source
+from omnidiff_jax.data.sources import EncodedRecords, JsonlRecords, RandomAccess, Source, Unconditional
 from omnidiff_jax.data.storage import MANIFEST, EncodedSet
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.fetching import fetch_ahead, local_copy
+from omnidiff_jax.records import Record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +31,8 @@ class SourceConfig:
         split: of sources that have several.
         examples: size of a source that is generated.
         plain: share of its requests in plain words, of a source that is generated.
+        unconditional: share of its samples that answer nothing: what classifier-free guidance compares with
+            (arXiv 2207.12598).
     """
 
     reader: str
@@ -39,6 +42,7 @@ class SourceConfig:
     split: str = "train"
     examples: Natural = 0
     plain: Share = 0.0
+    unconditional: Share = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +100,23 @@ def check_source(name: str, config: SourceConfig, readers: Mapping[str, Reader],
     for field in reader.needs:
         if not getattr(config, field):
             raise UserError(f"{where}.{field} is missing; reader {config.reader!r} ({reader.summary}) needs it")
+    if config.unconditional and reader.gives == "examples":
+        raise UserError(
+            f"{where}.unconditional = {config.unconditional}, but what reader {config.reader!r} reads is encoded with "
+            "its requests; set it where the raw records are"
+        )
     return reader
+
+
+def raw_records(config: SourceConfig, reader: Reader) -> tuple[RandomAccess[Record], str]:
+    """The records of a source that has raw ones, and what tells their content from another's."""
+    assert reader.records is not None and reader.identity is not None
+    records = reader.records(config)
+    identity = reader.identity(config, records)
+    if not config.unconditional:
+        return records, identity
+    share = config.unconditional
+    return Unconditional(records, share), identity and f"{identity}, {share:g} unconditional"
 
 
 def fetch_source(config: SourceConfig, reader: Reader) -> None:
@@ -126,10 +146,9 @@ def open_source(
     """
     reader = check_source(name, config, readers)
     if reader.gives == "records":
-        assert reader.records is not None and reader.identity is not None
-        records = reader.records(config)
+        records, identity = raw_records(config, reader)
         samples: RandomAccess[Any] = EncodedRecords(records, tokenizers.codecs)
-        return Source(samples, config.task, reader.identity(config, records))
+        return Source(samples, config.task, identity)
     place = local_copy(config.path, reader.copies or ()) if reader.gives == "examples" else Path(folder) / name
     found = EncodedSet(place, tokenizers.fingerprint)
     return Source(found, config.task, found.fingerprint)

@@ -216,3 +216,32 @@ class EncodedRecords:
 
     def __getitem__(self, index: int) -> EncodedExample:
         return encode_one(self._records[index], self._codecs)
+
+
+class Unconditional:
+    """Records of which a share, always the same ones, has nothing but an empty request before its last answer."""
+
+    def __init__(self, records: RandomAccess[Record], share: float):
+        self._records, self._share = records, share
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Record:
+        record = self._records[index]
+        if stable_id("unconditional", record.sample_id) >= self._share * 2**32:
+            return record
+        return unconditional(record)
+
+
+def unconditional(record: Record) -> Record:
+    """The record's system turns and last turn, with an empty request between: what an empty canvas prompt says."""
+    last = record.messages[-1]
+    systems = [message for message in record.messages[:-1] if message.role == "system"]
+    images, audios = last.content.count(IMAGE_TAG), last.content.count(AUDIO_TAG)
+    return dataclasses.replace(
+        record,
+        messages=(*systems, Message("user", ""), last),
+        images=record.images[len(record.images) - images :],
+        audios=record.audios[len(record.audios) - audios :],
+    )

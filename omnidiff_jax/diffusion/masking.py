@@ -26,12 +26,14 @@ class MaskingConfig:
             are masked, always (`released_forward_process`).
         tail_pad_gamma: γ, mask probability of tail pads relative to other targets.
         min_noise: smallest t of "paper", which is uniform from there to 1: a clipped noise schedule (arXiv 2503.09573).
+        min_noise_of_groups: that of each group of `Batch.group_ids`; () = `min_noise` for all.
         eps: smallest threshold of "released".
     """
 
     mode: Literal["paper", "released"] = "paper"
     tail_pad_gamma: Share = 0.6
     min_noise: DecayRate = 1e-3
+    min_noise_of_groups: tuple[DecayRate, ...] = ()
     eps: DecayRate = 1e-3
 
 
@@ -72,7 +74,9 @@ def corrupt(batch: Batch, seed: int | jax.Array, config: MaskingConfig, vocabula
     present = batch.group_ids >= 0
     if config.mode == "paper":
         level_keys = jax.vmap(lambda key: rng.named(key, "level"))(keys.reshape(-1)).reshape(keys.shape)
-        ratio = (1 - config.min_noise) * rng.sample_uniforms(level_keys) + config.min_noise
+        floors = jnp.asarray(config.min_noise_of_groups or [config.min_noise], jnp.float32)
+        least = floors[jnp.clip(batch.group_ids, 0, len(floors) - 1)]
+        ratio = (1 - least) * rng.sample_uniforms(level_keys) + least
         probability = jnp.take_along_axis(ratio, owner, axis=1)
         probability *= jnp.where(batch.tail_pads, config.tail_pad_gamma, 1.0)
         masked = targets & (per_token("decision") < probability)

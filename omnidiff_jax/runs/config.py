@@ -1,7 +1,7 @@
 """A whole run of the any-to-any model as one frozen, typed value."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from omnidiff_jax.codecs.tokenizers import Sizes, TokenizersConfig
@@ -74,6 +74,7 @@ class RunConfig(TrainingConfig):
 
     Attributes:
         masking: how clean tokens are corrupted, see `MaskingConfig`; so `tail_pad_gamma` and `min_noise`.
+        min_noise_of: of some sources or tasks, by name, in place of `min_noise`; a source's goes before its task's.
         loss: what is minimised.
         tokenizers: where they lie.
         model: sizes of the backbone; vocabulary and dtype follow from the tokenizers and `dtype`.
@@ -89,6 +90,7 @@ class RunConfig(TrainingConfig):
     masking: Literal["paper", "released"] = "paper"
     tail_pad_gamma: Share = 0.6
     min_noise: DecayRate = 1e-3
+    min_noise_of: Mapping[str, DecayRate] = dataclasses.field(default_factory=dict)
     loss: LossConfig = LossConfig()
     tokenizers: TokenizersConfig = TokenizersConfig()
     model: BackboneConfig = BackboneConfig()
@@ -101,13 +103,22 @@ class RunConfig(TrainingConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        _ = self.corruption
-        self.check_weights()
+        _ = self.corruption(())
+        self.check_names()
 
-    @property
-    def corruption(self) -> MaskingConfig:
-        """Of a training batch."""
-        settings = {"mode": self.masking, "tail_pad_gamma": self.tail_pad_gamma, "min_noise": self.min_noise}
+    def corruption(self, groups: Sequence[tuple[str, str]]) -> MaskingConfig:
+        """Of a training batch.
+
+        Args:
+            groups: the (source, task) pairs that its `group_ids` number.
+        """
+        of = self.min_noise_of
+        settings = {
+            "mode": self.masking,
+            "tail_pad_gamma": self.tail_pad_gamma,
+            "min_noise": self.min_noise,
+            "min_noise_of_groups": [of.get(source, of.get(task, self.min_noise)) for source, task in groups if of],
+        }
         return build(MaskingConfig, settings, "config")
 
     @property
@@ -147,9 +158,14 @@ class RunConfig(TrainingConfig):
         """The (source, task) pairs that loss is told apart by: what `Batch.group_ids` number."""
         return group_names({name: source.task for name, source in self.sources.items()})
 
-    def check_weights(self) -> None:
-        """Raises UserError where a stage weighs what is neither a source nor a task that can be trained."""
+    def check_names(self) -> None:
+        """Raises UserError where a stage or a noise level names what is neither a source nor a task to be trained."""
         known = {*self.data.sources, *TRAINED}
+        for name in self.min_noise_of:
+            if name not in known:
+                raise UserError(f"config.min_noise_of has {name!r}, no source or task; {suggest(name, known)}")
+        if self.min_noise_of and self.masking != "paper":
+            raise UserError('config.min_noise_of needs config.masking = "paper", where a sample has one noise level')
         for stage in self.stages.values():
             for name in stage.weights:
                 if name in TASKS and name not in TRAINED:

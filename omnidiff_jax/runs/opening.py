@@ -113,7 +113,8 @@ def open_run(
             batches = [next(loader) for _ in range(config.held_out.batches)]
             for reason, count in loader.rejected.items():
                 notice(f"held-out samples are skipped: {reason} ({count})")
-        program = dataclasses.replace(run.program, groups=tuple(held_out.groups))
+        groups = tuple(held_out.groups)
+        program = dataclasses.replace(run.program, groups=groups, masking=config.corruption(groups))
         return HeldOutLoss(program, batches, config.held_out.every, config.seed)
 
     return dataclasses.replace(run, held_out=open_loss)
@@ -129,7 +130,7 @@ def _run(config: RunConfig, tokenizers: Sizes, mesh: Mesh, open_loader: Callable
     program = OmniProgram(
         model=config.omni(tokenizers),
         vocabulary=tokenizers.vocabulary,
-        masking=config.corruption,
+        masking=config.corruption(config.groups),
         loss_config=dataclasses.replace(config.loss, groups=batch_parts(mesh)),
         groups=config.groups,
         open_loader=open_loader,
