@@ -46,13 +46,13 @@ def backbone_trainer(config: RunConfig) -> Trainer:
     def no_data(seed: int) -> Loader:
         raise AssertionError("the measured step takes one batch")
 
-    mesh = config.make_mesh()
+    mesh, groups = config.make_mesh(), tuple((kind.name, kind.name) for kind in LONG_TAILED)
     program = OmniProgram(
         model=OmniConfig(backbone_config(config), speech_encoder=None),
         vocabulary=VOCABULARY,
-        masking=config.corruption(config.groups),
+        masking=config.corruption(groups),
         loss_config=dataclasses.replace(config.loss, groups=batch_parts(mesh)),
-        groups=tuple((kind.name, kind.name) for kind in LONG_TAILED),
+        groups=groups,
         open_loader=no_data,
         seed=config.seed,
         sharding=config.sharding,
