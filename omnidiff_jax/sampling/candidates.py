@@ -5,7 +5,7 @@ import dataclasses
 import jax
 
 from omnidiff_jax.config import Choice
-from omnidiff_jax.sampling.filters import LOWEST
+from omnidiff_jax.sampling.rows import LOWEST
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,20 +9,7 @@ import jax.numpy as jnp
 
 from omnidiff_jax.config import Choice
 from omnidiff_jax.sampling.ranges import MOST, within
-
-
-def first_best(x: jax.Array) -> jax.Array:
-    """`argmax` over the last axis as two plain reductions: XLA's argmax is ten times slower on a CPU. int32 [n]."""
-    width = x.shape[-1]
-    at_best = jnp.where(x == x.max(axis=-1, keepdims=True), jnp.arange(width, dtype=jnp.int32)[None, :], width - 1)
-    return at_best.min(axis=-1)
-
-
-def _weights(logits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Logits less their maximum [n, W], their exponentials [n, W], and the sum of these [n]."""
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    weights = jnp.exp(shifted)
-    return shifted, weights, weights.sum(axis=-1)
+from omnidiff_jax.sampling.rows import negative_entropy, top_k, weigh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +41,7 @@ class Confidence(Choice, key="kind", word="entropy"):
         Returns:
             float32 [n].
         """
-        shifted, weights, total = _weights(logits)
-        return jnp.where(weights > 0, weights * shifted, 0.0).sum(axis=-1) / total - jnp.log(total)
+        return negative_entropy(logits)
 
     def order(self, confidence: jax.Array, uniforms: Callable[[], jax.Array], progress: jax.Array) -> jax.Array:
         """What positions are ranked by, the largest first: the confidence, with noise where there is a temperature.
@@ -81,8 +67,8 @@ class MaskgitPlus(Confidence, word="maskgit_plus"):
     """Sure where the candidate is probable."""
 
     def score(self, logits: jax.Array, column: jax.Array) -> jax.Array:
-        _, weights, total = _weights(logits)
-        return jnp.take_along_axis(weights, column[:, None], axis=-1)[:, 0] / total
+        best, total = weigh(logits)
+        return jnp.exp(jnp.take_along_axis(logits, column[:, None], axis=-1)[:, 0] - best) / total
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,10 +76,9 @@ class TopkMargin(Confidence, word="topk_margin"):
     """Sure where the most probable token is far ahead of the second."""
 
     def score(self, logits: jax.Array, column: jax.Array) -> jax.Array:
-        _, weights, total = _weights(logits)
-        best = first_best(logits)[:, None]
-        others = jnp.where(jnp.arange(logits.shape[-1])[None, :] == best, 0.0, weights)
-        return (1.0 - others.max(axis=-1)) / total
+        best, total = weigh(logits)
+        two, _ = top_k(logits, min(2, logits.shape[-1]))
+        return (1.0 - jnp.exp(two[:, 1:] - best[:, None]).sum(axis=-1)) / total
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """What a token is drawn from: temperature, top-p, top-k. Nothing here sorts the vocabulary.
 
-Top-k leaves a [n, k] remnant on which everything after it works, and top-p alone finds its threshold by bisection.
+Top-k leaves a [n, k] remnant on which everything after it works; so does top-p alone where a remnant provably holds all
+that it keeps. Where a row is too flat for that, its threshold is found by bisection.
 """
 
 import dataclasses
@@ -11,8 +12,10 @@ import jax.numpy as jnp
 
 from omnidiff_jax.config import Choice
 from omnidiff_jax.sampling.ranges import LEAST, MOST, within
+from omnidiff_jax.sampling.rows import LOWEST, top_k, weigh
 
-LOWEST = float(jnp.finfo(jnp.float32).min)
+# Tokens that top-p alone looks at before it looks at all of them.
+REMNANT = 512
 
 
 def nucleus(logits: jax.Array, top_p: float) -> jax.Array:
@@ -73,15 +76,40 @@ class Filters(Choice, key="kind", word=""):
             Logits [n, W], `LOWEST` where removed, and the ids int32 [n, W] they belong to; without top-k, W = V and
             the ids are None (column = id).
         """
-        if self.temperature > 0:
-            logits = jnp.maximum(logits / self.temperature, LOWEST)
+        logits = self._warmed(logits)
         if not 0 < self.top_k < logits.shape[-1]:
             if self.top_p < 1:
                 logits = jnp.where(nucleus(logits, self.top_p), logits, LOWEST)
             return logits, None
-        values, ids = jax.lax.top_k(logits, self.top_k)
+        values, ids = top_k(logits, self.top_k)
         if self.top_p < 1:
-            weights = jnp.exp(values - jax.nn.logsumexp(logits, axis=-1, keepdims=True))
-            above = jnp.cumsum(weights, axis=-1) - weights
-            values = jnp.where(above <= self.top_p, values, LOWEST)
+            values, _ = self._heaviest(logits, values)
         return values, ids
+
+    def remnant(self, logits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array] | None:
+        """What `keep` gives, of top-p alone, without looking at every token more than twice.
+
+        Args:
+            logits: float32 [n, V].
+
+        Returns:
+            Logits [n, REMNANT] and ids, as `keep`'s, and bool [n]: whether the row's tokens that are kept are all among
+            them. None where `keep` is as quick, or another rule.
+        """
+        size = logits.shape[-1]
+        if type(self).keep is not Filters.keep or self.top_p == 1 or 0 < self.top_k < size or size < 8 * REMNANT:
+            return None
+        logits = self._warmed(logits)
+        values, ids = top_k(logits, REMNANT)
+        values, held = self._heaviest(logits, values)
+        return values, ids, held > self.top_p
+
+    def _warmed(self, logits: jax.Array) -> jax.Array:
+        return jnp.maximum(logits / self.temperature, LOWEST) if self.temperature > 0 else logits
+
+    def _heaviest(self, logits: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """`values` [n, k], the largest of each row in order, without those that top-p leaves out; and their share."""
+        best, total = weigh(logits)
+        weights = jnp.exp(values - best[:, None]) / total[:, None]
+        mass = jnp.cumsum(weights, axis=-1)
+        return jnp.where(mass - weights <= self.top_p, values, LOWEST), mass[:, -1]

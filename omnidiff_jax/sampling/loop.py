@@ -19,10 +19,10 @@ from omnidiff_jax.errors import UserError
 from omnidiff_jax.sampling.canvas import Canvas, bucket
 from omnidiff_jax.sampling.config import SamplerConfig
 from omnidiff_jax.sampling.denoiser import Denoiser
-from omnidiff_jax.sampling.filters import LOWEST
 from omnidiff_jax.sampling.guidance import stack_canvases
 from omnidiff_jax.sampling.plan import Plan, make_plan, total_steps
 from omnidiff_jax.sampling.results import SampleResult
+from omnidiff_jax.sampling.rows import LOWEST
 from omnidiff_jax.sampling.schedule import Blocks, Schedule
 from omnidiff_jax.sampling.scoring import RowTables, prediction_sources, score_rows
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from omnidiff_jax.config import Choice
-from omnidiff_jax.sampling.filters import LOWEST
 from omnidiff_jax.sampling.ranges import LEAST, MOST, POSITIONS, within
+from omnidiff_jax.sampling.rows import LOWEST
 
 
 def repel(logits: jax.Array, factor: jax.Array | float) -> jax.Array:

@@ -4,7 +4,9 @@ Filters, penalties and scores are in float32, in the released order (`sample_tok
 repetition, position, softmax.
 """
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +14,9 @@ from flax import struct
 
 from omnidiff_jax.diffusion.alignment import predictors
 from omnidiff_jax.sampling.canvas import Canvas
-from omnidiff_jax.sampling.confidence import first_best
 from omnidiff_jax.sampling.config import SamplerConfig
-from omnidiff_jax.sampling.filters import LOWEST
 from omnidiff_jax.sampling.guidance import Guidance
+from omnidiff_jax.sampling.rows import LOWEST, first_best
 
 
 @struct.dataclass
@@ -52,17 +53,31 @@ def decide(
     Returns:
         int32 [n] token ids, float32 [n] confidences.
     """
-    logits, ids = config.filters.keep(logits.astype(jnp.float32))
-    if seen is not None:
-        seen = seen if ids is None else jnp.take_along_axis(seen, ids, axis=-1)
-        logits = config.repetition.apply(logits, seen)
-    logits = config.position.apply(logits, factor)
-    drawn = logits
-    if keys is not None:
-        drawn = logits + jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(keys)
-    column = first_best(drawn)
-    token = column if ids is None else jnp.take_along_axis(ids, column[:, None], axis=-1)[:, 0]
-    return token, config.confidence.score(logits, column)
+    logits = logits.astype(jnp.float32)
+
+    def chosen(kept: jax.Array, ids: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        if seen is not None:
+            kept = config.repetition.apply(kept, seen if ids is None else jnp.take_along_axis(seen, ids, axis=-1))
+        kept = config.position.apply(kept, factor)
+        drawn = kept
+        if keys is not None:
+            drawn = kept + jax.vmap(lambda key: jax.random.gumbel(key, kept.shape[1:]))(keys)
+        column = first_best(drawn)
+        token = column if ids is None else jnp.take_along_axis(ids, column[:, None], axis=-1)[:, 0]
+        return token, config.confidence.score(kept, column)
+
+    remnant = config.filters.remnant(logits)
+    if remnant is None:
+        return chosen(*config.filters.keep(logits))
+    values, ids, enough = remnant
+    token, confidence = chosen(values, ids)
+
+    def of_all() -> tuple[jax.Array, jax.Array]:
+        other_token, other_confidence = chosen(*config.filters.keep(logits))
+        # Row by row: what a row gets may not depend on the rows beside it.
+        return jnp.where(enough, token, other_token), jnp.where(enough, confidence, other_confidence)
+
+    return jax.lax.cond(enough.all(), lambda: (token, confidence), of_all)
 
 
 def prediction_sources(canvas: Canvas, batch: int, alignment: str, guidance: Guidance) -> list[jax.Array]:
@@ -87,6 +102,11 @@ def prediction_sources(canvas: Canvas, batch: int, alignment: str, guidance: Gui
     shift = (canvas.answer_start[batch:] - canvas.answer_start[:batch])[:, None]
     position = jnp.clip(guidance.partners(position, shift), 0, length - 1)
     return [conditional, rows[batch:] + jnp.take_along_axis(index[batch:], position, axis=1)]
+
+
+def rest_sizes(chunk: int) -> tuple[int, ...]:
+    """Numbers of rows that are looked at together where less than a `chunk` is left: few, since each is compiled."""
+    return tuple(sorted({max(chunk * eighths // 8, 1) for eighths in (1, 2, 3, 4, 6, 8)}))
 
 
 def score_rows(
@@ -125,8 +145,8 @@ def score_rows(
         rows = [head(flat_hidden[source.reshape(-1)[index]]).astype(jnp.float32) for source in sources]
         return rows[0] if len(rows) == 1 else config.guidance.combine(*rows)
 
-    def decide_chunk(number: jax.Array, out: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        index = jax.lax.dynamic_slice_in_dim(order, number * chunk, chunk)
+    def decide_some(start: jax.Array, out: tuple[jax.Array, jax.Array], rows: int) -> tuple[jax.Array, jax.Array]:
+        index = jax.lax.dynamic_slice_in_dim(order, start, rows)
         example, position = index // length, index % length
         logits = config.candidates.allow(logits_of(index), mask_id)
         if tables.allowed is not None:
@@ -135,16 +155,18 @@ def score_rows(
         keys = None if tables.keys is None else jax.vmap(jax.random.fold_in)(tables.keys[example], position)
         decided = decide(logits, seen, tables.factor.reshape(-1)[index], keys, config)
         return tuple(
-            jax.lax.dynamic_update_slice_in_dim(buffer, new, number * chunk, 0)
-            for buffer, new in zip(out, decided, strict=True)
+            jax.lax.dynamic_update_slice_in_dim(buffer, new, start, 0) for buffer, new in zip(out, decided, strict=True)
         )  # type: ignore[return-value]
 
     out = jnp.zeros((capacity,), jnp.int32), jnp.zeros((capacity,), jnp.float32)
-    if capacity == chunk:
-        out = decide_chunk(jnp.int32(0), out)
-    else:
-        needed = (flat.sum(dtype=jnp.int32) + chunk - 1) // chunk
-        out = jax.lax.fori_loop(0, needed, decide_chunk, out)
+    count = flat.sum(dtype=jnp.int32)
+    whole = jnp.maximum(count - 1, 0) // chunk * chunk
+    if capacity > chunk:
+        out = jax.lax.fori_loop(0, whole // chunk, lambda number, out: decide_some(number * chunk, out, chunk), out)
+    # What is left of a chunk costs what the next smaller size costs.
+    sizes = rest_sizes(chunk)
+    branches: list[Callable[..., Any]] = [functools.partial(decide_some, whole, rows=rows) for rows in sizes]
+    out = jax.lax.switch(jnp.searchsorted(jnp.asarray([0, *sizes]), count - whole), [lambda out: out, *branches], out)
     place = jnp.cumsum(flat) - 1
     token, confidence = (jnp.where(flat, x[place], 0).reshape(eligible.shape) for x in out)
     return token, confidence

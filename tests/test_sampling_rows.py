@@ -1,0 +1,98 @@
+"""Rows of logits, asked in few passes: the same answers as sorting them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from omnidiff_jax.sampling import SamplerConfig
+from omnidiff_jax.sampling.filters import REMNANT, Filters
+from omnidiff_jax.sampling.rows import LOWEST, first_best, negative_entropy, top_k, weigh
+from omnidiff_jax.sampling.scoring import decide, rest_sizes
+
+# With a divisor that suits groups, and a prime, which is padded.
+SIZES = (4096, 5003)
+
+
+@st.composite
+def rows(draw: st.DrawFn) -> np.ndarray:
+    """Rows of few different values, so that there are ties in a group and across groups; some have removed tokens."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    levels = draw(st.sampled_from([2, 50, 10**6]))
+    x = rng.integers(-levels, levels, (3, draw(st.sampled_from(SIZES)))).astype(np.float32)
+    x[1, rng.random(x.shape[1]) < 0.9] = LOWEST
+    return x
+
+
+@settings(max_examples=25)
+@given(rows(), st.sampled_from([1, 2, 50, 700]))
+def test_the_best_are_those_of_a_stable_sort(x: np.ndarray, k: int) -> None:
+    values, columns = (np.asarray(y) for y in jax.jit(top_k, static_argnums=1)(x, k))
+    expected = np.argsort(-x, axis=1, kind="stable")[:, :k]
+    np.testing.assert_array_equal(columns, expected)
+    np.testing.assert_array_equal(values, np.take_along_axis(x, expected, axis=1))
+    np.testing.assert_array_equal(first_best(jnp.asarray(x)), x.argmax(axis=1))
+
+
+def test_padding_is_never_chosen() -> None:
+    empty = jnp.full((1, 5003), LOWEST)
+    assert int(first_best(empty)[0]) == 0
+    assert int(first_best(jnp.full((1, 5003), jnp.nan))[0]) < 5003
+    assert int(top_k(empty, 60)[1].max()) == 59
+
+
+@settings(max_examples=20)
+@given(rows(), st.sampled_from([1e-4, 0.1, 5.0]))
+def test_entropy_and_weight_are_those_of_float64(x: np.ndarray, scale: float) -> None:
+    x = np.where(x == LOWEST, LOWEST, x * np.float32(scale / 10))
+    shifted = x.astype(np.float64) - x.max(axis=1, keepdims=True)
+    weights = np.exp(shifted)
+    p = weights / weights.sum(axis=1, keepdims=True)
+    expected = np.where(p > 0, p * np.log(np.maximum(p, 1e-300)), 0).sum(axis=1)
+    np.testing.assert_allclose(negative_entropy(jnp.asarray(x)), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(weigh(jnp.asarray(x))[1], weights.sum(axis=1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_a_nucleus_in_the_remnant_is_the_nucleus(temperature: float) -> None:
+    """Peaked rows are decided on the remnant, flat ones on all tokens: both as without the remnant, in any company."""
+    rng = np.random.default_rng(0)
+    peaked, flat = (rng.normal(size=(4, 8 * REMNANT)).astype(np.float32) * scale for scale in (6.0, 0.1))
+    config = SamplerConfig(filters=Filters(temperature, top_p=0.9))
+    values, ids, enough = config.filters.remnant(jnp.asarray(np.concatenate([peaked, flat])))  # type: ignore[misc]
+    assert enough.tolist() == [True] * 4 + [False] * 4
+    kept, _ = config.filters.keep(jnp.asarray(peaked))
+    for row in range(4):
+        remnant = {int(i) for i, v in zip(ids[row], values[row], strict=True) if v > LOWEST}
+        assert remnant == set(np.flatnonzero(np.asarray(kept[row]) > LOWEST).tolist())
+
+    def decided(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        keys = jax.random.split(jax.random.key(1), 8)[: len(x)] if temperature else None
+        token, confidence = decide(jnp.asarray(x), None, jnp.ones(len(x)), keys, config)
+        return np.asarray(token), np.asarray(confidence)
+
+    alone, mixed = decided(peaked), decided(np.concatenate([peaked, flat]))
+    np.testing.assert_array_equal(alone[0], mixed[0][:4])
+    np.testing.assert_array_equal(alone[1], mixed[1][:4])
+    if not temperature:
+        np.testing.assert_array_equal(mixed[0], np.concatenate([peaked, flat]).argmax(axis=1))
+
+
+def test_a_rule_of_ones_own_has_no_remnant() -> None:
+    class Odd(Filters):
+        def keep(self, logits: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+            return jnp.where(jnp.arange(logits.shape[-1]) % 2 == 1, logits, LOWEST), None
+
+    assert Odd(top_p=0.9).remnant(jnp.zeros((1, 8 * REMNANT))) is None
+    assert Filters(top_p=0.9, top_k=50).remnant(jnp.zeros((1, 8 * REMNANT))) is None
+
+
+@given(st.integers(1, 4096))
+def test_some_size_of_rest_suits_every_rest(chunk: int) -> None:
+    sizes = rest_sizes(chunk)
+    assert sizes[-1] == chunk and len(sizes) <= 6
+    for rest in {1, chunk // 3 + 1, chunk}:
+        size = min(size for size in sizes if size >= rest)
+        assert size <= max(2 * rest, chunk // 8, 1)
