@@ -56,8 +56,8 @@ def _hidden(params: Any, tokens: jax.Array, context: tuple[jax.Array, jax.Array]
     return jnp.tanh(toy.token[tokens] + left + right + mean + toy.position[positions])
 
 
-def _logits(params: Any, rows: jax.Array) -> jax.Array:
-    return rows @ jnp.asarray(params[-1])
+def _logits(params: Any, rows: jax.Array, start: int = 0, stop: int | None = None) -> jax.Array:
+    return rows @ jnp.asarray(params[-1])[:, start:stop]
 
 
 def toy_denoiser(toy: Toy, alignment: str = "shifted") -> Denoiser:

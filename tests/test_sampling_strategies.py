@@ -172,7 +172,7 @@ def test_every_word_builds_its_kind_and_comes_back():
             build(SamplerConfig, {group: {key + "s": known[0]}})
     for word in ("real", "released"):
         assert to_dict(build(SamplerConfig, {"candidates": word}))["candidates"] == word
-    with pytest.raises(UserError, match="config.candidates = 3; known: real, released"):
+    with pytest.raises(UserError, match="config.candidates = 3; known: real, restricted, released"):
         build(SamplerConfig, {"candidates": 3})
 
 

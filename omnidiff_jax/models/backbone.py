@@ -242,6 +242,7 @@ class Backbone(nn.Module):
             x = constrain(x, axes.BATCH, axes.LENGTH, axes.ACT_EMBED)
         return x
 
-    def logits(self, hidden: jax.Array) -> jax.Array:
-        """float32 [..., V] from hidden states [..., D]."""
-        return jnp.matmul(hidden, self.head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    def logits(self, hidden: jax.Array, start: int = 0, stop: int | None = None) -> jax.Array:
+        """float32 [..., V] from hidden states [..., D], or those of the ids start .. stop - 1 alone."""
+        head = self.head[:, start:stop].astype(hidden.dtype)
+        return jnp.matmul(hidden, head, preferred_element_type=jnp.float32)

@@ -67,9 +67,9 @@ class OmniModel(nn.Module):
         """Encoded and projected frames, [B, T, D]."""
         return self.adapter(self.speech_encoder(speech))
 
-    def logits(self, hidden: jax.Array) -> jax.Array:
-        """float32 [..., V] from hidden states [..., D]."""
-        return self.backbone.logits(hidden)
+    def logits(self, hidden: jax.Array, start: int = 0, stop: int | None = None) -> jax.Array:
+        """float32 [..., V] from hidden states [..., D], or those of the ids start .. stop - 1 alone."""
+        return self.backbone.logits(hidden, start, stop)
 
 
 def place(embeds: jax.Array, vectors: jax.Array, slots: jax.Array) -> jax.Array:

@@ -5,7 +5,7 @@ A canvas is built from prompts and answers (`build_canvas`), a denoiser from a m
 """
 
 from omnidiff_jax.sampling.cache import Cache
-from omnidiff_jax.sampling.candidates import Candidates, ReleasedCandidates
+from omnidiff_jax.sampling.candidates import Candidates, ReleasedCandidates, RestrictedCandidates
 from omnidiff_jax.sampling.canvas import (
     AllowedSets,
     Answer,
@@ -62,6 +62,7 @@ __all__ = [
     "ReleasedPosition",
     "ReleasedRepetition",
     "Repetition",
+    "RestrictedCandidates",
     "SampleResult",
     "SamplerConfig",
     "Schedule",

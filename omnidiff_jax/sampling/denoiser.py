@@ -21,14 +21,15 @@ class Denoiser:
         prepare: (params, canvas) -> context, a pytree; what does not change from step to step, such as the
             embeddings of the prompt and of its speech. Called once per sampling; it begins the loop's state (`Cache`).
         hidden: (params, tokens int32 [B, L], context) -> [B, L, D].
-        logits: (params, rows of hidden [n, D]) -> [n, V].
+        logits: (params, rows of hidden [n, D]) -> [n, V]; with `start` and `stop`, [n, stop - start], those of the ids
+            start .. stop - 1 alone.
         alignment: which hidden state predicts a token, a name in `diffusion.alignment.ALIGNMENTS`.
     """
 
     params: Any
     prepare: Callable[[Any, Canvas], Any] = struct.field(pytree_node=False)
     hidden: Callable[[Any, jax.Array, Any], jax.Array] = struct.field(pytree_node=False)
-    logits: Callable[[Any, jax.Array], jax.Array] = struct.field(pytree_node=False)
+    logits: Callable[..., jax.Array] = struct.field(pytree_node=False)
     alignment: str = struct.field(pytree_node=False, default="shifted")
 
 
@@ -36,8 +37,8 @@ def module_denoiser(module: Any, params: Any, alignment: str = "shifted") -> Den
     """The denoiser of a Flax module with the doors of `OmniModel`.
 
     Args:
-        module: has methods `embed_inputs(ModelInputs) -> [B, L, D]` and `logits(hidden)`, and a submodule `backbone`
-            with `embed(tokens)` and `__call__(embeddings, positions, segment_ids)`.
+        module: has methods `embed_inputs(ModelInputs) -> [B, L, D]` and `logits(hidden, start, stop)`, and a submodule
+            `backbone` with `embed(tokens)` and `__call__(embeddings, positions, segment_ids)`.
         params: its unboxed parameters.
         alignment: of its logits.
     """
@@ -72,7 +73,7 @@ def _functions(module: Any) -> tuple[Callable[..., Any], Callable[..., Any], Cal
     def hidden(params: Any, tokens: jax.Array, context: dict[str, jax.Array]) -> jax.Array:
         return module.apply({"params": params}, tokens, context, method=embed_and_run)
 
-    def logits(params: Any, rows: jax.Array) -> jax.Array:
-        return module.apply({"params": params}, rows, method="logits")
+    def logits(params: Any, rows: jax.Array, start: int = 0, stop: int | None = None) -> jax.Array:
+        return module.apply({"params": params}, rows, start, stop, method="logits")
 
     return prepare, hidden, logits

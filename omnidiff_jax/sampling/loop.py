@@ -16,6 +16,7 @@ import numpy as np
 
 from omnidiff_jax import rng
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.sampling.candidates import Span
 from omnidiff_jax.sampling.canvas import Canvas, bucket
 from omnidiff_jax.sampling.config import SamplerConfig
 from omnidiff_jax.sampling.denoiser import Denoiser
@@ -63,13 +64,17 @@ def sample(
                 "unconditional_canvas, or set guidance.scale = 0"
             )
         canvas = stack_canvases(canvas, unconditional)
-    static = _static(config, int(generate.sum()), canvas.generate.size, length)
+    allowed = None if canvas.allowed is None else np.asarray(canvas.allowed)
+    span = config.candidates.span(allowed, np.asarray(canvas.groups)[: len(generate)][generate])
+    static = _static(config, int(generate.sum()), canvas.generate.size, length, span)
     rows = len(plan.steps)
     seeds = [*seed, *[0] * (rows - len(seed))] if isinstance(seed, Sequence) else [seed] * rows
     return _run(denoiser, canvas, plan, rng.streams(seeds, "sampling"), **static)
 
 
-def trace_sampler(denoiser: Denoiser, canvas: Canvas, config: SamplerConfig, *, rows: int, answer: int) -> Any:
+def trace_sampler(
+    denoiser: Denoiser, canvas: Canvas, config: SamplerConfig, *, rows: int, answer: int, span: Span | None = None
+) -> Any:
     """What `sample` runs, traced and not executed: for compiling ahead of time.
 
     Args:
@@ -78,6 +83,7 @@ def trace_sampler(denoiser: Denoiser, canvas: Canvas, config: SamplerConfig, *, 
         config: how to decode.
         rows: B, canvases with an answer of their own.
         answer: positions to generate in each.
+        span: ids whose logits are computed, None = all.
     """
     length = canvas.generate.shape[1]
     steps = total_steps(config, answer)
@@ -88,19 +94,21 @@ def trace_sampler(denoiser: Denoiser, canvas: Canvas, config: SamplerConfig, *, 
     columns = abstract(rows, steps)
     plan: Any = Plan(abstract(rows, steps, dtype=jnp.float32), columns, columns, abstract(rows))
     noise = jax.eval_shape(lambda: rng.streams([0] * rows, "sampling"))
-    return _run.trace(denoiser, canvas, plan, noise, **_static(config, rows * answer, canvas.generate.size, length))
+    return _run.trace(
+        denoiser, canvas, plan, noise, **_static(config, rows * answer, canvas.generate.size, length, span)
+    )
 
 
-def _static(config: SamplerConfig, masks: int, positions: int, length: int) -> dict[str, Any]:
+def _static(config: SamplerConfig, masks: int, positions: int, length: int, span: Span | None) -> dict[str, Any]:
     """The arguments that identify compiled code, for `masks` positions to generate among `positions`."""
     chunk = min(config.rows_per_chunk, max(1 << (masks - 1).bit_length(), 32))  # few sizes, few compilations
     capacity = chunk if masks <= chunk else bucket(positions, chunk)
     # What the plan already says is left out of the compiled code's identity.
     settings = dataclasses.replace(config, steps=None, steps_per_token=1.0, schedule=Schedule(), blocks=Blocks())
-    return {"config": settings, "chunk": chunk, "capacity": capacity, "length": length}
+    return {"config": settings, "chunk": chunk, "capacity": capacity, "length": length, "span": span}
 
 
-@functools.partial(jax.jit, static_argnames=("config", "chunk", "capacity", "length"))
+@functools.partial(jax.jit, static_argnames=("config", "chunk", "capacity", "length", "span"))
 def _run(
     denoiser: Denoiser,
     canvas: Canvas,
@@ -111,12 +119,13 @@ def _run(
     chunk: int,
     capacity: int,
     length: int,
+    span: Span | None,
 ) -> SampleResult:
     """See `sample`.
 
     `noise` is B keys. `canvas` has 2B rows under guidance; the result has the first `length` positions of its first B.
     """
-    batch, mask_id, ids = len(plan.steps), canvas.mask_id, canvas.example_ids[: len(plan.steps)]
+    batch, mask_id, names = len(plan.steps), canvas.mask_id, canvas.example_ids[: len(plan.steps)]
     generate, answer_length = canvas.generate[:batch], canvas.answer_length[:batch]
     state = config.cache.init(denoiser, canvas)
     sources = prediction_sources(canvas, batch, denoiser.alignment, config.guidance)
@@ -142,7 +151,7 @@ def _run(
         progress = step.astype(jnp.float32) / jnp.maximum(plan.steps, 1)
 
         def keys(name: str) -> jax.Array:
-            return jax.vmap(lambda key, i: rng.sample_keys(rng.named(key, name), i, step))(noise, ids)
+            return jax.vmap(lambda key, i: rng.sample_keys(rng.named(key, name), i, step))(noise, names)
 
         tables = RowTables(
             groups=canvas.groups[:batch],
@@ -152,8 +161,9 @@ def _run(
             keys=keys("tokens") if config.filters.draws else None,
         )
         hidden, state = config.cache.hidden(denoiser, _with_unconditional(canvas, before), state, step)
-        head = functools.partial(denoiser.logits, denoiser.params)
-        token, confidence = score_rows(head, hidden, sources, eligible, tables, mask_id, config, chunk, capacity)
+        ids = span or Span(0, vocab_size, False)
+        head = functools.partial(denoiser.logits, denoiser.params, start=ids.start, stop=ids.stop)
+        token, confidence = score_rows(head, hidden, sources, eligible, tables, mask_id, config, chunk, capacity, ids)
 
         def uniforms() -> jax.Array:
             each = jnp.broadcast_to(keys("order")[:, None], confidence.shape)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from omnidiff_jax.diffusion.alignment import predictors
+from omnidiff_jax.sampling.candidates import Span
 from omnidiff_jax.sampling.canvas import Canvas
 from omnidiff_jax.sampling.config import SamplerConfig
 from omnidiff_jax.sampling.guidance import Guidance
@@ -119,11 +120,12 @@ def score_rows(
     config: SamplerConfig,
     chunk: int,
     capacity: int,
+    ids: Span,
 ) -> tuple[jax.Array, jax.Array]:
     """Runs head, guidance, filters and scores on the eligible rows, `chunk` at a time and only as often as needed.
 
     Args:
-        head: [n, D] -> [n, V].
+        head: [n, D] -> [n, W], the logits of `ids`.
         hidden: [R, L, D].
         sources: from `prediction_sources`.
         eligible: bool [B, L].
@@ -132,6 +134,7 @@ def score_rows(
         config: guidance, candidates, filters, penalties, confidence.
         chunk: rows of logits that exist at once.
         capacity: a multiple of `chunk`, at least the number of eligible rows.
+        ids: whose logits are computed.
 
     Returns:
         int32 [B, L] candidates, float32 [B, L] confidences; 0 where not eligible.
@@ -148,10 +151,11 @@ def score_rows(
     def decide_some(start: jax.Array, out: tuple[jax.Array, jax.Array], rows: int) -> tuple[jax.Array, jax.Array]:
         index = jax.lax.dynamic_slice_in_dim(order, start, rows)
         example, position = index // length, index % length
-        logits = config.candidates.allow(logits_of(index), mask_id)
-        if tables.allowed is not None:
-            logits = jnp.where(tables.allowed[tables.groups.reshape(-1)[index]], logits, LOWEST)
-        seen = None if tables.seen is None else tables.seen[example]
+        logits = config.candidates.allow(logits_of(index), mask_id - ids.start)
+        if tables.allowed is not None and not ids.all_allowed:
+            allowed = tables.allowed[:, ids.start : ids.stop]
+            logits = jnp.where(allowed[tables.groups.reshape(-1)[index]], logits, LOWEST)
+        seen = None if tables.seen is None else tables.seen[example, ids.start : ids.stop]
         keys = None if tables.keys is None else jax.vmap(jax.random.fold_in)(tables.keys[example], position)
         decided = decide(logits, seen, tables.factor.reshape(-1)[index], keys, config)
         return tuple(
@@ -168,5 +172,5 @@ def score_rows(
     branches: list[Callable[..., Any]] = [functools.partial(decide_some, whole, rows=rows) for rows in sizes]
     out = jax.lax.switch(jnp.searchsorted(jnp.asarray([0, *sizes]), count - whole), [lambda out: out, *branches], out)
     place = jnp.cumsum(flat) - 1
-    token, confidence = (jnp.where(flat, x[place], 0).reshape(eligible.shape) for x in out)
+    token, confidence = (jnp.where(flat, x[place], 0).reshape(eligible.shape) for x in (out[0] + ids.start, out[1]))
     return token, confidence
