@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ml_collections import ConfigDict
 
+from experiments.configs import nano
 from omnidiff_jax.batch import Batch, ModelInputs
 from omnidiff_jax.config import build
 from omnidiff_jax.diffusion.masking import MaskingConfig, corrupt, released_forward_process
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.runs.config import run_config
 from omnidiff_jax.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary.compact(40, 16, 16)
@@ -159,6 +162,48 @@ def test_statistics(config):
     else:
         assert np.std(shares) < 0.12
         assert max(shares) < 0.95
+
+
+def test_a_group_may_have_a_least_noise_of_its_own():
+    rows = [[(10 * row + i, 12, 2, 0) for i in range(SAMPLES)] for row in range(ROWS)]
+    batch = pack(rows)
+    batch.group_ids[:] = np.arange(SAMPLES) % 3
+    config = MaskingConfig(min_noise=0.4, min_noise_of_groups=(0.9, 0.01, 0.4))
+    ratio, plain = (
+        np.asarray(mask_batch(batch, 5, c, VOCABULARY).ratio) for c in (config, MaskingConfig(min_noise=0.4))
+    )
+    # The same draw of each sample, over the range of its group.
+    drawn = (plain - np.float32(0.4)) / np.float32(0.6)
+    least = np.array([0.9, 0.01, 0.4], np.float32)[batch.group_ids]
+    np.testing.assert_allclose(ratio, least + (1 - least) * drawn, rtol=1e-5)
+    assert ratio[batch.group_ids == 1].min() < 0.4
+
+
+def test_least_noise_is_set_by_source_or_task():
+    mapping = nano.get_config()
+    mapping.data.sources["more"] = ConfigDict({"reader": "jsonl", "path": "x", "task": "t2i"})
+    for stage in mapping.stages.values():
+        stage.weights.more = 1.0
+    mapping.min_noise_of = ConfigDict({"t2i": 0.1, "vqa": 0.2})
+    config = run_config(mapping)
+    masking = config.corruption(config.groups)
+    assert len(masking.min_noise_of_groups) == len(config.groups)
+    least = dict(zip(config.groups, masking.min_noise_of_groups, strict=True))
+    assert least["t2i", "t2i"] == least["more", "t2i"] == 0.1 and least["vqa", "vqa"] == 0.2
+    assert least["asr", "asr"] == config.min_noise == 0.5
+    mapping.min_noise_of.more = 0.3
+    config = run_config(mapping)
+    least = dict(zip(config.groups, config.corruption(config.groups).min_noise_of_groups, strict=True))
+    assert least["more", "t2i"] == 0.3 and least["t2i", "t2i"] == 0.1
+    mapping.min_noise_of = ConfigDict({"t2l": 0.1})
+    with pytest.raises(UserError, match="config.min_noise_of has 't2l'.*did you mean 't2i'"):
+        run_config(mapping)
+    mapping.min_noise_of = ConfigDict({"t2i": 1.0})
+    with pytest.raises(UserError, match="min_noise_of"):
+        run_config(mapping)
+    mapping.min_noise_of, mapping.masking = ConfigDict({"t2i": 0.1}), "released"
+    with pytest.raises(UserError, match='config.min_noise_of needs config.masking = "paper"'):
+        run_config(mapping)
 
 
 def test_settings_are_checked():

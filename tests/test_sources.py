@@ -11,17 +11,22 @@ from data_world import VOCABULARY, corpus, example
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
+from omni_toys import generator as toy_generator
 
+from data_pipelines.scenes.tasks import make_record
 from experiments.configs import nano
+from omnidiff_jax.codecs.encode import encode_one
+from omnidiff_jax.data.building import origin
 from omnidiff_jax.data.config import DataConfig
 from omnidiff_jax.data.loader import HostBatches
 from omnidiff_jax.data.mixture import Stage, shuffled
 from omnidiff_jax.data.packing import PackingConfig
-from omnidiff_jax.data.readers import READERS, SourceConfig, check_source
-from omnidiff_jax.data.sources import Source
+from omnidiff_jax.data.readers import READERS, Reader, SourceConfig, check_source, raw_records
+from omnidiff_jax.data.sources import Source, unconditional
 from omnidiff_jax.data.storage import MANIFEST, EncodedSet, write_set
 from omnidiff_jax.data.streams import Corpus, Stream
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.records import Message, Record
 from omnidiff_jax.runs.config import run_config
 from omnidiff_jax.speech_frames import SpeechLayout
 
@@ -210,9 +215,39 @@ def test_the_example_of_the_docs_builds_in_canonical_order():
     [
         (SourceConfig("jsnl", path="x"), "config.data.sources.mine.reader.*jsonl"),
         (SourceConfig("jsonl"), "config.data.sources.mine.path is missing"),
+        (SourceConfig("encoded", path="x", unconditional=0.1), "config.data.sources.mine.unconditional = 0.1.*encoded"),
     ],
 )
 def test_a_source_that_cannot_be_opened_is_refused_by_its_field(given, words):
     with pytest.raises(UserError, match=words) as refused:
         check_source("mine", given, READERS)
     assert "\n" not in str(refused.value)
+
+
+def test_a_share_of_a_sources_samples_answers_nothing(tmp_path):
+    turns = (Message("system", "be brief"), Message("user", "<|image|>what?"), Message("assistant", "red"))
+    turns += (Message("user", "<|audio|>draw it"), Message("assistant", "here <|image|>"))
+    records = [Record(i, "t2i", turns, (f"given{i}", f"drawn{i}"), (f"said{i}",)) for i in range(400)]
+    reader = Reader("toy", (), lambda config: records, lambda config, found: "toy 1")
+    config = SourceConfig("toy", "t2i", unconditional=0.25)
+    found, identity = raw_records(config, reader)
+    changed = [i for i in range(400) if found[i] is not records[i]]
+    assert 60 < len(changed) < 140 and changed == [i for i in range(400) if found[i] is not records[i]]
+    for i in changed[:5]:
+        assert found[i].messages == (turns[0], Message("user", ""), turns[-1])
+        assert found[i].images == (f"drawn{i}",) and found[i].audios == ()
+        assert (found[i].sample_id, found[i].task) == (i, "t2i")
+    # Other content: a resume may not take one for the other, nor a set that was built.
+    plain = dataclasses.replace(config, unconditional=0.0)
+    assert identity != raw_records(plain, reader)[1] == "toy 1" and raw_records(plain, reader)[0] is records
+    assert origin(config, reader) == origin(plain, reader) | {"unconditional": 0.25}
+
+
+def test_what_answers_nothing_is_what_guidance_asks():
+    """The prompt of a sample without a condition is the one that the sampler's unconditional canvas holds."""
+    generator = toy_generator()
+    record = make_record("t2i", 5, "train")
+    encoded = encode_one(unconditional(record), generator.codecs)
+    prompt = generator.codecs.layout.prompt([Message("user", "")])
+    np.testing.assert_array_equal(encoded.tokens[: len(prompt)], prompt)
+    assert encoded.targets[len(prompt)] and not encoded.targets[: len(prompt)].any()

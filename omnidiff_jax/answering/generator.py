@@ -106,6 +106,8 @@ class Generator:
             alike.setdefault((query.answer, query.decoding), []).append(number)
         responses: dict[int, Response] = {}
         for numbers in alike.values():
+            # A batch is as long, and takes as many steps, as its longest answer.
+            numbers.sort(key=lambda number: self._units(queries[number]))
             for start in range(0, len(numbers), self._rows):
                 batch = numbers[start : start + self._rows]
                 answers = self._answer([queries[number] for number in batch], strips)

@@ -28,6 +28,7 @@ from omnidiff_jax.workers import Workers
 SHOWN = 6  # answers of each task in the report
 STRIPS = 2  # of those with their decoding steps
 ROWS = 64  # answered together, at most
+CPU_ROWS = 32  # enough to keep cores busy; answers of like length finish together
 
 
 def evaluate(
@@ -119,7 +120,8 @@ def sit_task(
 ) -> tuple[str, dict[str, Any], list[View]]:
     """Sits one task's exam; run in a worker process, which loads the model once."""
     use_cache()
-    model = _model(what, -(-cases // -(-cases // ROWS)))  # equal batches, none of them half empty
+    most = CPU_ROWS if jax.default_backend() == "cpu" else ROWS
+    model = _model(what, -(-cases // -(-cases // most)))  # equal batches, none of them half empty
     held_out = askable(chosen.exam(name, cases, data), model.generator)
     result = sit(held_out, model.generator, strips=min(STRIPS, len(held_out.cases)))
     _leave_samples(Path(folder) / "samples" / ("" if exam == "scenes" else exam), name, held_out, result)
