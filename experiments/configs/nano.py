@@ -177,6 +177,7 @@ def decoding() -> ConfigDict:
         "repetition": ConfigDict({"penalty": 1.0}),
         "position": ConfigDict({"form": "off"}),
         "guidance": ConfigDict({"scale": 0.0}),
+        "candidates": "restricted",
     }
 
     def settings(length: int, block: int = 0, **others: object) -> ConfigDict:

@@ -19,6 +19,7 @@ from omnidiff_jax.sampling import (
     LengthRule,
     PaperPosition,
     Repetition,
+    RestrictedCandidates,
     SamplerConfig,
 )
 from omnidiff_jax.sampling.ranges import POSITIONS, OutOfRange, within
@@ -129,8 +130,13 @@ class Task:
             raise UserError(f"task {self.name} does not take {shown(name)}; {takes}")
 
 
+# Whatever the settings: what cannot stand at a position is not computed either.
+_PLAIN = SamplerConfig(candidates=RestrictedCandidates())
+
+
 def _image_sampler(repetition: float, guidance: float) -> SamplerConfig:
-    return SamplerConfig(
+    return dataclasses.replace(
+        _PLAIN,
         repetition=Repetition(repetition),
         position=PaperPosition(),
         filters=Filters(top_p=0.9),
@@ -138,8 +144,8 @@ def _image_sampler(repetition: float, guidance: float) -> SamplerConfig:
     )
 
 
-_TEXT = SamplerConfig(filters=Filters(top_p=0.9))
-_SPOKEN = SamplerConfig(filters=Filters(top_p=0.9), repetition=Repetition(1.2))
+_TEXT = dataclasses.replace(_PLAIN, filters=Filters(top_p=0.9))
+_SPOKEN = dataclasses.replace(_TEXT, repetition=Repetition(1.2))
 _HALF = dataclasses.replace(_TEXT, steps_per_token=0.5)
 
 TASKS: dict[str, Task] = {
