@@ -150,7 +150,7 @@ class Halton(MaskgitPlus, word="halton"):
     def planned(self, generate: np.ndarray) -> np.ndarray | None:
         count = int(generate.sum())
         columns = self.columns or math.isqrt(count)
-        rows = count // max(columns, 1)
+        rows = count // self.columns if self.columns else columns
         if rows * columns != count:
             grid = f"fill no grid of columns = {columns}" if self.columns else "are no square"
             raise UserError(

@@ -59,7 +59,7 @@ class SamplerConfig:
             within(self, "steps", 1, POSITIONS, note="None follows steps_per_token")
         within(self, "steps_per_token", LEAST, 1)
         within(self, "rows_per_chunk", 1, POSITIONS)
-        self.reveal.check(self)
+        self.reveal.check(self.confidence, self.repetition)
 
     @classmethod
     def released(

@@ -5,7 +5,7 @@ planned for a step is the least that it reveals, and a block that is done early 
 """
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +14,8 @@ from flax import struct
 from omnidiff_jax.config import Choice
 from omnidiff_jax.sampling.confidence import Confidence
 from omnidiff_jax.sampling.filters import LOWEST
+from omnidiff_jax.sampling.penalties import Repetition
 from omnidiff_jax.sampling.ranges import MOST, POSITIONS, OutOfRange, within
-
-if TYPE_CHECKING:
-    from omnidiff_jax.sampling.config import SamplerConfig
 
 
 @struct.dataclass
@@ -103,8 +101,8 @@ class Reveal(Choice, key="kind", word="schedule"):
         within(self, "keep", 0, 1, note="0 keeps every token")
         within(self, "times", 0, 1 << 15)
 
-    def check(self, config: "SamplerConfig") -> None:
-        """Raises `OutOfRange` for other settings that this kind makes no sense with."""
+    def check(self, confidence: Confidence, repetition: Repetition) -> None:
+        """Raises `OutOfRange` for what this kind makes no sense with."""
 
     def init(self, generate: jax.Array) -> Any:
         """The state before the first step, a pytree whose shapes and dtypes stay.
@@ -130,11 +128,11 @@ class Threshold(Reveal, word="threshold"):
 
     early: ClassVar[bool] = True
 
-    def check(self, config: "SamplerConfig") -> None:
-        if not config.confidence.surest_first:
+    def check(self, confidence: Confidence, repetition: Repetition) -> None:
+        if not confidence.surest_first:
             raise OutOfRange(
                 f"reveal.kind = {self.kind!r} reveals the surest positions, but confidence.kind = "
-                f"{config.confidence.kind!r} has an order of its own; use confidence.kind = 'entropy', or "
+                f"{confidence.kind!r} has an order of its own; use confidence.kind = 'entropy', or "
                 "reveal.kind = 'schedule'"
             )
 
@@ -159,10 +157,10 @@ class EntropyBound(Reveal, word="entropy_bound"):
 
     early: ClassVar[bool] = True
 
-    def check(self, config: "SamplerConfig") -> None:
-        if type(config.confidence).score is not Confidence.score:
+    def check(self, confidence: Confidence, repetition: Repetition) -> None:
+        if type(confidence).score is not Confidence.score:
             raise OutOfRange(
-                f"reveal.kind = {self.kind!r} adds up entropies, but confidence.kind = {config.confidence.kind!r} "
+                f"reveal.kind = {self.kind!r} adds up entropies, but confidence.kind = {confidence.kind!r} "
                 "measures something else; set confidence.kind = 'entropy'"
             )
 
@@ -213,12 +211,12 @@ class Revise(Threshold, word="revise"):
     without seeing it, from a second copy of the block; here the model sees it.
     """
 
-    def check(self, config: "SamplerConfig") -> None:
-        super().check(config)
-        if config.repetition.penalty != 1:
+    def check(self, confidence: Confidence, repetition: Repetition) -> None:
+        super().check(confidence, repetition)
+        if repetition.penalty != 1:
             raise OutOfRange(
                 f"reveal.kind = {self.kind!r} asks again for tokens that repetition.penalty = "
-                f"{config.repetition.penalty!r} repels; set repetition.penalty = 1"
+                f"{repetition.penalty!r} repels; set repetition.penalty = 1"
             )
 
     def init(self, generate: jax.Array) -> Any:
