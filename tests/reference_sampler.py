@@ -112,6 +112,40 @@ def confidence_of(row, token, kind):
     return weights[token] / total
 
 
+def revealed(config, decided, quota, history):
+    """Positions that a step reveals, of `decided` {p: (token, confidence, order)}; `history` has those of all steps."""
+    ranked, reveal = sorted(decided, key=lambda p: (-decided[p][2], p)), config.reveal
+    most = reveal.most or len(ranked)
+
+    def share(confidence):
+        return math.exp(confidence) if config.confidence.kind == "entropy" else confidence
+
+    def calm(p):
+        looks = [step.get(p) for step in history[-reveal.during - 1 :]]
+        return len(looks) > reveal.during and all(
+            one and other and one[0] == other[0] and abs(share(one[1]) - share(other[1])) <= reveal.change
+            for one, other in zip(looks, looks[1:], strict=False)
+        )
+
+    if reveal.kind == "schedule":
+        return ranked[:quota]
+    if reveal.kind == "entropy_bound":
+        for n in range(len(ranked), 0, -1):
+            entropies = [max(-decided[p][1], 0.0) for p in ranked[:n]]
+            if sum(entropies) - max(entropies) <= reveal.gamma:
+                return ranked[: max(min(n, most), quota)]
+    sure = [p for p in ranked if share(decided[p][1]) > reveal.least and (reveal.kind != "stable" or calm(p))]
+    return [p for p in ranked if p in ranked[:quota] or p in sure[:most]]
+
+
+def doubted(config, looked, tokens):
+    """Positions that are masked again, of `looked` {p: (token, confidence, order)}."""
+    for p, (token, confidence, _) in looked.items():
+        sure = math.exp(confidence) if config.confidence.kind == "entropy" else confidence
+        if (sure if token == tokens[p] else min(sure, 1 - sure)) < config.reveal.keep:
+            yield p
+
+
 def reference_sample(
     logits: Logits,
     example: Example,
@@ -125,16 +159,22 @@ def reference_sample(
     key = rng.stream(seed, "sampling")
     tokens = example.tokens.copy()
     trace = Trace(tokens, np.full(len(tokens), -1), np.zeros(len(tokens), np.float32), [])
-    plan = []
+    plan, history, again, column, step = [], [], dict.fromkeys(range(len(tokens)), 0), 0, -1
     for first, last, steps in blocks_of(config, example):
         t = linspace(config.schedule, steps) if steps else []
         for i in range(steps):
             share = np.float32(1) if i == steps - 1 else np.float32(1) - t[i + 1] / t[i]
             plan.append((share, example.start + first, example.start + last))
-    for step, (share, first, last) in enumerate(plan):
+    while column < len(plan):
+        share, first, last = plan[column]
         masked = [p for p in range(len(tokens)) if example.generate[p] and tokens[p] == mask_id]
         if not masked:
             break
+        step += 1
+        inside = [p for p in range(first, last) if example.generate[p]]
+        written = [p for p in inside if p not in masked and again[p] < config.reveal.times]
+        if config.reveal.kind != "revise" or share == 1 or not set(inside) & set(masked):
+            written = []
         rows = logits(tokens)
         if unconditional is not None:
             other_logits, other = unconditional
@@ -147,7 +187,7 @@ def reference_sample(
         made = {int(tokens[p]) for p in range(len(tokens)) if example.generate[p]} - {mask_id}
         seen = made if config.repetition.scope == "generated" else before if step else set()
         decided = {}
-        for p in masked:
+        for p in masked + written:
             if not first <= p < last:
                 continue
             row = rows[max(p - offset, 0)].astype(np.float64)
@@ -168,7 +208,7 @@ def reference_sample(
                 if i >= free and n > free:
                     factor = 1 + (i - free) / (n - free) * (config.position.maximum - 1)
                     kept = {v: repelled(x, factor) for v, x in kept.items()}
-            elif config.position.form == "paper" and step / len(plan) < config.position.early:
+            elif config.position.form == "paper" and column / len(plan) < config.position.early:
                 j, free = p - example.start, config.position.free
                 if j >= free:
                     factor = 1 - (1 - config.position.gamma) * (j - free + 1) / (example.length - free)
@@ -184,22 +224,34 @@ def reference_sample(
             order = sure
             if config.confidence.kind == "origin" or config.confidence.temperature:
                 u = float(jax.random.uniform(_fold(rng.named(key, "order"), example.number, step, p)))
-                fade = 1 - step / len(plan) if config.confidence.anneal == "linear" else 1.0
+                fade = 1 - column / len(plan) if config.confidence.anneal == "linear" else 1.0
                 order = u
                 if config.confidence.kind != "origin":
                     order = sure - config.confidence.temperature * fade * math.log(-math.log(max(u, 1e-38)))
             decided[p] = (token, sure, order)
+        looked = {p: decided.pop(p) for p in written}
         count = len(decided)
         quota = min(max(int(np.float32(count) * share), 1), count)
-        trace.committed.append(quota)
-        for p in sorted(decided, key=lambda p: (-decided[p][2], p))[:quota]:
+        history.append(dict(decided))
+        chosen = revealed(config, decided, quota, history)
+        trace.committed.append(len(chosen))
+        for p in list(doubted(config, looked, tokens)):
+            tokens[p], trace.commit_step[p], trace.confidence[p] = mask_id, -1, 0.0
+            again[p] += 1
+            masked = sorted([*masked, p])
+        for p in chosen:
             if decided[p][0] != mask_id:
                 tokens[p], trace.commit_step[p], trace.confidence[p] = decided[p][0], step, decided[p][1]
         end, left = config.stopping.end_id, [p for p in masked if tokens[p] == mask_id]
         if end is not None and any(example.generate[p] and tokens[p] == end for p in range(left[0] if left else 0)):
             for p in left:
                 tokens[p], trace.commit_step[p] = end, step
-                trace.confidence[p] = decided[p][1] if p in decided else 0.0
+                trace.confidence[p] = (decided | looked)[p][1] if p in decided | looked else 0.0
+        column += 1
+        while config.reveal.kind != "schedule" and column < len(plan):
+            if any(example.generate[p] and tokens[p] == mask_id for p in range(*plan[column][1:])):
+                break
+            column += 1
     return trace
 
 

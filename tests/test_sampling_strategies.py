@@ -25,6 +25,7 @@ from omnidiff_jax.sampling import (
     Prefill,
     Prompt,
     Repetition,
+    Reveal,
     SamplerConfig,
     Schedule,
     Stopping,
@@ -39,7 +40,7 @@ from omnidiff_jax.sampling.loop import _run
 from omnidiff_jax.tasks.registry import Decoding
 
 MASK = VOCABULARY.mask
-GROUPS = (Schedule, Confidence, Filters, Repetition, Position, Guidance, Blocks, Stopping, Candidates, Cache)
+GROUPS = (Schedule, Reveal, Confidence, Filters, Repetition, Position, Guidance, Blocks, Stopping, Candidates, Cache)
 KINDS = [kind for group in GROUPS for kind in group.kinds()]
 
 
@@ -153,7 +154,8 @@ def test_equal_strategies_share_compiled_code():
 def test_every_word_builds_its_kind_and_comes_back():
     words = {
         "schedule": ("kind", ["linear", "cosine"]),
-        "confidence": ("kind", ["entropy", "maskgit_plus", "topk_margin", "origin"]),
+        "reveal": ("kind", ["schedule", "threshold", "entropy_bound", "stable", "revise"]),
+        "confidence": ("kind", ["entropy", "maskgit_plus", "topk_margin", "origin", "halton"]),
         "repetition": ("scope", ["generated", "released"]),
         "position": ("form", ["off", "paper", "released"]),
         "guidance": ("form", ["aligned", "released"]),
@@ -182,7 +184,17 @@ def test_the_keys_of_a_config_stay():
         "steps": None,
         "steps_per_token": 1.0,
         "schedule": {"kind": "linear", "eps": 1e-3},
-        "confidence": {"kind": "entropy", "temperature": 0.0, "anneal": "constant"},
+        "reveal": {
+            "kind": "schedule",
+            "least": 0.9,
+            "most": 0,
+            "gamma": 0.1,
+            "change": 0.05,
+            "during": 2,
+            "keep": 0.5,
+            "times": 1,
+        },
+        "confidence": {"kind": "entropy", "temperature": 0.0, "anneal": "constant", "columns": 0},
         "filters": {"temperature": 0.0, "top_p": 1.0, "top_k": 0},
         "repetition": {"scope": "generated", "penalty": 1.0},
         "position": {"form": "off", "free": 100, "gamma": 0.5, "maximum": 2.0, "early": 0.5},

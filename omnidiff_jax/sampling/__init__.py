@@ -18,7 +18,7 @@ from omnidiff_jax.sampling.canvas import (
     infill,
     known,
 )
-from omnidiff_jax.sampling.confidence import Confidence, MaskgitPlus, RandomOrder, TopkMargin
+from omnidiff_jax.sampling.confidence import Confidence, Halton, MaskgitPlus, RandomOrder, TopkMargin
 from omnidiff_jax.sampling.config import ASR_LENGTH, TTS_LENGTH, LengthRule, SamplerConfig
 from omnidiff_jax.sampling.denoiser import Denoiser, module_denoiser
 from omnidiff_jax.sampling.filters import Filters
@@ -32,6 +32,7 @@ from omnidiff_jax.sampling.penalties import (
     Repetition,
 )
 from omnidiff_jax.sampling.results import SampleResult, film, finish_reasons
+from omnidiff_jax.sampling.reveal import EntropyBound, Reveal, Revise, Stable, Threshold
 from omnidiff_jax.sampling.schedule import Blocks, CosineSchedule, ReleasedBlocks, Schedule
 from omnidiff_jax.sampling.stopping import Stopping
 
@@ -47,8 +48,10 @@ __all__ = [
     "Confidence",
     "CosineSchedule",
     "Denoiser",
+    "EntropyBound",
     "Filters",
     "Guidance",
+    "Halton",
     "LengthRule",
     "MaskgitPlus",
     "PaperPosition",
@@ -63,10 +66,14 @@ __all__ = [
     "ReleasedRepetition",
     "Repetition",
     "RestrictedCandidates",
+    "Reveal",
+    "Revise",
     "SampleResult",
     "SamplerConfig",
     "Schedule",
+    "Stable",
     "Stopping",
+    "Threshold",
     "TopkMargin",
     "answer_tokens",
     "blank",

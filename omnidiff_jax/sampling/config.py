@@ -15,6 +15,7 @@ from omnidiff_jax.sampling.filters import Filters
 from omnidiff_jax.sampling.guidance import Guidance, ReleasedGuidance
 from omnidiff_jax.sampling.penalties import Position, ReleasedPosition, ReleasedRepetition, Repetition
 from omnidiff_jax.sampling.ranges import LEAST, POSITIONS, within
+from omnidiff_jax.sampling.reveal import Reveal
 from omnidiff_jax.sampling.schedule import Blocks, ReleasedBlocks, Schedule
 from omnidiff_jax.sampling.stopping import Stopping
 
@@ -26,7 +27,8 @@ class SamplerConfig:
     Attributes:
         steps: T, at most this many steps for each answer (never more than it has masks).
         steps_per_token: T as a share of an answer's masks where `steps` is None.
-        schedule, blocks: how many positions a step reveals, and in which block.
+        schedule, blocks: how many positions a step is to reveal, and in which block.
+        reveal: whether it reveals more where the model is sure.
         confidence: which positions are revealed first.
         filters: what a token is drawn from.
         repetition, position: penalties.
@@ -40,6 +42,7 @@ class SamplerConfig:
     steps: int | None = None
     steps_per_token: float = 1.0
     schedule: Schedule = Schedule()
+    reveal: Reveal = Reveal()
     confidence: Confidence = Confidence()
     filters: Filters = Filters()
     repetition: Repetition = Repetition()
@@ -56,6 +59,7 @@ class SamplerConfig:
             within(self, "steps", 1, POSITIONS, note="None follows steps_per_token")
         within(self, "steps_per_token", LEAST, 1)
         within(self, "rows_per_chunk", 1, POSITIONS)
+        self.reveal.check(self.confidence, self.repetition)
 
     @classmethod
     def released(

@@ -1,14 +1,14 @@
 """The sampling loop: one jitted `while_loop` over steps for a whole ragged batch.
 
 Each step runs the backbone once (on twice the rows under guidance), then the head and everything after it on the
-masked rows of the running blocks. The carry holds the state of the cache and no history: a position is written once,
-so that `SampleResult.commit_step` is the history (`results.film`).
+masked rows of the running blocks. The carry holds the states of strategies and no history: what stands at a position
+was written once, so that `SampleResult.commit_step` is the history (`results.film`).
 """
 
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,12 +23,27 @@ from omnidiff_jax.sampling.denoiser import Denoiser
 from omnidiff_jax.sampling.guidance import stack_canvases
 from omnidiff_jax.sampling.plan import Plan, make_plan, total_steps
 from omnidiff_jax.sampling.results import SampleResult
-from omnidiff_jax.sampling.rows import LOWEST
+from omnidiff_jax.sampling.reveal import Look
 from omnidiff_jax.sampling.schedule import Blocks, Schedule
 from omnidiff_jax.sampling.scoring import RowTables, prediction_sources, score_rows
 
-Carry = tuple[jax.Array, SampleResult, Any]
-"""Number of the step, what was generated so far, state of the cache."""
+
+class Carry(NamedTuple):
+    """What a step hands to the next.
+
+    Attributes:
+        step: int32 [], its number: calls of the model so far.
+        column: int32 [B], where each answer is in its plan; the step's number, unless blocks were done early.
+        result: what was generated so far.
+        reveal: state of the `Reveal`.
+        cache: state of the `Cache`.
+    """
+
+    step: jax.Array
+    column: jax.Array
+    result: SampleResult
+    reveal: Any
+    cache: Any
 
 
 def sample(
@@ -92,7 +107,9 @@ def trace_sampler(
         return jax.ShapeDtypeStruct(shape, dtype)
 
     columns = abstract(rows, steps)
-    plan: Any = Plan(abstract(rows, steps, dtype=jnp.float32), columns, columns, abstract(rows))
+    fixed = config.confidence.planned(np.ones(answer, bool)) is not None
+    order = abstract(rows, length, dtype=jnp.float32) if fixed else None
+    plan: Any = Plan(abstract(rows, steps, dtype=jnp.float32), columns, columns, abstract(rows), order)
     noise = jax.eval_shape(lambda: rng.streams([0] * rows, "sampling"))
     return _run.trace(
         denoiser, canvas, plan, noise, **_static(config, rows * answer, canvas.generate.size, length, span)
@@ -127,28 +144,34 @@ def _run(
     """
     batch, mask_id, names = len(plan.steps), canvas.mask_id, canvas.example_ids[: len(plan.steps)]
     generate, answer_length = canvas.generate[:batch], canvas.answer_length[:batch]
-    state = config.cache.init(denoiser, canvas)
+    cache = config.cache.init(denoiser, canvas)
     sources = prediction_sources(canvas, batch, denoiser.alignment, config.guidance)
     columns = jnp.arange(generate.shape[1])[None, :]
     offsets = columns - canvas.answer_start[:batch, None]
     in_answer = (offsets >= 0) & (offsets < answer_length[:, None])
-    vocab_size = _vocab_size(denoiser, canvas, config, state)
+    vocab_size = _vocab_size(denoiser, canvas, config, cache)
+    fixed_order = None
+    if plan.order is not None:
+        fixed_order = jnp.pad(plan.order, [(0, 0), (0, generate.shape[1] - plan.order.shape[1])])
 
     def running(carry: Carry) -> jax.Array:
-        step, result, _ = carry
-        masked = (generate & (result.tokens == mask_id)).any(axis=1)
-        return (masked & (step < plan.steps)).any()
+        masked = (generate & (carry.result.tokens == mask_id)).any(axis=1)
+        return (masked & (carry.column < plan.steps)).any()
 
     def advance(carry: Carry) -> Carry:
-        step, result, state = carry
-        before = result.tokens
+        step, result, before = carry.step, carry.result, carry.result.tokens
         masked = generate & (before == mask_id)
-        ratio, start, stop = (jax.lax.dynamic_index_in_dim(x, step, 1) for x in (plan.ratio, plan.start, plan.stop))
-        eligible = masked & (columns >= start) & (columns < stop)
+        at = jnp.minimum(carry.column, plan.ratio.shape[1] - 1)[:, None]
+        ratio, start, stop = (jnp.take_along_axis(x, at, axis=1) for x in (plan.ratio, plan.start, plan.stop))
+        running_block = (columns >= start) & (columns < stop) & (carry.column < plan.steps)[:, None]
+        eligible = masked & running_block
         count = eligible.sum(axis=1, keepdims=True, dtype=jnp.int32)
         share = (count.astype(jnp.float32) * ratio).astype(jnp.int32)
         quota = jnp.minimum(jnp.maximum(share, 1), count)
-        progress = step.astype(jnp.float32) / jnp.maximum(plan.steps, 1)
+        progress = carry.column.astype(jnp.float32) / jnp.maximum(plan.steps, 1)
+        # At a block's last step nothing can be masked again.
+        written = generate & ~masked & running_block & (count > 0) & (ratio < 1)
+        written = config.reveal.revisits(written, carry.reveal)
 
         def keys(name: str) -> jax.Array:
             return jax.vmap(lambda key, i: rng.sample_keys(rng.named(key, name), i, step))(noise, names)
@@ -160,28 +183,39 @@ def _run(
             factor=config.position.factor(offsets, answer_length, masked, progress),
             keys=keys("tokens") if config.filters.draws else None,
         )
-        hidden, state = config.cache.hidden(denoiser, _with_unconditional(canvas, before), state, step)
+        hidden, cache = config.cache.hidden(denoiser, _with_unconditional(canvas, before), carry.cache, step)
         ids = span or Span(0, vocab_size, False)
         head = functools.partial(denoiser.logits, denoiser.params, start=ids.start, stop=ids.stop)
-        token, confidence = score_rows(head, hidden, sources, eligible, tables, mask_id, config, chunk, capacity, ids)
+        scored = eligible | written
+        token, confidence = score_rows(head, hidden, sources, scored, tables, mask_id, config, chunk, capacity, ids)
 
         def uniforms() -> jax.Array:
             each = jnp.broadcast_to(keys("order")[:, None], confidence.shape)
             return rng.token_uniforms(each, jnp.broadcast_to(columns, confidence.shape))
 
-        order = config.confidence.order(confidence, uniforms, progress)
-        written = _most_confident(order, eligible, quota) & (token != mask_id)
-        revealed = jnp.where(written, token, before)
-        tokens = config.stopping.settle(revealed, generate, mask_id, token, confidence)
-        written |= tokens != revealed
+        order = fixed_order
+        if order is None:
+            order = config.confidence.order(confidence, uniforms, progress)
+        sure = config.confidence.share(confidence)
+        look = Look(eligible, written, before, token, confidence, sure, order, quota)
+        decision = config.reveal.decide(look, carry.reveal)
+        revealed = decision.reveal & (token != mask_id)
+        after = jnp.where(revealed, token, jnp.where(decision.mask, mask_id, before))
+        tokens = config.stopping.settle(after, generate, mask_id, token, confidence)
+        revealed |= tokens != after
+        chosen = decision.reveal.sum(axis=1, keepdims=True, dtype=jnp.int32)
+        kept = ~decision.mask
         result = SampleResult(
             tokens=tokens,
-            steps=result.steps + (quota[:, 0] > 0),
-            commit_step=jnp.where(written, step, result.commit_step),
-            confidence=jnp.where(written, confidence, result.confidence),
-            committed=jax.lax.dynamic_update_slice_in_dim(result.committed, quota, step, 1),
+            steps=result.steps + (chosen[:, 0] > 0),
+            commit_step=jnp.where(revealed, step, jnp.where(kept, result.commit_step, -1)),
+            confidence=jnp.where(revealed, confidence, jnp.where(kept, result.confidence, 0.0)),
+            committed=jax.lax.dynamic_update_slice_in_dim(result.committed, chosen, step, 1),
         )
-        return step + 1, result, state
+        column = carry.column + 1
+        if config.reveal.early:
+            column = _next_column(plan, column, generate & (tokens == mask_id))
+        return Carry(step + 1, column, result, decision.state, cache)
 
     empty = SampleResult(
         tokens=canvas.inputs.tokens[:batch],
@@ -190,7 +224,8 @@ def _run(
         confidence=jnp.zeros(generate.shape, jnp.float32),
         committed=jnp.zeros(plan.ratio.shape, jnp.int32),
     )
-    _, result, _ = jax.lax.while_loop(running, advance, (jnp.int32(0), empty, state))
+    first = Carry(jnp.int32(0), jnp.zeros((batch,), jnp.int32), empty, config.reveal.init(generate), cache)
+    result = jax.lax.while_loop(running, advance, first).result
     return dataclasses.replace(
         result,
         tokens=result.tokens[:, :length],
@@ -224,9 +259,12 @@ def _with_unconditional(canvas: Canvas, tokens: jax.Array) -> jax.Array:
     return jnp.concatenate([tokens, jnp.where(canvas.generate[batch:], answers, canvas.inputs.tokens[batch:])])
 
 
-def _most_confident(order: jax.Array, eligible: jax.Array, quota: jax.Array) -> jax.Array:
-    """bool [B, L]: the `quota` [B, 1] eligible positions of highest order, the earlier one on ties."""
-    order = jnp.where(jnp.isnan(order), LOWEST, jnp.maximum(order, LOWEST))
-    ranking = jnp.argsort(jnp.where(eligible, -order, jnp.inf), axis=1, stable=True)
-    rank = jnp.argsort(ranking, axis=1)
-    return eligible & (rank < quota)
+def _next_column(plan: Plan, column: jax.Array, masked: jax.Array) -> jax.Array:
+    """int32 [B]: the first column from `column` [B] on whose block has a mask left, S where there is none.
+
+    `masked` is bool [B, L].
+    """
+    before = jnp.pad(jnp.cumsum(masked, axis=1, dtype=jnp.int32), [(0, 0), (1, 0)])
+    left = jnp.take_along_axis(before, plan.stop, axis=1) - jnp.take_along_axis(before, plan.start, axis=1)
+    numbers = jnp.arange(left.shape[1], dtype=jnp.int32)[None, :]
+    return jnp.where((left > 0) & (numbers >= column[:, None]), numbers, left.shape[1]).min(axis=1)

@@ -20,12 +20,14 @@ class Plan(NamedTuple):
         start: int32 [B, S], first position of the block.
         stop: int32 [B, S], end of the block (exclusive); 0 where idle.
         steps: int32 [B].
+        order: float32 [B, L], what positions are ranked by, the largest first; None where every step decides.
     """
 
     ratio: np.ndarray
     start: np.ndarray
     stop: np.ndarray
     steps: np.ndarray
+    order: np.ndarray | None
 
 
 def total_steps(config: SamplerConfig, tokens: int) -> int:
@@ -39,7 +41,7 @@ def make_plan(config: SamplerConfig, generate: np.ndarray, answer_start: np.ndar
     """The steps of every answer; the number of columns is a power of two, so that plans of similar size share code.
 
     Args:
-        config: steps, schedule and blocks are read.
+        config: steps, schedule, blocks and an order of the confidence's own are read.
         generate: bool [B, L], positions to reveal.
         answer_start: int [B], first position of the answer region.
         answer_length: int [B], its length; blocks are counted in it.
@@ -54,8 +56,22 @@ def make_plan(config: SamplerConfig, generate: np.ndarray, answer_start: np.ndar
     steps = np.array([len(columns) for columns in plans], np.int32)
     width = 1 << (max(int(steps.max(initial=1)), 1) - 1).bit_length()
     shape = (len(plans), width)
-    plan = Plan(np.zeros(shape, np.float32), np.zeros(shape, np.int32), np.zeros(shape, np.int32), steps)
+    order = _order(config, generate, answer_start, answer_length)
+    plan = Plan(np.zeros(shape, np.float32), np.zeros(shape, np.int32), np.zeros(shape, np.int32), steps, order)
     for b, columns in enumerate(plans):
         for i, column in enumerate(columns):
             plan.ratio[b, i], plan.start[b, i], plan.stop[b, i] = column
     return plan
+
+
+def _order(
+    config: SamplerConfig, generate: np.ndarray, answer_start: np.ndarray, answer_length: np.ndarray
+) -> np.ndarray | None:
+    """`Plan.order`."""
+    order = np.zeros(generate.shape, np.float32)
+    for b, (start, length) in enumerate(zip(answer_start, answer_length, strict=True)):
+        planned = config.confidence.planned(generate[b, start : start + length])
+        if planned is None:
+            return None
+        order[b, start : start + length] = planned
+    return order

@@ -14,9 +14,10 @@ class SampleResult:
     Attributes:
         tokens: int32 [B, L], the filled canvas.
         steps: int32 [B], steps in which the example committed something.
-        commit_step: int32 [B, L], step at which a position was revealed; -1 for given (and never revealed) ones.
+        commit_step: int32 [B, L], step at which a position was revealed (the last time, where it was masked again); -1
+            for given (and never revealed) ones.
         confidence: float32 [B, L], confidence at that step; 0 where `commit_step` is -1.
-        committed: int32 [B, S], positions chosen at each step.
+        committed: int32 [B, S], positions chosen at each step, again where they were masked again.
     """
 
     tokens: jax.Array
@@ -27,7 +28,10 @@ class SampleResult:
 
 
 def film(canvas: Canvas, result: SampleResult) -> np.ndarray:
-    """The canvas after each step, int32 [S, B, L], for film strips; S steps until the last one's commit."""
+    """The canvas after each step, int32 [S, B, L], for film strips; S steps until the last one's commit.
+
+    A position that was masked again is shown as masked until it was revealed for good.
+    """
     commit_step, tokens = np.asarray(result.commit_step), np.asarray(result.tokens)
     active = np.flatnonzero((np.asarray(result.committed) > 0).any(axis=0))
     steps = int(active.max(initial=-1)) + 1
