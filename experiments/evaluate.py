@@ -10,7 +10,7 @@ what the scorecard says of other exams and tasks stays. With --task the report i
 """
 
 from experiments.common import Command
-from experiments.named_model import model_flags, model_named
+from experiments.named_model import model_flags, model_named, preset_flag
 from experiments.programs import EXAMS
 from omnidiff_jax.config import choose
 from omnidiff_jax.errors import UserError
@@ -28,6 +28,7 @@ DATA = COMMAND.string("data", "what an exam of one's own data examines")
 CASES = COMMAND.integer("cases", "held-out cases of each task", 300, minimum=1)
 TASK = COMMAND.strings("task", "only this task; may be given several times")
 OUT = COMMAND.string("out", "folder for what is left (default: the workdir)")
+PRESET = preset_flag(COMMAND)
 
 
 def run() -> None:
@@ -52,7 +53,9 @@ def run() -> None:
         raise UserError("--out is missing: a folder for the scorecard, since --model names no workdir")
     step = found.step if found else 0
     with updated(folder, ("scorecard.json", "metrics.jsonl")) as place:
-        evaluate(what, exams, CASES.value or 1, names, folder=place, step=step, data=DATA.value)
+        evaluate(
+            what, exams, CASES.value or 1, names, folder=place, step=step, data=DATA.value, preset=str(PRESET.value)
+        )
 
 
 def _fitting(found: Stored | None) -> dict[str, ExamSet]:

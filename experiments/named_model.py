@@ -8,6 +8,7 @@ import yaml
 from absl import flags
 
 from experiments.common import Command, ConfigHolder
+from omnidiff_jax.answering.load import PRESETS
 from omnidiff_jax.config import suggest, to_dict
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.runs.config import run_config
@@ -22,6 +23,11 @@ def model_flags(command: Command) -> tuple[flags.FlagHolder[str | None], flags.F
     workdir = command.string("workdir", "folder of a trained run")
     shipped = "a shipped model's name, or a folder of weights"
     return workdir, command.string("model", f"in place of --workdir: {shipped} (default without --workdir: {SHIPPED})")
+
+
+def preset_flag(command: Command) -> flags.FlagHolder[str | None]:
+    """Adds `--preset`, as `omnidiff_jax.load` takes it."""
+    return command.choice("preset", "fast: fewer calls of the model, if its config says how", PRESETS, default="exact")
 
 
 def model_named(workdir: str | None, model: str | None) -> str:

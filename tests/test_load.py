@@ -1,10 +1,12 @@
 """The library's door: `load`, requests of any task, batches, settings, films, media in any form, conversation."""
 
+import dataclasses
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from omni_toys import SIZE, generator, left_half, picture, quick, tone
 from PIL import Image
 from tiny_run import untrained, write_config
@@ -17,7 +19,9 @@ from omnidiff_jax.answering.model import Model
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.media.audio import write_wav
 from omnidiff_jax.media.image import png_bytes, write_png
+from omnidiff_jax.runs.config import run_config
 from omnidiff_jax.runs.stored import export_newest
+from omnidiff_jax.sampling import Reveal, Threshold
 from omnidiff_jax.tasks.registry import TASKS
 
 
@@ -50,6 +54,29 @@ def same(one, other):
         assert one.image.tobytes() == other.image.tobytes()
     if one.audio is not None:
         np.testing.assert_array_equal(one.audio.samples, other.audio.samples)
+
+
+# ---- presets ---------------------------------------------------------------------------------------------------
+
+
+def test_the_fast_preset_replaces_the_tasks_it_has(workdir, tmp_path):
+    assert "workdir has no fast settings".replace("workdir", str(workdir)) in refused(
+        omnidiff_jax.load, workdir, preset="fast"
+    )
+    assert "preset = 'fsat'; did you mean 'fast'" in refused(omnidiff_jax.load, workdir, preset="fsat")
+    config = load_config(str(write_config(tmp_path)))
+    config.batch_size = 8
+    config.fast = ConfigDict({"t2i": {"sampler": {"reveal": {"kind": "threshold", "least": 0.25}}}})
+    untrained(config, tmp_path / "run")
+    exact, fast = (omnidiff_jax.load(tmp_path / "run", preset=preset) for preset in ("exact", "fast"))
+    assert fast.decoding["t2i"].sampler.reveal == Threshold(least=0.25)
+    # What a group does not name is as in `decoding`; tasks that are not named are decoded as ever.
+    plain = dataclasses.replace(fast.decoding["t2i"].sampler, reveal=Reveal())
+    assert plain == exact.decoding["t2i"].sampler and exact.decoding["t2i"].sampler.reveal == Reveal()
+    assert all(fast.decoding[name] == exact.decoding[name] for name in TASKS if name != "t2i")
+    config.fast = ConfigDict({"t2l": {}})
+    with pytest.raises(UserError, match="task in config.fast.*t2i"):
+        run_config(config)
 
 
 # ---- load ------------------------------------------------------------------------------------------------------

@@ -162,6 +162,7 @@ def get_config() -> ConfigDict:
         }
     )
     config.decoding = decoding()
+    config.fast = ConfigDict()  # what differs with --preset=fast, by task
     return config
 
 

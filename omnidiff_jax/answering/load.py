@@ -14,7 +14,7 @@ from omnidiff_jax.answering.generator import Generator
 from omnidiff_jax.answering.model import Model
 from omnidiff_jax.buckets import is_remote
 from omnidiff_jax.codecs.tokenizers import Tokenizers, TokenizersConfig, open_tokenizers
-from omnidiff_jax.config import build, overlaid, suggest, to_dict
+from omnidiff_jax.config import build, choose, overlaid, suggest, to_dict
 from omnidiff_jax.data.mixture import Stage
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.fetching import fetch_ahead, local_copy
@@ -33,6 +33,7 @@ def load(
     *,
     rows: int = 8,
     seed: int = 0,
+    preset: str = "exact",
     decoding: Mapping[str, Any] | None = None,
     tokenizers: Mapping[str, Any] | None = None,
     config: RunConfig | None = None,
@@ -43,7 +44,9 @@ def load(
         what: a workdir of `omnidiff train`, a folder of converted or released weights, or the name of a shipped model.
         rows: requests decoded together, at most.
         seed: of the sampling noise of exams; requests name their own.
-        decoding: settings by task that differ from the model's own, in the groups of `Decoding`.
+        preset: "exact", or "fast": fewer calls of the model, by the settings that its config has for that
+            (`RunConfig.fast`; docs say what they cost).
+        decoding: settings by task that differ from these, in the groups of `Decoding`.
         tokenizers: folders of weights only: where the tokenizers lie (`TokenizersConfig`), if not beside the weights.
         config: folders of weights only: everything else about the model, such as its longest row.
 
@@ -65,12 +68,12 @@ def load(
             if given:
                 raise UserError(f"{name} is a run, which has its own {option}; leave out {option}=")
         found = runs.newest(place)
-        opened = _with(found.config, decoding, None)
+        opened = _with(_preset(found.config, preset, name), decoding, None)
         ready = open_tokenizers(opened.tokenizers)
         check_tokenizers(found.config.tokenizers, ready, name)
         run = runs.open_here(opened, ready)
         return _model(run, ready, runs.restore(found, run), rows, seed, name)
-    opened = _with(config or weights_config(place), decoding, tokenizers)
+    opened = _with(_preset(config or weights_config(place), preset, name), decoding, tokenizers)
     ready = open_tokenizers(opened.tokenizers)
     run = runs.open_here(dataclasses.replace(opened, init=dataclasses.replace(opened.init, folder=str(place))), ready)
     return _model(run, ready, _weights(run), rows, seed, name)
@@ -88,6 +91,21 @@ def _place(what: str | os.PathLike[str]) -> Path:
         hint = f"; {suggest(str(what), shipped)}" if shipped else ""
         raise UserError(f"{what} is neither a folder nor a shipped model ({known}){hint}")
     return place
+
+
+PRESETS = ("exact", "fast")
+
+
+def _preset(config: RunConfig, preset: str, name: str) -> RunConfig:
+    """The config with the decoding of a preset."""
+    if choose({word: word for word in PRESETS}, preset, "preset") == "exact":
+        return config
+    if not config.fast:
+        raise UserError(
+            f"{name} has no fast settings: they are measured on a model's exams and stand in its config.fast; leave "
+            "preset out, or name decoding settings yourself"
+        )
+    return dataclasses.replace(config, decoding={**config.decoding, **config.fast})
 
 
 def _with(config: RunConfig, decoding: Mapping[str, Any] | None, tokenizers: Mapping[str, Any] | None) -> RunConfig:

@@ -40,6 +40,7 @@ def evaluate(
     folder: str | os.PathLike[str],
     step: int = 0,
     data: str | None = None,
+    preset: str = "exact",
     seconds: Mapping[str, float] | None = None,
     note: str = "",
 ) -> dict[str, Any]:
@@ -53,6 +54,7 @@ def evaluate(
         folder: where the results go; what stands there of other tasks and exams of the same checkpoint stays.
         step: of the checkpoint, 0 where there is none.
         data: of an exam that needs some.
+        preset: how the model decodes, as `omnidiff_jax.load` takes it.
         seconds: times spent before, for the scorecard.
         note: on what the scores rest, for the report.
 
@@ -68,7 +70,7 @@ def evaluate(
     for exam_name, chosen in exams.items():
         names = [name for name in chosen.tasks if not tasks or name in tasks]
         entries = {}
-        for name, entry, views in _sat(what, str(place), exam_name, chosen, names, cases, data):
+        for name, entry, views in _sat(what, str(place), exam_name, chosen, names, cases, data, preset):
             called = label(exam_name, name)
             entries[name], shown[called] = entry, views
             print(
@@ -98,17 +100,17 @@ def evaluate(
 
 
 def _sat(
-    what: str, folder: str, exam: str, chosen: ExamSet, tasks: Sequence[str], cases: int, data: str | None
+    what: str, folder: str, exam: str, chosen: ExamSet, tasks: Sequence[str], cases: int, data: str | None, preset: str
 ) -> Iterator[tuple[str, dict[str, Any], list[View]]]:
     """Each task's entry and views, in the order they are finished: one worker process a core."""
     use_cache()
     workers = min(os.cpu_count() or 1, len(tasks))
     if workers == 1 or jax.default_backend() != "cpu":
-        yield from (sit_task(what, folder, exam, chosen, name, cases, data) for name in tasks)
+        yield from (sit_task(what, folder, exam, chosen, name, cases, data, preset) for name in tasks)
         return
     # Long answers first, so that the last worker does not finish alone.
     order = sorted(tasks, key=lambda name: TASKS[name].answer not in ("speech", "text_and_speech"))
-    jobs = {name: (what, folder, exam, chosen, name, cases, data) for name in order}
+    jobs = {name: (what, folder, exam, chosen, name, cases, data, preset) for name in order}
     with Progress(len(tasks), label="exams") as progress, Workers(workers) as pool:
         for number, (_, found) in enumerate(pool.run(sit_task, jobs), start=1):
             progress.update(number)
@@ -116,12 +118,12 @@ def _sat(
 
 
 def sit_task(
-    what: str, folder: str, exam: str, chosen: ExamSet, name: str, cases: int, data: str | None
+    what: str, folder: str, exam: str, chosen: ExamSet, name: str, cases: int, data: str | None, preset: str
 ) -> tuple[str, dict[str, Any], list[View]]:
     """Sits one task's exam; run in a worker process, which loads the model once."""
     use_cache()
     most = CPU_ROWS if jax.default_backend() == "cpu" else ROWS
-    model = _model(what, -(-cases // -(-cases // most)))  # equal batches, none of them half empty
+    model = _model(what, -(-cases // -(-cases // most)), preset)  # equal batches, none of them half empty
     held_out = askable(chosen.exam(name, cases, data), model.generator)
     result = sit(held_out, model.generator, strips=min(STRIPS, len(held_out.cases)))
     _leave_samples(Path(folder) / "samples" / ("" if exam == "scenes" else exam), name, held_out, result)
@@ -130,8 +132,8 @@ def sit_task(
 
 
 @functools.lru_cache(maxsize=1)
-def _model(what: str, rows: int) -> Model:
-    return load(what, rows=rows)
+def _model(what: str, rows: int, preset: str) -> Model:
+    return load(what, rows=rows, preset=preset)
 
 
 def _views(sat: Exam, result: Result, model: Model) -> list[View]:

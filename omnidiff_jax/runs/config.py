@@ -85,6 +85,7 @@ class RunConfig(TrainingConfig):
         data: what it learns from.
         held_out: the loss measured beside training.
         decoding: how answers are generated, by task.
+        fast: the same with fewer calls of the model, of the tasks where that was measured to lose next to nothing.
     """
 
     masking: Literal["paper", "released"] = "paper"
@@ -100,6 +101,7 @@ class RunConfig(TrainingConfig):
     data: DataSettings = DataSettings()
     held_out: HeldOutConfig = free(HeldOutConfig())
     decoding: Mapping[str, Decoding] = free(default_factory=dict)
+    fast: Mapping[str, Decoding] = free(default_factory=dict)
 
     def __post_init__(self):
         super().__post_init__()
@@ -227,10 +229,12 @@ def run_config(config: Mapping[str, Any]) -> RunConfig:
         given["data"] = _with_sources(given["data"], given.get("stages", {}))
     if named := given.get("held_out", {}).get("sources", {}):
         given["held_out"] = dict(given["held_out"]) | {"sources": {name: _source(name, named[name]) for name in named}}
-    decoding = given.get("decoding", {})
-    for name in decoding:
-        choose(TASKS, name, "task in config.decoding")
+    decoding, fast = given.get("decoding", {}), given.get("fast", {})
+    for group, names in (("decoding", decoding), ("fast", fast)):
+        for name in names:
+            choose(TASKS, name, f"task in config.{group}")
     given["decoding"] = {name: overlaid(to_dict(task.decoding), decoding.get(name, {})) for name, task in TASKS.items()}
+    given["fast"] = {name: overlaid(given["decoding"][name], fast[name]) for name in fast}
     return build(RunConfig, given)
 
 
