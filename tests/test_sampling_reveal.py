@@ -18,6 +18,7 @@ from omnidiff_jax.sampling import (
     Confidence,
     EntropyBound,
     Filters,
+    Guidance,
     Halton,
     MaskgitPlus,
     Prompt,
@@ -35,8 +36,11 @@ from omnidiff_jax.sampling import (
     film,
     known,
     sample,
+    unconditional_canvas,
 )
 from omnidiff_jax.sampling.confidence import halton_ranks
+from omnidiff_jax.sampling.guidance import stack_canvases
+from omnidiff_jax.sampling.loop import trace_sampler
 from omnidiff_jax.sampling.reveal import Look
 from omnidiff_jax.tasks.registry import Decoding
 
@@ -198,7 +202,10 @@ def test_halton_orders_a_picture():
         rows=3,
     )
     denoiser = toy_denoiser(make_toy(0))
-    result = sample(denoiser, canvas, SamplerConfig(confidence=Halton()))
+    longer = unconditional_canvas(canvas, [Prompt(np.ones(20, np.int32))] * 2, VOCABULARY, multiple=16)
+    config = SamplerConfig(confidence=Halton(), guidance=Guidance(1.0))
+    result = sample(denoiser, canvas, config, unconditional=longer)
+    trace_sampler(denoiser, stack_canvases(canvas, longer), config, rows=3, answer=9)
     for b in range(2):
         np.testing.assert_array_equal(result.commit_step[b, 2:11], halton_ranks(3, 3))
     with pytest.raises(UserError, match=r"^confidence.kind = 'halton' .* 9 positions .* columns = 2; set"):
