@@ -4,14 +4,17 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
+from omnidiff_jax.answering.engine import Engine, Work, room, suits
 from omnidiff_jax.answering.queries import Query, Request, Response, task_query
 from omnidiff_jax.codecs.encode import encode_prompts, fit_image
 from omnidiff_jax.codecs.media import Codecs
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.records import AUDIO_TAG, EncodedExample, Message, Record, RejectedRecord, Waveform
-from omnidiff_jax.sampling.canvas import Answer, Canvas, Prompt, build_canvas
+from omnidiff_jax.sampling.canvas import Answer, Canvas, Prompt, bucket, build_canvas
+from omnidiff_jax.sampling.config import SamplerConfig
 from omnidiff_jax.sampling.denoiser import Denoiser
 from omnidiff_jax.sampling.guidance import random_text_prompt, unconditional_canvas
 from omnidiff_jax.sampling.loop import sample
@@ -91,7 +94,7 @@ class Generator:
         """
         query = task_query(task, request, self.decoding(task), self._seed)
         query.check_taught(self.codecs.layout.text)
-        self._lay_out([query])
+        self._canvas(*self._written([query]), [query], self._multiple, None)
 
     def decode(self, queries: Sequence[Query], *, strips: bool = False) -> list[Response]:
         """Answers any queries, in order; those that are decoded alike share a batch.
@@ -108,6 +111,10 @@ class Generator:
         for numbers in alike.values():
             # A batch is as long, and takes as many steps, as its longest answer.
             numbers.sort(key=lambda number: self._units(queries[number]))
+            group = [queries[number] for number in numbers]
+            if len(group) > self._rows and suits(group[0].decoding.sampler):
+                responses |= dict(zip(numbers, self._stream(group, strips), strict=True))
+                continue
             for start in range(0, len(numbers), self._rows):
                 batch = numbers[start : start + self._rows]
                 answers = self._answer([queries[number] for number in batch], strips)
@@ -116,17 +123,57 @@ class Generator:
 
     def _answer(self, queries: Sequence[Query], strips: bool) -> list[Response]:
         """One batch; all of one kind of answer and decoding."""
-        kind, decoding = queries[0].answer, queries[0].decoding
-        prompts, answers, canvas = self._lay_out(queries)
-        empty = self._unconditional(decoding, canvas, prompts, queries)
-        sampler = decoding.sampler
-        if decoding.stop == "end" and kind not in DRAWN:
-            sampler = dataclasses.replace(sampler, stopping=Stopping(self.codecs.layout.vocabulary.im_end))
-        result = sample(self._denoiser, canvas, sampler, [query.seed for query in queries], empty)
+        prompts, answers = self._written(queries)
+        rows = self._rows if len(queries) > 1 else None
+        canvas = self._canvas(prompts, answers, queries, self._multiple, rows)
+        empty = self._unconditional(queries[0].decoding, canvas, prompts, queries)
+        result = sample(self._denoiser, canvas, self._sampler(queries[0]), [query.seed for query in queries], empty)
         return self._read(canvas, result, answers, queries, strips)
 
-    def _lay_out(self, queries: Sequence[Query]) -> tuple[list[Prompt], list[Answer], Canvas]:
-        """The canvas of one batch, and what it is made of."""
+    def _stream(self, queries: Sequence[Query], strips: bool) -> list[Response]:
+        """More than one batch of one kind of answer and decoding, without guidance: through an engine."""
+        parts = [queries[start : start + self._rows] for start in range(0, len(queries), self._rows)]
+        written = [self._written(part) for part in parts]
+        works = [
+            Work(prompt, answer, self._sampler(query), query.seed, query.request_id)
+            for part, pairs in zip(parts, written, strict=True)
+            for query, prompt, answer in zip(part, *pairs, strict=True)
+        ]
+        length = bucket(max(len(work.prompt.tokens) + len(work.answer) for work in works), self._multiple)
+        canvases = [self._canvas(*pairs, part, length, self._rows) for part, pairs in zip(parts, written, strict=True)]
+
+        def lay_out(new: Sequence[Work], rows: int) -> Canvas:
+            return build_canvas(
+                [work.prompt for work in new],
+                [work.answer for work in new],
+                self.codecs.layout.vocabulary,
+                self.forms.sets,
+                example_ids=[work.request_id for work in new],
+                speech=self.codecs.layout.speech,
+                multiple=length,
+                rows=rows,
+            )
+
+        engine = Engine(self._denoiser, lay_out, *room(works, canvases), slots=self._rows)
+        # The longest first, so that the last ones do not finish alone.
+        numbers = {engine.submit(works[i]): i for i in reversed(range(len(works)))}
+        results = {numbers[done.number]: done.result for done in engine.run()}
+        responses = []
+        for number, (part, canvas, (_, answers)) in enumerate(zip(parts, canvases, written, strict=True)):
+            rows = [results[number * self._rows + i] for i in range(len(part))]
+            rows += rows[-1:] * (self._rows - len(part))  # the canvas has as many; nobody reads them
+            result = jax.tree.map(lambda *xs: np.stack(xs), *rows)
+            responses += self._read(canvas, result, answers, part, strips)
+        return responses
+
+    def _sampler(self, query: Query) -> SamplerConfig:
+        decoding = query.decoding
+        if decoding.stop == "never" or query.answer in DRAWN:
+            return decoding.sampler
+        return dataclasses.replace(decoding.sampler, stopping=Stopping(self.codecs.layout.vocabulary.im_end))
+
+    def _written(self, queries: Sequence[Query]) -> tuple[list[Prompt], list[Answer]]:
+        """Prompts, and answers to be filled, of one batch."""
         kind, decoding = queries[0].answer, queries[0].decoding
         prompts = [_prompt(example) for example in self._encode(queries)]
         codes, holes = self._known(queries)
@@ -134,19 +181,28 @@ class Generator:
             self.forms.build(kind, decoding, self._units(query), code, hole)
             for query, code, hole in zip(queries, codes, holes, strict=True)
         ]
-        canvas = build_canvas(
+        return prompts, answers
+
+    def _canvas(
+        self,
+        prompts: Sequence[Prompt],
+        answers: Sequence[Answer],
+        queries: Sequence[Query],
+        multiple: int,
+        rows: int | None,
+    ) -> Canvas:
+        return build_canvas(
             prompts,
             answers,
             self.codecs.layout.vocabulary,
             self.forms.sets,
             example_ids=[query.request_id for query in queries],
             speech=self.codecs.layout.speech,
-            multiple=self._multiple,
-            rows=self._rows if len(queries) > 1 else None,
+            multiple=multiple,
+            rows=rows,
             limit=self._limit,
             names=[query.name for query in queries],
         )
-        return prompts, answers, canvas
 
     def _encode(self, queries: Sequence[Query]) -> list[EncodedExample]:
         records = [Record(q.request_id, q.what, q.messages, q.images, q.audios) for q in queries]

@@ -32,18 +32,36 @@ class Carry(NamedTuple):
     """What a step hands to the next.
 
     Attributes:
-        step: int32 [], its number: calls of the model so far.
-        column: int32 [B], where each answer is in its plan; the step's number, unless blocks were done early.
+        calls: int32 [], of the model so far.
+        step: int32 [B], steps of each answer so far.
+        column: int32 [B], where each answer is in its plan: its step, unless blocks were done early.
         result: what was generated so far.
         reveal: state of the `Reveal`.
         cache: state of the `Cache`.
     """
 
+    calls: jax.Array
     step: jax.Array
     column: jax.Array
     result: SampleResult
     reveal: Any
     cache: Any
+
+
+class Compiled(NamedTuple):
+    """What identifies compiled code, besides shapes.
+
+    Attributes:
+        config: without what the plan says.
+        chunk: rows of logits that exist at once.
+        capacity: a multiple of it, at least the number of positions that a step looks at.
+        span: ids whose logits are computed, None = all.
+    """
+
+    config: SamplerConfig
+    chunk: int
+    capacity: int
+    span: Span | None
 
 
 def sample(
@@ -81,10 +99,10 @@ def sample(
         canvas = stack_canvases(canvas, unconditional)
     allowed = None if canvas.allowed is None else np.asarray(canvas.allowed)
     span = config.candidates.span(allowed, np.asarray(canvas.groups)[: len(generate)][generate])
-    static = _static(config, int(generate.sum()), canvas.generate.size, length, span)
+    code = compiled(config, int(generate.sum()), canvas.generate.size, span)
     rows = len(plan.steps)
     seeds = [*seed, *[0] * (rows - len(seed))] if isinstance(seed, Sequence) else [seed] * rows
-    return _run(denoiser, canvas, plan, rng.streams(seeds, "sampling"), **static)
+    return _run(denoiser, canvas, plan, rng.streams(seeds, "sampling"), code=code, length=length)
 
 
 def trace_sampler(
@@ -111,127 +129,143 @@ def trace_sampler(
     order = abstract(rows, length, dtype=jnp.float32) if fixed else None
     plan: Any = Plan(abstract(rows, steps, dtype=jnp.float32), columns, columns, abstract(rows), order)
     noise = jax.eval_shape(lambda: rng.streams([0] * rows, "sampling"))
-    return _run.trace(
-        denoiser, canvas, plan, noise, **_static(config, rows * answer, canvas.generate.size, length, span)
-    )
+    code = compiled(config, rows * answer, canvas.generate.size, span)
+    return _run.trace(denoiser, canvas, plan, noise, code=code, length=length)
 
 
-def _static(config: SamplerConfig, masks: int, positions: int, length: int, span: Span | None) -> dict[str, Any]:
-    """The arguments that identify compiled code, for `masks` positions to generate among `positions`."""
+def compiled(config: SamplerConfig, masks: int, positions: int, span: Span | None) -> Compiled:
+    """The identity of the code that fills `masks` of `positions` positions."""
     chunk = min(config.rows_per_chunk, max(1 << (masks - 1).bit_length(), 32))  # few sizes, few compilations
     capacity = chunk if masks <= chunk else bucket(positions, chunk)
-    # What the plan already says is left out of the compiled code's identity.
     settings = dataclasses.replace(config, steps=None, steps_per_token=1.0, schedule=Schedule(), blocks=Blocks())
-    return {"config": settings, "chunk": chunk, "capacity": capacity, "length": length, "span": span}
+    return Compiled(settings, chunk, capacity, span)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "chunk", "capacity", "length", "span"))
+@functools.partial(jax.jit, static_argnames=("code", "length"))
 def _run(
-    denoiser: Denoiser,
-    canvas: Canvas,
-    plan: Plan,
-    noise: jax.Array,
-    *,
-    config: SamplerConfig,
-    chunk: int,
-    capacity: int,
-    length: int,
-    span: Span | None,
+    denoiser: Denoiser, canvas: Canvas, plan: Plan, noise: jax.Array, *, code: Compiled, length: int
 ) -> SampleResult:
     """See `sample`.
 
     `noise` is B keys. `canvas` has 2B rows under guidance; the result has the first `length` positions of its first B.
     """
-    batch, mask_id, names = len(plan.steps), canvas.mask_id, canvas.example_ids[: len(plan.steps)]
-    generate, answer_length = canvas.generate[:batch], canvas.answer_length[:batch]
-    cache = config.cache.init(denoiser, canvas)
-    sources = prediction_sources(canvas, batch, denoiser.alignment, config.guidance)
-    columns = jnp.arange(generate.shape[1])[None, :]
-    offsets = columns - canvas.answer_start[:batch, None]
-    in_answer = (offsets >= 0) & (offsets < answer_length[:, None])
-    vocab_size = _vocab_size(denoiser, canvas, config, cache)
-    fixed_order = None
-    if plan.order is not None:
-        fixed_order = jnp.pad(plan.order, [(0, 0), (0, generate.shape[1] - plan.order.shape[1])])
 
     def running(carry: Carry) -> jax.Array:
-        masked = (generate & (carry.result.tokens == mask_id)).any(axis=1)
-        return (masked & (carry.column < plan.steps)).any()
+        return unfinished(canvas, plan, carry).any()
 
-    def advance(carry: Carry) -> Carry:
-        step, result, before = carry.step, carry.result, carry.result.tokens
-        masked = generate & (before == mask_id)
-        at = jnp.minimum(carry.column, plan.ratio.shape[1] - 1)[:, None]
-        ratio, start, stop = (jnp.take_along_axis(x, at, axis=1) for x in (plan.ratio, plan.start, plan.stop))
-        running_block = (columns >= start) & (columns < stop) & (carry.column < plan.steps)[:, None]
-        eligible = masked & running_block
-        count = eligible.sum(axis=1, keepdims=True, dtype=jnp.int32)
-        share = (count.astype(jnp.float32) * ratio).astype(jnp.int32)
-        quota = jnp.minimum(jnp.maximum(share, 1), count)
-        progress = carry.column.astype(jnp.float32) / jnp.maximum(plan.steps, 1)
-        # At a block's last step nothing can be masked again.
-        written = generate & ~masked & running_block & (count > 0) & (ratio < 1)
-        written = config.reveal.revisits(written, carry.reveal)
+    def next_step(carry: Carry) -> Carry:
+        return advance(denoiser, canvas, plan, noise, carry, code)
 
-        def keys(name: str) -> jax.Array:
-            return jax.vmap(lambda key, i: rng.sample_keys(rng.named(key, name), i, step))(noise, names)
-
-        tables = RowTables(
-            groups=canvas.groups[:batch],
-            allowed=canvas.allowed,
-            seen=config.repetition.seen(before, generate, in_answer, mask_id, step, vocab_size),
-            factor=config.position.factor(offsets, answer_length, masked, progress),
-            keys=keys("tokens") if config.filters.draws else None,
-        )
-        hidden, cache = config.cache.hidden(denoiser, _with_unconditional(canvas, before), carry.cache, step)
-        ids = span or Span(0, vocab_size, False)
-        head = functools.partial(denoiser.logits, denoiser.params, start=ids.start, stop=ids.stop)
-        scored = eligible | written
-        token, confidence = score_rows(head, hidden, sources, scored, tables, mask_id, config, chunk, capacity, ids)
-
-        def uniforms() -> jax.Array:
-            each = jnp.broadcast_to(keys("order")[:, None], confidence.shape)
-            return rng.token_uniforms(each, jnp.broadcast_to(columns, confidence.shape))
-
-        order = fixed_order
-        if order is None:
-            order = config.confidence.order(confidence, uniforms, progress)
-        sure = config.confidence.share(confidence)
-        look = Look(eligible, written, before, token, confidence, sure, order, quota)
-        decision = config.reveal.decide(look, carry.reveal)
-        revealed = decision.reveal & (token != mask_id)
-        after = jnp.where(revealed, token, jnp.where(decision.mask, mask_id, before))
-        tokens = config.stopping.settle(after, generate, mask_id, token, confidence)
-        revealed |= tokens != after
-        chosen = decision.reveal.sum(axis=1, keepdims=True, dtype=jnp.int32)
-        kept = ~decision.mask
-        result = SampleResult(
-            tokens=tokens,
-            steps=result.steps + (chosen[:, 0] > 0),
-            commit_step=jnp.where(revealed, step, jnp.where(kept, result.commit_step, -1)),
-            confidence=jnp.where(revealed, confidence, jnp.where(kept, result.confidence, 0.0)),
-            committed=jax.lax.dynamic_update_slice_in_dim(result.committed, chosen, step, 1),
-        )
-        column = carry.column + 1
-        if config.reveal.early:
-            column = _next_column(plan, column, generate & (tokens == mask_id))
-        return Carry(step + 1, column, result, decision.state, cache)
-
-    empty = SampleResult(
-        tokens=canvas.inputs.tokens[:batch],
-        steps=jnp.zeros((batch,), jnp.int32),
-        commit_step=jnp.full(generate.shape, -1, jnp.int32),
-        confidence=jnp.zeros(generate.shape, jnp.float32),
-        committed=jnp.zeros(plan.ratio.shape, jnp.int32),
-    )
-    first = Carry(jnp.int32(0), jnp.zeros((batch,), jnp.int32), empty, config.reveal.init(generate), cache)
-    result = jax.lax.while_loop(running, advance, first).result
+    result = jax.lax.while_loop(running, next_step, begin(denoiser, canvas, plan, code.config)).result
     return dataclasses.replace(
         result,
         tokens=result.tokens[:, :length],
         commit_step=result.commit_step[:, :length],
         confidence=result.confidence[:, :length],
     )
+
+
+def begin(denoiser: Denoiser, canvas: Canvas, plan: Plan, config: SamplerConfig) -> Carry:
+    """What is there before the first step; arguments as `advance`'s."""
+    batch = len(plan.steps)
+    generate, none = canvas.generate[:batch], jnp.zeros((batch,), jnp.int32)
+    empty = SampleResult(
+        tokens=canvas.inputs.tokens[:batch],
+        steps=none,
+        commit_step=jnp.full(generate.shape, -1, jnp.int32),
+        confidence=jnp.zeros(generate.shape, jnp.float32),
+        committed=jnp.zeros(plan.ratio.shape, jnp.int32),
+    )
+    return Carry(jnp.int32(0), none, none, empty, config.reveal.init(generate), config.cache.init(denoiser, canvas))
+
+
+def unfinished(canvas: Canvas, plan: Plan, carry: Carry) -> jax.Array:
+    """bool [B]: answers that hold a mask and have steps left."""
+    masked = (canvas.generate[: len(plan.steps)] & (carry.result.tokens == canvas.mask_id)).any(axis=1)
+    return masked & (carry.column < plan.steps)
+
+
+def advance(denoiser: Denoiser, canvas: Canvas, plan: Plan, noise: jax.Array, carry: Carry, code: Compiled) -> Carry:
+    """One step of every answer that has one left; each is where it is in its own plan.
+
+    Args:
+        denoiser: the model.
+        canvas: R rows, B and under guidance as many unconditional ones.
+        plan: of the B answers.
+        noise: keys [B].
+        carry: of the step before.
+        code: static.
+    """
+    config, batch, mask_id = code.config, len(plan.steps), canvas.mask_id
+    names, generate, answer_length = canvas.example_ids[:batch], canvas.generate[:batch], canvas.answer_length[:batch]
+    sources = prediction_sources(canvas, batch, denoiser.alignment, config.guidance)
+    columns = jnp.arange(generate.shape[1])[None, :]
+    offsets = columns - canvas.answer_start[:batch, None]
+    in_answer = (offsets >= 0) & (offsets < answer_length[:, None])
+    vocab_size = _vocab_size(denoiser, canvas, config, carry.cache)
+    step, result, before = carry.step[:, None], carry.result, carry.result.tokens
+    masked = generate & (before == mask_id)
+    at = jnp.minimum(carry.column, plan.ratio.shape[1] - 1)[:, None]
+    ratio, start, stop = (jnp.take_along_axis(x, at, axis=1) for x in (plan.ratio, plan.start, plan.stop))
+    running_block = (columns >= start) & (columns < stop) & (carry.column < plan.steps)[:, None]
+    eligible = masked & running_block
+    count = eligible.sum(axis=1, keepdims=True, dtype=jnp.int32)
+    share = (count.astype(jnp.float32) * ratio).astype(jnp.int32)
+    quota = jnp.minimum(jnp.maximum(share, 1), count)
+    progress = carry.column.astype(jnp.float32) / jnp.maximum(plan.steps, 1)
+    # At a block's last step nothing can be masked again.
+    written = generate & ~masked & running_block & (count > 0) & (ratio < 1)
+    written = config.reveal.revisits(written, carry.reveal)
+
+    def keys(name: str) -> jax.Array:
+        return jax.vmap(lambda key, i, n: rng.sample_keys(rng.named(key, name), i, n))(noise, names, carry.step)
+
+    tables = RowTables(
+        groups=canvas.groups[:batch],
+        allowed=canvas.allowed,
+        seen=config.repetition.seen(before, generate, in_answer, mask_id, step, vocab_size),
+        factor=config.position.factor(offsets, answer_length, masked, progress),
+        keys=keys("tokens") if config.filters.draws else None,
+    )
+    hidden, cache = config.cache.hidden(denoiser, _with_unconditional(canvas, before), carry.cache, carry.calls)
+    ids = code.span or Span(0, vocab_size, False)
+    head = functools.partial(denoiser.logits, denoiser.params, start=ids.start, stop=ids.stop)
+    scored = eligible | written
+    token, confidence = score_rows(
+        head, hidden, sources, scored, tables, mask_id, config, code.chunk, code.capacity, ids
+    )
+
+    def uniforms() -> jax.Array:
+        each = jnp.broadcast_to(keys("order")[:, None], confidence.shape)
+        return rng.token_uniforms(each, jnp.broadcast_to(columns, confidence.shape))
+
+    if plan.order is None:
+        order = config.confidence.order(confidence, uniforms, progress)
+    else:
+        order = jnp.pad(plan.order, [(0, 0), (0, generate.shape[1] - plan.order.shape[1])])
+    sure = config.confidence.share(confidence)
+    decision = config.reveal.decide(
+        Look(eligible, written, before, token, confidence, sure, order, quota), carry.reveal
+    )
+    revealed = decision.reveal & (token != mask_id)
+    after = jnp.where(revealed, token, jnp.where(decision.mask, mask_id, before))
+    tokens = config.stopping.settle(after, generate, mask_id, token, confidence)
+    revealed |= tokens != after
+    chosen = decision.reveal.sum(axis=1, dtype=jnp.int32)
+    kept = ~decision.mask
+    # An answer that is done takes no more steps; its last number of them lies beyond the table.
+    committed = result.committed.at[jnp.arange(batch), carry.step].add(chosen, mode="drop")
+    result = SampleResult(
+        tokens=tokens,
+        steps=result.steps + (chosen > 0),
+        commit_step=jnp.where(revealed, step, jnp.where(kept, result.commit_step, -1)),
+        confidence=jnp.where(revealed, confidence, jnp.where(kept, result.confidence, 0.0)),
+        committed=committed,
+    )
+    column = carry.column + 1
+    if config.reveal.early:
+        column = _next_column(plan, column, generate & (tokens == mask_id))
+    return Carry(carry.calls + 1, carry.step + 1, column, result, decision.state, cache)
 
 
 def _vocab_size(denoiser: Denoiser, canvas: Canvas, config: SamplerConfig, state: Any) -> int:

@@ -47,7 +47,7 @@ class Repetition(Choice, key="scope", word="generated"):
             generate: bool [B, L], positions the sampler writes.
             in_answer: bool [B, L], the answer region.
             mask_id: the mask token, never counted.
-            step: int32 [], number of the step.
+            step: int32 [B, 1], number of each answer's step.
             vocab_size: V.
         """
         if self.penalty == 1:

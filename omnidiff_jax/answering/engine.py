@@ -1,0 +1,280 @@
+"""Many requests in the slots of one compiled step: they join and leave between steps (continuous batching).
+
+A batch takes as many steps as its longest answer, and whoever is done waits for it. In an engine a slot that is done is
+given to the next request at once. What a request is answered does not depend on its neighbours, nor on its slot.
+"""
+
+import collections
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from omnidiff_jax import rng
+from omnidiff_jax.sampling.cache import Cache
+from omnidiff_jax.sampling.canvas import Answer, Canvas, Prompt
+from omnidiff_jax.sampling.config import SamplerConfig
+from omnidiff_jax.sampling.denoiser import Denoiser
+from omnidiff_jax.sampling.loop import Carry, Compiled, advance, begin, compiled, unfinished
+from omnidiff_jax.sampling.plan import Plan, make_plan
+from omnidiff_jax.sampling.results import SampleResult
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """One request as it lies on a canvas.
+
+    Attributes:
+        prompt: what is given.
+        answer: what is to be filled.
+        sampler: how; of two works in one engine only steps, schedule and blocks may differ.
+        seed: of its noise.
+        request_id: uint32, which the noise is keyed by as well.
+    """
+
+    prompt: Prompt
+    answer: Answer
+    sampler: SamplerConfig
+    seed: int = 0
+    request_id: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Done:
+    """A request that was answered.
+
+    Attributes:
+        number: as `Engine.submit` gave it.
+        result: of its one row: [L] and [S], numpy arrays.
+    """
+
+    number: int
+    result: SampleResult
+
+
+@dataclasses.dataclass
+class Counts:
+    """What an engine did so far.
+
+    Attributes:
+        steps: calls of the model.
+        busy: slots that were at work, summed over the steps.
+        slots: slots there were, summed over the steps.
+        joined, done, cancelled: requests.
+    """
+
+    steps: int = 0
+    busy: int = 0
+    slots: int = 0
+    joined: int = 0
+    done: int = 0
+    cancelled: int = 0
+
+    @property
+    def occupancy(self) -> float:
+        """Share of the slots that were at work."""
+        return self.busy / max(self.slots, 1)
+
+
+def suits(sampler: SamplerConfig) -> bool:
+    """Whether an engine can serve it: without guidance, and without a cache whose state it does not know."""
+    return sampler.guidance.scale == 0 and type(sampler.cache) is Cache
+
+
+def room(works: Sequence[Work], canvases: Sequence[Canvas]) -> tuple[Compiled, int]:
+    """The code that serves works that lie on canvases of one shape, and the most steps that one of them takes."""
+    generates = [np.asarray(canvas.generate) for canvas in canvases]
+    sampler, masks = works[0].sampler, max(int(generate.sum(axis=1).max()) for generate in generates)
+    groups = [np.asarray(canvas.groups)[generate] for canvas, generate in zip(canvases, generates, strict=True)]
+    table = canvases[0].allowed
+    span = sampler.candidates.span(None if table is None else np.asarray(table), np.concatenate(groups))
+    rest = iter(works)
+    plans = [plan for canvas in canvases for plan in _plans(list(itertools.islice(rest, len(canvas.generate))), canvas)]
+    columns = max(plan.ratio.shape[1] for plan in plans)  # a power of two
+    return compiled(sampler, len(generates[0]) * masks, generates[0].size, span), columns
+
+
+def _plans(works: Sequence[Work], canvas: Canvas) -> list[Plan]:
+    """The plan of each work, which lie in the first rows of `canvas`."""
+    rows = [np.asarray(x) for x in (canvas.generate, canvas.answer_start, canvas.answer_length)]
+    return [make_plan(work.sampler, *(x[row : row + 1] for x in rows)) for row, work in enumerate(works)]
+
+
+class Engine:
+    """Answers requests that share their compiled code, in slots.
+
+    Attributes:
+        counts: what was done.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        lay_out: Callable[[Sequence[Work], int], Canvas],
+        code: Compiled,
+        columns: int,
+        *,
+        slots: int,
+    ):
+        """An engine without requests.
+
+        Args:
+            denoiser: the model.
+            lay_out: (works, rows) -> their canvas, filled up to `rows`, always of the same shapes.
+            code: of every request, with room for all slots at once.
+            columns: most steps of a request. `room` makes both.
+            slots: requests at work at once.
+        """
+        self._denoiser, self._lay_out, self._code = denoiser, lay_out, code
+        self._slots, self._columns = slots, columns
+        self._queue: collections.deque[tuple[int, Work]] = collections.deque()
+        self._held: list[tuple[int, Work] | None] = [None] * slots
+        self._state: State | None = None
+        self._next = 0
+        self.counts = Counts()
+
+    def submit(self, work: Work) -> int:
+        """Queues a request; the number its answer will have."""
+        self._queue.append((self._next, work))
+        self._next += 1
+        return self._next - 1
+
+    def cancel(self, number: int) -> bool:
+        """Takes a request back: out of the queue, or out of its slot before the next step. False if it is done."""
+        waiting = collections.deque(item for item in self._queue if item[0] != number)
+        found = len(waiting) < len(self._queue)
+        self._queue = waiting
+        for slot, held in enumerate(self._held):
+            if held is not None and held[0] == number:
+                self._held[slot], found = None, True
+        self.counts.cancelled += found
+        return found
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits or is at work."""
+        return not self._queue and not any(self._held)
+
+    def run(self) -> Iterator[Done]:
+        """Answers until nothing is left, each as soon as it is done; more may be submitted or cancelled meanwhile."""
+        while not self.idle:
+            yield from self.serve()
+
+    def serve(self) -> list[Done]:
+        """Fills the free slots, takes steps until some are free again, and gives back what is done."""
+        self._join()
+        assert self._state is not None
+        held = np.array([item is not None for item in self._held])
+        # To join costs a pass over the prompts, so it is done for a few slots at once.
+        spare = max(self._slots // 8, 1) if self._queue else 1
+        enough = jnp.int32(held.sum() - spare)
+        carry, busy, at_work = _steps(self._denoiser, self._state, held, enough, code=self._code)
+        steps = int(carry.calls) - int(self._state.carry.calls)
+        self._state = self._state._replace(carry=carry)
+        self.counts.steps += steps
+        self.counts.slots += steps * self._slots
+        self.counts.busy += int(at_work)
+        left, result = np.asarray(busy), jax.tree.map(np.asarray, carry.result)
+        done = []
+        for slot, item in enumerate(self._held):
+            if item is not None and not left[slot]:
+                done.append(Done(item[0], jax.tree.map(lambda x, slot=slot: x[slot], result)))
+                self._held[slot] = None
+        self.counts.done += len(done)
+        return done
+
+    def _join(self) -> None:
+        """Puts what waits into the free slots."""
+        fresh = [slot for slot, item in enumerate(self._held) if item is None][: len(self._queue)]
+        if not fresh:
+            return
+        for slot in fresh:
+            self._held[slot] = self._queue.popleft()
+        works = [item[1] for slot in fresh if (item := self._held[slot]) is not None]
+        self.counts.joined += len(works)
+        canvas = self._lay_out(works, self._slots)
+        plan = self._plan(works, canvas)
+        noise = rng.streams([work.seed for work in works] + [0] * (self._slots - len(works)), "sampling")
+        # Row i of what is new belongs to slot fresh[i]; all other slots keep theirs.
+        source = np.full(self._slots, -1, np.int32)
+        source[fresh] = np.arange(len(fresh))
+        new = _new(self._denoiser, canvas, plan, noise, code=self._code)
+        self._state = new if self._state is None else _joined(self._state, new, source)
+
+    def _plan(self, works: Sequence[Work], canvas: Canvas) -> Plan:
+        """The works' own plans, in the engine's number of columns."""
+        plans = _plans(works, canvas)
+
+        def whole(parts: list[np.ndarray], width: int) -> np.ndarray:
+            out = np.zeros((self._slots, width), parts[0].dtype)
+            for row, part in enumerate(parts):
+                used = min(part.shape[1], width)  # what is beyond only fills up a power of two
+                out[row, :used] = part[0, :used]
+            return out
+
+        ratio, begins, ends = (
+            whole([getattr(plan, field) for plan in plans], self._columns) for field in ("ratio", "start", "stop")
+        )
+        steps = np.zeros(self._slots, np.int32)
+        steps[: len(plans)] = [plan.steps[0] for plan in plans]
+        orders = [plan.order for plan in plans if plan.order is not None]
+        return Plan(ratio, begins, ends, steps, whole(orders, canvas.generate.shape[1]) if orders else None)
+
+
+class State(NamedTuple):
+    """The slots on the device."""
+
+    canvas: Canvas
+    plan: Plan
+    noise: jax.Array
+    carry: Carry
+
+
+@functools.partial(jax.jit, static_argnames="code")
+def _new(denoiser: Denoiser, canvas: Canvas, plan: Plan, noise: jax.Array, *, code: Compiled) -> State:
+    return State(canvas, plan, noise, begin(denoiser, canvas, plan, code.config))
+
+
+@jax.jit
+def _joined(old: State, new: State, source: jax.Array) -> State:
+    """`new`'s row source[i] in slot i, where it is not -1."""
+    fresh, rows = source >= 0, jnp.maximum(source, 0)
+
+    def chosen(there: jax.Array, here: jax.Array) -> jax.Array:
+        return jnp.where(fresh.reshape(-1, *[1] * (there.ndim - 1)), here[rows], there)
+
+    table, calls = old.canvas.allowed, old.carry.calls
+    canvas = jax.tree.map(chosen, *(dataclasses.replace(state.canvas, allowed=None) for state in (old, new)))
+    plan = jax.tree.map(chosen, old.plan, new.plan)
+    carry = jax.tree.map(chosen, *(state.carry._replace(calls=None) for state in (old, new)))  # type: ignore[arg-type]
+    noise = jax.random.wrap_key_data(chosen(*(jax.random.key_data(state.noise) for state in (old, new))))
+    return State(dataclasses.replace(canvas, allowed=table), plan, noise, carry._replace(calls=calls))
+
+
+@functools.partial(jax.jit, static_argnames="code")
+def _steps(
+    denoiser: Denoiser, state: State, held: jax.Array, enough: jax.Array, *, code: Compiled
+) -> tuple[Carry, jax.Array, jax.Array]:
+    """Steps until no more than `enough` of the `held` bool [B] slots are at work.
+
+    Returns:
+        what the last step left, bool [B] which slots are at work still, and how many were, summed over the steps.
+    """
+    canvas, plan, noise, first = state
+    # A slot whose request was taken back is done.
+    first = first._replace(column=jnp.where(held, first.column, plan.steps))
+
+    def running(loop: tuple[Carry, jax.Array]) -> jax.Array:
+        return unfinished(canvas, plan, loop[0]).sum() > enough
+
+    def step(loop: tuple[Carry, jax.Array]) -> tuple[Carry, jax.Array]:
+        busy = unfinished(canvas, plan, loop[0]).sum()
+        return advance(denoiser, canvas, plan, noise, loop[0], code), loop[1] + busy
+
+    carry, at_work = jax.lax.while_loop(running, step, (first, jnp.int32(0)))
+    return carry, unfinished(canvas, plan, carry), at_work
