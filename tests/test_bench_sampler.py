@@ -135,7 +135,7 @@ CONFIG = """
 def test_bench_sampler_says_what_the_contract_names(omnidiff, tmp_path):
     file = tmp_path / "small.py"
     file.write_text(textwrap.dedent(CONFIG))
-    names = ("released-style", "exact")
+    names = ("exact", "rolled")
     words = [f"--variant={name}" for name in names]
     words += ["--setting=text", "--sampler_steps=3", "--calls=2", "--json", "--config.dtype=float32"]
     done = omnidiff("bench", "sampler", f"--config={file}", *words)
@@ -149,4 +149,4 @@ def test_bench_sampler_says_what_the_contract_names(omnidiff, tmp_path):
         assert 0 < variant["floor_seconds"] < variant["seconds_per_sample"]
         assert variant["seconds_per_step"] * 3 == pytest.approx(variant["seconds_per_sample"] * variant["rows"])
         assert variant["peak_bytes"] > 2 * 176264 * 16 * 4
-    assert found["exact"]["tokens_equal_to"] == {"released-style": True}
+    assert found["rolled"]["tokens_equal_to"] == {"exact": True}
