@@ -121,7 +121,8 @@ def fill(model, spec, prompt, unconditional):
         token, confidence = decide(logits[masked], answer, step, spec)
         last = step == spec["steps"] - 1
         quota = count if last else max(int(count * (1 - times[step + 1] / times[step])), 1)
-        chosen = confidence.topk(quota).indices
+        # Where top-p leaves one token, confidences tie at 0: the earlier position, where `topk` takes any.
+        chosen = confidence.sort(descending=True, stable=True).indices[:quota]
         answer[masked.nonzero()[chosen, 0]] = token[chosen]
         committed.append(quota)
     return answer.tolist(), committed
