@@ -85,21 +85,6 @@ def test_bench_checkpoint_saves_beside_training(omnidiff, config_file, tmp_path)
     assert not list(folder.iterdir())
 
 
-def test_bench_sampler_says_what_the_contract_names(omnidiff, config_file):
-    words = ("--sampler_steps=3", "--calls=2", "--json", "--config.dtype=float32")
-    done = omnidiff("bench", "sampler", f"--config={config_file}", *words)
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = {variant["name"]: variant for variant in json.loads(done.stdout.splitlines()[-1])["variants"]}
-    assert list(found) == ["unrolled", "rolled", "batch8", "guided"]
-    for variant in found.values():
-        assert variant["steps"] == 3 and variant["compilations_after_warmup"] == 0
-        assert 0 < variant["floor_seconds"] < variant["seconds_per_sample"]
-        assert variant["seconds_per_step"] * 3 == pytest.approx(variant["seconds_per_sample"] * variant["rows"])
-        assert variant["peak_bytes"] > 2 * 176264 * 16 * 4
-    assert found["rolled"]["tokens_equal_to"] == {"unrolled": True} and found["batch8"]["rows"] == 8
-    assert found["guided"]["floor_seconds"] > found["unrolled"]["floor_seconds"]
-
-
 def test_ceilings_are_measured():
     assert 1e8 < matmul_flops("float32", seconds=0.01) < 1e14
     assert 1e8 < memory_bandwidth(seconds=0.01) < 1e13

@@ -1,62 +1,54 @@
-"""Speed of the sampler on one image: a text prompt, 258 positions to fill, in variants whose tokens are compared."""
+"""Speed of the sampler: the same answers filled in several ways with the same weights, in turn, and tokens compared."""
 
 import dataclasses
+import functools
 import statistics
-import time
 from collections.abc import Sequence
-from typing import Any
+from contextlib import ExitStack
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.core import meta
 
-from omnidiff_jax.benchmarks.train import planned_bytes
-from omnidiff_jax.models.backbone import BackboneConfig
+from omnidiff_jax.benchmarks.fillers import Filled, Filler, Loop, Opener, Plain, Torch, Work, why_no_torch
+from omnidiff_jax.config import choose
+from omnidiff_jax.errors import UserError
 from omnidiff_jax.models.flops import forward_flops, matrix_parameters
-from omnidiff_jax.models.omni import OmniConfig, OmniModel, init_params
-from omnidiff_jax.sampling import (
-    Canvas,
-    Guidance,
-    Prompt,
-    SamplerConfig,
-    SampleResult,
-    blank,
-    build_canvas,
-    module_denoiser,
-    sample,
-    unconditional_canvas,
-)
-from omnidiff_jax.sampling.guidance import stack_canvases
-from omnidiff_jax.sampling.loop import trace_sampler
 from omnidiff_jax.training.operations.goodput import Compilations
-from omnidiff_jax.vocabulary import Vocabulary
-
-PROMPT, ANSWER = 42, 258  # 300 positions: a picture of 256 codes from a caption
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A way to do the same work.
+    """A way to do the work.
 
     Attributes:
-        name: in the results.
-        sampler: how to decode.
-        backbone: the model; parameters are the same for all variants.
+        name: on the command line and in the results.
+        open: makes it ready.
         rows: canvases at once; the first one is the same in all variants.
-        equals: names of earlier variants that fill the first canvas with the same tokens, or are asked whether.
+        equals: earlier rows of the table whose tokens are compared with its own, as far as they run.
     """
 
     name: str
-    sampler: SamplerConfig
-    backbone: BackboneConfig
+    open: Opener
     rows: int = 1
     equals: tuple[str, ...] = ()
 
 
+VARIANTS = {
+    variant.name: variant
+    for variant in (
+        Variant("released", Torch),
+        Variant("released-style", Plain, equals=("released",)),
+        Variant("exact", Loop, equals=("released", "released-style")),
+        Variant("rolled", functools.partial(Loop, scan_layers=True), equals=("exact",)),
+        Variant("batch8", Loop, rows=8, equals=("exact",)),
+    )
+}
+"""The order of a run. Another sampler of ours is a row like `functools.partial(Loop, change=...)`."""
+
+
 @dataclasses.dataclass(frozen=True)
 class SamplerSpeed:
-    """What one variant of the sampler was measured at.
+    """What one variant was measured at.
 
     Attributes:
         name: of the variant.
@@ -64,10 +56,12 @@ class SamplerSpeed:
         seconds_per_step: of a call over its steps.
         floor_seconds: what a sample cannot undercut at the measured rates: in each step the larger of the operations
             that the masked rows need and the weights read once.
-        peak_bytes: that the compiled loop holds at most, weights included.
+        peak_bytes: held at most, weights included: of compiled programs by the compiler's plan, of another process
+            all that it held, libraries included.
         compile_seconds: the first call, less a later one.
         compilations_after_warmup: programs compiled in the measured calls, whose prompts differ; 0 is right.
-        tokens_equal_to: variant -> whether the first canvas has the same tokens.
+        tokens_equal_to: variant -> whether all calls fill the first canvas with the same tokens.
+        calls: seconds of each measured call; variants take turns.
         steps, rows: of a call.
     """
 
@@ -79,109 +73,93 @@ class SamplerSpeed:
     compile_seconds: float
     compilations_after_warmup: int
     tokens_equal_to: dict[str, bool]
+    calls: tuple[float, ...]
     steps: int
     rows: int
 
 
-def variants(backbone: BackboneConfig, steps: int) -> tuple[Variant, ...]:
-    """The layer loop unrolled and rolled, eight canvases at once, and guidance (twice the rows)."""
-    plain = SamplerConfig(steps=steps)
-    unrolled = dataclasses.replace(backbone, remat="none", scan_layers=False)
-    rolled = dataclasses.replace(unrolled, scan_layers=True)
-    return (
-        Variant("unrolled", plain, unrolled),
-        Variant("rolled", plain, rolled, equals=("unrolled",)),
-        Variant("batch8", plain, unrolled, rows=8, equals=("unrolled",)),
-        Variant("guided", dataclasses.replace(plain, guidance=Guidance(1.0)), unrolled),
-    )
+def choose_variants(names: Sequence[str], torch_python: str) -> tuple[list[Variant], str | None]:
+    """Rows of `VARIANTS` in its order, and why one of them is left out.
+
+    Args:
+        names: asked for; empty = all that can run.
+        torch_python: the interpreter that `released` would run in.
+
+    Raises:
+        UserError: an unknown name, or one asked for that cannot run.
+    """
+    wanted = {choose(VARIANTS, name, "variant").name for name in names} or set(VARIANTS)
+    why = why_no_torch(torch_python) if "released" in wanted else None
+    if why is not None:
+        why = f"variant released needs torch on this device, {torch_python} says: {why}; name another by --torch_python"
+        if names:
+            raise UserError(why)
+        wanted.remove("released")
+    return [variant for variant in VARIANTS.values() if variant.name in wanted], why
 
 
 def bench_sampler(
-    chosen: Sequence[Variant], vocabulary: Vocabulary, calls: int, ceiling: float, bandwidth: float
+    chosen: Sequence[Variant], work: Work, calls: int, ceiling: float, bandwidth: float
 ) -> list[SamplerSpeed]:
-    """Measures variants one after another, with random weights in the compute dtype.
+    """Warms every variant up, then measures them in turn.
 
     Args:
-        calls: measured, each with another prompt.
+        chosen: in the order of `VARIANTS`.
+        work: what they do.
+        calls: measured of each, each with another prompt.
         ceiling: `matmul_flops` of the device.
         bandwidth: `memory_bandwidth` of it.
     """
-    results: list[SamplerSpeed] = []
-    first_tokens: dict[str, np.ndarray] = {}
-    params = _params(chosen[0].backbone)
-    for variant in chosen:
-        denoiser = module_denoiser(OmniModel(_model(variant.backbone)), params)
+    with ExitStack() as stack:
+        fillers: dict[str, Filler] = {}
+        filled: dict[str, list[Filled]] = {}
+        warming: dict[str, float] = {}
+        compiled = dict.fromkeys((variant.name for variant in chosen), 0)
+        for variant in chosen:
+            filler = fillers[variant.name] = variant.open(work, variant.rows)
+            stack.callback(filler.close)
+            first, again = filler.fill(0), filler.fill(0)
+            warming[variant.name] = max(first.seconds - again.seconds, 0.0)
+            filled[variant.name] = []
+        for seed in range(1, calls + 1):
+            for name, filler in fillers.items():
+                with Compilations() as compilations:
+                    filled[name].append(filler.fill(seed))
+                compiled[name] += compilations.count
 
-        def run(seed: int, variant: Variant = variant, denoiser: Any = denoiser) -> tuple[float, SampleResult]:
-            canvas, other = _canvases(variant, vocabulary, seed)
-            began = time.perf_counter()
-            result = jax.block_until_ready(sample(denoiser, canvas, variant.sampler, 0, other))
-            return time.perf_counter() - began, result
+        def same(name: str, other: str) -> bool:
+            pairs = zip(filled[name], filled[other], strict=True)
+            return all(np.array_equal(a.tokens[0], b.tokens[0]) for a, b in pairs)
 
-        first, result = run(0)
-        again, result = run(0)
-        first_tokens[variant.name] = np.asarray(result.tokens)[0]
-        with Compilations() as compilations:
-            seconds = statistics.median(run(seed)[0] for seed in range(1, calls + 1))
-        steps = int(np.asarray(result.steps).max())
-        results.append(
-            SamplerSpeed(
-                variant.name,
-                seconds / variant.rows,
-                seconds / steps,
-                _floor(variant, result, ceiling, bandwidth) / variant.rows,
-                _peak_bytes(denoiser, variant, vocabulary),
-                max(first - again, 0.0),
-                compilations.count,
-                {name: bool((first_tokens[name] == first_tokens[variant.name]).all()) for name in variant.equals},
-                steps,
-                variant.rows,
+        results = []
+        for variant in chosen:
+            seconds = tuple(call.seconds for call in filled[variant.name])
+            last, median = filled[variant.name][-1], statistics.median(seconds)
+            results.append(
+                SamplerSpeed(
+                    variant.name,
+                    median / variant.rows,
+                    median / last.steps,
+                    _floor(work, variant.rows, last.committed, ceiling, bandwidth) / variant.rows,
+                    fillers[variant.name].peak_bytes(),
+                    warming[variant.name],
+                    compiled[variant.name],
+                    {name: same(variant.name, name) for name in variant.equals if name in fillers},
+                    seconds,
+                    last.steps,
+                    variant.rows,
+                )
             )
-        )
-    return results
+        return results
 
 
-def _model(backbone: BackboneConfig) -> OmniConfig:
-    return OmniConfig(backbone, speech_encoder=None)
-
-
-def _params(backbone: BackboneConfig) -> Any:
-    def make(key: jax.Array) -> Any:
-        return jax.tree.map(lambda x: x.astype(backbone.dtype), meta.unbox(init_params(_model(backbone), key)))
-
-    return jax.block_until_ready(jax.jit(make)(jax.random.key(0)))
-
-
-def _canvases(variant: Variant, vocabulary: Vocabulary, seed: int) -> tuple[Canvas, Canvas | None]:
-    """`variant.rows` prompts, the first of which depends on the seed alone; and under guidance others beside them."""
-
-    def prompts(offset: int) -> list[Prompt]:
-        draws = [np.random.default_rng((seed, offset, row)) for row in range(variant.rows)]
-        return [Prompt(rng.integers(vocabulary.text.start, vocabulary.text.stop, PROMPT, np.int32)) for rng in draws]
-
-    answers = [blank(ANSWER, vocabulary.mask)] * variant.rows
-    canvas = build_canvas(prompts(0), answers, vocabulary)
-    if variant.sampler.guidance.scale == 0:
-        return canvas, None
-    return canvas, unconditional_canvas(canvas, prompts(1), vocabulary)
-
-
-def _floor(variant: Variant, result: SampleResult, ceiling: float, bandwidth: float) -> float:
+def _floor(work: Work, rows: int, committed: np.ndarray, ceiling: float, bandwidth: float) -> float:
     """Seconds of a call."""
-    backbone, passes = variant.backbone, 2 if variant.sampler.guidance.scale > 0 else 1
-    length = PROMPT + ANSWER
+    backbone, setting = work.backbone, work.setting
+    passes = 2 if setting.guidance > 0 else 1
+    length = setting.prompt + setting.answer
     head = 2.0 * backbone.width * backbone.vocab_size
-    layers = variant.rows * passes * length * (forward_flops(backbone, 1, length) - head)
-    committed = np.asarray(result.committed).sum(axis=0)
-    committed = committed[: np.flatnonzero(committed).max(initial=-1) + 1]
-    masked = passes * (variant.rows * ANSWER - np.concatenate([[0], np.cumsum(committed)[:-1]]))
+    layers = rows * passes * length * (forward_flops(backbone, 1, length) - head)
+    masked = passes * (rows * setting.answer - np.concatenate([[0], np.cumsum(committed)[:-1]]))
     read = matrix_parameters(backbone) * jnp.dtype(backbone.dtype).itemsize / bandwidth
     return float(np.maximum((layers + masked * head) / ceiling, read).sum())
-
-
-def _peak_bytes(denoiser: Any, variant: Variant, vocabulary: Vocabulary) -> int:
-    canvas, other = _canvases(variant, vocabulary, 0)
-    if other is not None:
-        canvas = stack_canvases(canvas, other)
-    traced = trace_sampler(denoiser, canvas, variant.sampler, rows=variant.rows, answer=ANSWER)
-    return planned_bytes(traced.lower().compile())

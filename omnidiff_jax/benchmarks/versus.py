@@ -13,6 +13,8 @@ from omnidiff_jax.errors import UserError
 class Side:
     """A process that does one step for each line on its stdin and answers in lines of JSON.
 
+    What a line says is the process's own matter; training steps need nothing said.
+
     It prints {"ready": …} first, {"seconds": …} for each step, and {"peak_bytes": …} when stdin ends.
     """
 
@@ -23,9 +25,9 @@ class Side:
         )
         self.ready = self._answer()
 
-    def step(self) -> dict[str, Any]:
+    def step(self, request: str = "step") -> dict[str, Any]:
         assert self._process.stdin is not None
-        self._process.stdin.write("step\n")
+        self._process.stdin.write(f"{request}\n")
         self._process.stdin.flush()
         return self._answer()
 

@@ -1,0 +1,147 @@
+"""The released sampler in plain PyTorch: logits of the whole vocabulary at every position, a sort for top-p, a Python
+loop over the tokens to penalise, a loop over steps that waits for the device.
+
+What the released code computes and throws away (a second softmax, a key/value cache) is left out, and logits are
+float32 from the head on where it stays in the model's dtype: tokens are to be compared.
+
+Run as a file of its own, by an interpreter that has torch: `python torch_sampler.py '{"weights": FOLDER, …}'`. For each
+line {"prompt", "unconditional"} on stdin it fills one answer and prints {"seconds", "tokens", "committed"}; at the end
+of stdin it prints {"peak_bytes"}.
+"""
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch_step import Model
+
+FREE = 100  # masked rows before the position penalty begins
+
+
+def load(spec) -> Model:
+    """The model with the arrays of the folder `spec["weights"]`: FLAX_PATH.npy, layers stacked on the first axis."""
+
+    def read(path, layer=None):
+        array = np.load(Path(spec["weights"]) / f"{path}.npy", mmap_mode="r")
+        array = np.array(array if layer is None else array[layer])
+        if array.dtype.kind == "V":  # bfloat16, which numpy only knows by its two bytes
+            return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+        return torch.from_numpy(array)
+
+    width = spec["width"]
+    tensors = {"embed.weight": read("embedding"), "head.weight": read("head").T, "norm.weight": read("norm.scale")}
+    for i in range(spec["layers"]):
+        for name, ours in (("q", "query"), ("k", "key"), ("v", "value")):
+            tensors[f"layers.{i}.{name}.weight"] = read(f"layers.attention.{ours}.kernel", i).reshape(width, -1).T
+            tensors[f"layers.{i}.{name}.bias"] = read(f"layers.attention.{ours}.bias", i).flatten()
+        tensors[f"layers.{i}.o.weight"] = read("layers.attention.out.kernel", i).reshape(-1, width).T
+        for name in ("gate", "up", "down"):
+            tensors[f"layers.{i}.{name}.weight"] = read(f"layers.mlp.{name}.kernel", i).T
+        for name, ours in (("norm1", "attention_norm"), ("norm2", "mlp_norm")):
+            tensors[f"layers.{i}.{name}.weight"] = read(f"layers.{ours}.scale", i)
+    with torch.device("meta"):
+        model = Model(spec)
+    model.load_state_dict({name: tensor.contiguous() for name, tensor in tensors.items()}, assign=True)
+    return model.to(spec["device"]).eval()
+
+
+def logits_of(model, embeddings, rope):
+    """[R, L, D] -> float32 [R, L, V]."""
+    x = embeddings
+    for layer in model.layers:
+        x = layer(x, rope, None)
+    return model.head(model.norm(x)).float()
+
+
+def rope_of(spec, length, dtype):
+    exponents = torch.arange(0, spec["head_dim"], 2) / spec["head_dim"]
+    angles = torch.arange(length)[:, None] / spec["rope_theta"] ** exponents
+    angles = torch.cat([angles] * 2, -1).to(spec["device"])
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def filtered(logits, top_p, top_k):
+    lowest = torch.finfo(logits.dtype).min
+    if top_p < 1:
+        ordered, ids = logits.sort(descending=True)
+        weights = ordered.softmax(-1)
+        removed = weights.cumsum(-1) - weights > top_p  # what is above it suffices
+        logits = logits.masked_fill(torch.zeros_like(removed).scatter(-1, ids, removed), lowest)
+    if top_k:
+        least = logits.topk(top_k).values[:, -1:]
+        logits = logits.masked_fill(logits < least, lowest)
+    return logits
+
+
+def repelled(logits, factor):
+    return torch.where(logits < 0, logits * factor, logits / factor)
+
+
+def decide(logits, answer, step, spec):
+    """Candidates and confidences of the masked rows [n, V]; `answer` holds the tokens before this step."""
+    logits = filtered(logits, spec["top_p"], spec["top_k"])
+    if spec["repetition"] != 1 and step > 0:
+        for token in set(answer.tolist()) - {0, spec["mask"]}:
+            logits[:, token] = repelled(logits[:, token], spec["repetition"])
+    rows = len(logits)
+    if spec["position"] != 1 and rows > FREE:
+        depth = (torch.arange(rows, device=logits.device) - FREE).clamp(0) / (rows - FREE)
+        logits = repelled(logits, (1 + depth * (spec["position"] - 1))[:, None])
+    probabilities = logits.softmax(-1)
+    confidence = (probabilities * (probabilities + 1e-10).log()).sum(-1)
+    return probabilities.argmax(-1), confidence
+
+
+@torch.no_grad()
+def fill(model, spec, prompt, unconditional):
+    """Fills one answer; its tokens, and how many positions each step chose."""
+    device, start, length = spec["device"], len(prompt), spec["answer"]
+    answer = torch.full((length,), spec["mask"], device=device)
+    known = model.embed(torch.tensor(prompt, device=device))
+    rope = rope_of(spec, start + length, known.dtype)
+    times = torch.linspace(1, 1e-3, spec["steps"] + 1)
+    committed = []
+    for step in range(spec["steps"]):
+        masked = answer == spec["mask"]
+        count = int(masked.sum())
+        if count == 0:
+            break
+        fresh = model.embed(answer)
+        rows = [torch.cat([known, fresh])]
+        if unconditional:
+            other = model.embed(torch.tensor(unconditional, device=device))
+            rows.append(torch.cat([other, fresh, torch.zeros_like(known[len(other) :])]))
+        logits = logits_of(model, torch.stack(rows), rope)
+        logits = logits[1] + (1 + spec["guidance"]) * (logits[0] - logits[1]) if unconditional else logits[0]
+        logits = torch.cat([logits[:1], logits[:-1]])[start:]  # hidden state i predicts token i + 1
+        token, confidence = decide(logits[masked], answer, step, spec)
+        last = step == spec["steps"] - 1
+        quota = count if last else max(int(count * (1 - times[step + 1] / times[step])), 1)
+        # Where top-p leaves one token, confidences tie at 0: the earlier position, where `topk` takes any.
+        chosen = confidence.sort(descending=True, stable=True).indices[:quota]
+        answer[masked.nonzero()[chosen, 0]] = token[chosen]
+        committed.append(quota)
+    return answer.tolist(), committed
+
+
+def main(spec) -> None:
+    torch.set_num_threads(spec["threads"])
+    model = load(spec)
+    print(json.dumps({"ready": f"torch {torch.__version__} on {spec['device']}"}), flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        began = time.perf_counter()
+        tokens, committed = fill(model, spec, request["prompt"], request["unconditional"])
+        seconds = time.perf_counter() - began
+        print(json.dumps({"seconds": seconds, "tokens": tokens, "committed": committed}), flush=True)
+    on_device = spec["device"] == "cuda"
+    peak = torch.cuda.max_memory_allocated() if on_device else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"peak_bytes": peak}), flush=True)
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
