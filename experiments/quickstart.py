@@ -24,7 +24,7 @@ CONFIG = COMMAND.config("experiments/configs/quickstart.py")
 WORKDIR = COMMAND.string("workdir", "folder of the run", "workdirs/quickstart")
 CASES = COMMAND.integer("cases", "held-out cases of each task", 100, minimum=1)
 # What a case costs all exams together, as training steps of nano on the same machine (docs/quickstart.md).
-STEPS_PER_CASE = 3.0
+STEPS_PER_CASE = 2.5
 
 
 def run() -> None:

@@ -2,14 +2,14 @@
 
     omnidiff quickstart --workdir=DIR
 
-As one goes on from released weights: the same model and curriculum as `nano.py`, which trained what is shipped, with
-few samples, few steps and a low learning rate. `omnidiff quickstart --config=experiments/configs/nano.py` starts from
+As one goes on from released weights: the same model and curriculum as `nano.py`, which trained what is shipped's first
+half, with few samples, few steps and a low learning rate. `omnidiff quickstart --config=experiments/configs/nano.py` starts from
 nothing.
 """
 
 from ml_collections import ConfigDict
 
-from experiments.configs import nano
+from experiments.configs import nano, nano_further
 
 STEPS = {"stage1_visual_language": 60, "stage2_speech_vision_language": 80, "stage3_speech_driven_visual": 120}
 SHARE = 1 / 16  # of nano's samples
@@ -17,11 +17,12 @@ SHARE = 1 / 16  # of nano's samples
 
 def get_config() -> ConfigDict:
     config = nano.get_config()
+    config.min_noise_of = nano_further.get_config().min_noise_of
     config.init.folder = "nano"  # a shipped model's name, or a folder of weights
     config.checkpoint_every = 100
     config.held_out.every = 65  # steps, and before the first: does going on help or hurt?
     for source in config.data.sources.values():
         source.examples = int(source.examples * SHARE)
     for name, stage in config.stages.items():
-        stage.steps, stage.learning_rate, stage.final_fraction = STEPS[name], 1e-4, 0.1
+        stage.steps, stage.learning_rate, stage.final_fraction = STEPS[name], 2e-5, 0.1
     return config
