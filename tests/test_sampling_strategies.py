@@ -172,9 +172,9 @@ def test_every_word_builds_its_kind_and_comes_back():
             build(SamplerConfig, {group: {key: known[0] + "s"}})
         with pytest.raises(UserError, match=rf"unknown key config\.{group}\.{key}s; did you mean '{key}'"):
             build(SamplerConfig, {group: {key + "s": known[0]}})
-    for word in ("real", "released"):
+    for word in ("real", "restricted", "released"):
         assert to_dict(build(SamplerConfig, {"candidates": word}))["candidates"] == word
-    with pytest.raises(UserError, match="config.candidates = 3; known: real, restricted, released"):
+    with pytest.raises(UserError, match="config.candidates = 3; known: real, released, restricted"):
         build(SamplerConfig, {"candidates": 3})
 
 

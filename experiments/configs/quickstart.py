@@ -2,9 +2,9 @@
 
     omnidiff quickstart --workdir=DIR
 
-As one goes on from released weights: the same model and curriculum as `nano.py`, which trained what is shipped's first
-half, with few samples, few steps and a low learning rate. `omnidiff quickstart --config=experiments/configs/nano.py` starts from
-nothing.
+As one goes on from released weights: the model and curriculum of `nano.py`, which trained the first half of what is
+shipped, with few samples, few steps and a low learning rate. `omnidiff quickstart
+--config=experiments/configs/nano.py` starts from nothing.
 """
 
 from ml_collections import ConfigDict
