@@ -21,7 +21,7 @@ from omnidiff_jax.media.audio import write_wav
 from omnidiff_jax.media.image import png_bytes, write_png
 from omnidiff_jax.runs.config import run_config
 from omnidiff_jax.runs.stored import export_newest
-from omnidiff_jax.sampling import Reveal, Threshold
+from omnidiff_jax.sampling import EntropyBound, Threshold
 from omnidiff_jax.tasks.registry import TASKS
 
 
@@ -63,16 +63,16 @@ def test_the_fast_preset_replaces_the_tasks_it_has(workdir, tmp_path):
     assert "workdir has no fast settings".replace("workdir", str(workdir)) in refused(
         omnidiff_jax.load, workdir, preset="fast"
     )
-    assert "preset = 'fsat'; did you mean 'fast'" in refused(omnidiff_jax.load, workdir, preset="fsat")
+    assert "unknown preset 'fsat'; did you mean 'fast'" in refused(omnidiff_jax.load, workdir, preset="fsat")
     config = load_config(str(write_config(tmp_path)))
     config.batch_size = 8
-    config.fast = ConfigDict({"t2i": {"sampler": {"reveal": {"kind": "threshold", "least": 0.25}}}})
+    config.fast = ConfigDict({"t2i": {"sampler": {"reveal": {"kind": "entropy_bound", "gamma": 0.25}}}})
     untrained(config, tmp_path / "run")
     exact, fast = (omnidiff_jax.load(tmp_path / "run", preset=preset) for preset in ("exact", "fast"))
-    assert fast.decoding["t2i"].sampler.reveal == Threshold(least=0.25)
+    ours, theirs = (model.decoding["t2i"].sampler for model in (fast, exact))
+    assert type(ours.reveal) is EntropyBound and ours.reveal.gamma == 0.25 and type(theirs.reveal) is Threshold
     # What a group does not name is as in `decoding`; tasks that are not named are decoded as ever.
-    plain = dataclasses.replace(fast.decoding["t2i"].sampler, reveal=Reveal())
-    assert plain == exact.decoding["t2i"].sampler and exact.decoding["t2i"].sampler.reveal == Reveal()
+    assert ours.reveal.least == theirs.reveal.least and dataclasses.replace(ours, reveal=theirs.reveal) == theirs
     assert all(fast.decoding[name] == exact.decoding[name] for name in TASKS if name != "t2i")
     config.fast = ConfigDict({"t2l": {}})
     with pytest.raises(UserError, match="task in config.fast.*t2i"):
