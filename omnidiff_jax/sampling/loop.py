@@ -90,6 +90,8 @@ def sample(
     generate = np.asarray(canvas.generate)
     plan = make_plan(config, generate, np.asarray(canvas.answer_start), np.asarray(canvas.answer_length))
     length = generate.shape[1]
+    allowed = None if canvas.allowed is None else np.asarray(canvas.allowed)
+    span = config.candidates.span(allowed, np.asarray(canvas.groups)[generate])
     if config.guidance.scale > 0:
         if unconditional is None:
             raise UserError(
@@ -97,8 +99,6 @@ def sample(
                 "unconditional_canvas, or set guidance.scale = 0"
             )
         canvas = stack_canvases(canvas, unconditional)
-    allowed = None if canvas.allowed is None else np.asarray(canvas.allowed)
-    span = config.candidates.span(allowed, np.asarray(canvas.groups)[: len(generate)][generate])
     code = compiled(config, int(generate.sum()), canvas.generate.size, span)
     rows = len(plan.steps)
     seeds = [*seed, *[0] * (rows - len(seed))] if isinstance(seed, Sequence) else [seed] * rows
