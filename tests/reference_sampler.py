@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from omnidiff_jax import rng
-from omnidiff_jax.sampling import ReleasedCandidates, SamplerConfig
+from omnidiff_jax.sampling import Canvas, ReleasedCandidates, SamplerConfig
 
 # tokens int [L] -> logits [L, V] of the hidden state at each index (before alignment).
 Logits = Callable[[np.ndarray], np.ndarray]
@@ -27,6 +27,20 @@ class Example:
     length: int
     allowed: np.ndarray
     number: int = 0
+
+
+def row_of(canvas: Canvas, b: int, size: int) -> Example:
+    """Row `b` of a canvas over a vocabulary of `size` ids."""
+    n = int(np.asarray(canvas.inputs.segment_ids)[b].sum())
+    free = canvas.allowed is None
+    return Example(
+        tokens=np.array(canvas.inputs.tokens[b, :n]),
+        generate=np.array(canvas.generate[b, :n]),
+        start=int(canvas.answer_start[b]),
+        length=int(canvas.answer_length[b]),
+        allowed=np.ones((n, size), bool) if free else np.asarray(canvas.allowed)[np.asarray(canvas.groups[b, :n])],
+        number=int(canvas.example_ids[b]),
+    )
 
 
 @dataclasses.dataclass

@@ -109,7 +109,13 @@ def test_requests_come_and_go() -> None:
     assert sorted(found) == sorted({*first, *later} - {waiting, at_work})
     for number, result in found.items():
         same(result, alone(denoiser, made[number]))
-    assert list(engine.run()) == []
+    assert list(engine.run()) == [] == engine.serve()
+    # Whoever takes all requests back is not kept waiting.
+    numbers = [engine.submit(work) for work in made]
+    engine.serve()
+    for number in range(numbers[0], numbers[-1] + 1):
+        engine.cancel(number)
+    assert engine.idle and engine.serve() == []
 
 
 def test_nothing_is_compiled_once_it_is_warm() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from reference_sampler import Example, reference_sample
+from reference_sampler import reference_sample, row_of
 from sampling_toys import VOCABULARY, make_toy, toy_denoiser, toy_logits
 
 from omnidiff_jax.config import build
@@ -94,18 +94,6 @@ def canvases(seed: int) -> tuple:
     return canvas, unconditional_canvas(canvas, shorter, VOCABULARY, multiple=8)
 
 
-def row_of(canvas, b: int) -> Example:
-    n = int(np.asarray(canvas.inputs.segment_ids)[b].sum())
-    return Example(
-        tokens=np.array(canvas.inputs.tokens[b, :n]),
-        generate=np.array(canvas.generate[b, :n]),
-        start=int(canvas.answer_start[b]),
-        length=int(canvas.answer_length[b]),
-        allowed=np.asarray(canvas.allowed)[np.asarray(canvas.groups[b, :n])],
-        number=int(canvas.example_ids[b]),
-    )
-
-
 def one_row(canvas, b: int):
     """Row `b` alone, as a canvas."""
     return jax.tree.map(lambda x: x[b : b + 1], canvas.replace(allowed=None)).replace(allowed=canvas.allowed)
@@ -122,7 +110,7 @@ def test_equals_plain_twin(config, seed, alignment):
     result = sample(toy_denoiser(toy, alignment), canvas, config, seed, unconditional=other)
     history = film(canvas, result)
     for b in range(ROWS):
-        example, base = row_of(canvas, b), row_of(other, b)
+        example, base = row_of(canvas, b, VOCABULARY.size), row_of(other, b, VOCABULARY.size)
         pair = (lambda tokens: toy_logits(toy, tokens), base) if config.guidance.scale else None
         if pair and config.guidance.form == "released" and len(base.tokens) < len(example.tokens):
             continue  # the absolute row lies in the padding; the golden fixture covers this form

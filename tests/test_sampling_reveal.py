@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference_sampler import Example, doubted, reference_sample, revealed
+from reference_sampler import doubted, reference_sample, revealed, row_of
 from sampling_toys import VOCABULARY, make_toy, toy_denoiser, toy_logits
 
 from experiments.named_model import _decoding_words
@@ -56,18 +56,6 @@ def canvas_of():
     return build_canvas(prompts, answers, VOCABULARY, example_ids=[11, 4000000000, 7], multiple=16)
 
 
-def row_of(canvas, b):
-    n = int(np.asarray(canvas.inputs.segment_ids)[b].sum())
-    return Example(
-        tokens=np.array(canvas.inputs.tokens[b, :n]),
-        generate=np.array(canvas.generate[b, :n]),
-        start=int(canvas.answer_start[b]),
-        length=int(canvas.answer_length[b]),
-        allowed=np.ones((n, VOCABULARY.size), bool),
-        number=int(canvas.example_ids[b]),
-    )
-
-
 RULES = {
     "threshold": SamplerConfig(steps=STEPS, reveal=Threshold(least=0.7)),
     "threshold_most": SamplerConfig(reveal=Threshold(least=0.5, most=2), confidence=MaskgitPlus(), blocks=Blocks(5)),
@@ -100,7 +88,7 @@ def test_equals_plain_twin(name):
         result = sample(toy_denoiser(toy), canvas, config, seed)
         history = film(canvas, result)
         for b, length in enumerate(LENGTHS):
-            example = row_of(canvas, b)
+            example = row_of(canvas, b, VOCABULARY.size)
             trace = reference_sample(lambda tokens, toy=toy: toy_logits(toy, tokens), example, config, seed, MASK, 1)
             n = len(trace.tokens)
             np.testing.assert_array_equal(result.tokens[b, :n], trace.tokens)

@@ -1,4 +1,4 @@
-"""The nano model: all nine tasks and inpainting over the embedded Scenes world, on two CPU cores in minutes.
+"""The nano model: all nine tasks and inpainting over the embedded Scenes world, on two CPU cores in an hour or two.
 
     omnidiff quickstart --workdir=DIR
     omnidiff train --config=experiments/configs/nano.py --workdir=DIR --config.total_steps=100

@@ -166,7 +166,9 @@ class Engine:
             yield from self.serve()
 
     def serve(self) -> list[Done]:
-        """Fills the free slots, takes steps until some are free again, and gives back what is done."""
+        """Fills the free slots, takes steps until some are free again, and gives back what is done; [] if idle."""
+        if self.idle:
+            return []
         self._join()
         assert self._state is not None
         held = np.array([item is not None for item in self._held])

@@ -94,7 +94,7 @@ class Generator:
         """
         query = task_query(task, request, self.decoding(task), self._seed)
         query.check_taught(self.codecs.layout.text)
-        self._canvas(*self._written([query]), [query], self._multiple, None)
+        self._canvas(*self._written([query]), _ids([query]), self._multiple, None, _names([query]))
 
     def decode(self, queries: Sequence[Query], *, strips: bool = False) -> list[Response]:
         """Answers any queries, in order; those that are decoded alike share a batch.
@@ -125,7 +125,7 @@ class Generator:
         """One batch; all of one kind of answer and decoding."""
         prompts, answers = self._written(queries)
         rows = self._rows if len(queries) > 1 else None
-        canvas = self._canvas(prompts, answers, queries, self._multiple, rows)
+        canvas = self._canvas(prompts, answers, _ids(queries), self._multiple, rows, _names(queries))
         empty = self._unconditional(queries[0].decoding, canvas, prompts, queries)
         result = sample(self._denoiser, canvas, self._sampler(queries[0]), [query.seed for query in queries], empty)
         return self._read(canvas, result, answers, queries, strips)
@@ -140,19 +140,14 @@ class Generator:
             for query, prompt, answer in zip(part, *pairs, strict=True)
         ]
         length = bucket(max(len(work.prompt.tokens) + len(work.answer) for work in works), self._multiple)
-        canvases = [self._canvas(*pairs, part, length, self._rows) for part, pairs in zip(parts, written, strict=True)]
+        canvases = [
+            self._canvas(*pairs, _ids(part), length, self._rows, _names(part))
+            for part, pairs in zip(parts, written, strict=True)
+        ]
 
         def lay_out(new: Sequence[Work], rows: int) -> Canvas:
-            return build_canvas(
-                [work.prompt for work in new],
-                [work.answer for work in new],
-                self.codecs.layout.vocabulary,
-                self.forms.sets,
-                example_ids=[work.request_id for work in new],
-                speech=self.codecs.layout.speech,
-                multiple=length,
-                rows=rows,
-            )
+            prompts, answers = [work.prompt for work in new], [work.answer for work in new]
+            return self._canvas(prompts, answers, [work.request_id for work in new], length, rows)
 
         engine = Engine(self._denoiser, lay_out, *room(works, canvases), slots=self._rows)
         # The longest first, so that the last ones do not finish alone.
@@ -187,21 +182,22 @@ class Generator:
         self,
         prompts: Sequence[Prompt],
         answers: Sequence[Answer],
-        queries: Sequence[Query],
+        ids: Sequence[int],
         multiple: int,
         rows: int | None,
+        names: Sequence[str] = (),
     ) -> Canvas:
         return build_canvas(
             prompts,
             answers,
             self.codecs.layout.vocabulary,
             self.forms.sets,
-            example_ids=[query.request_id for query in queries],
+            example_ids=ids,
             speech=self.codecs.layout.speech,
             multiple=multiple,
             rows=rows,
             limit=self._limit,
-            names=[query.name for query in queries],
+            names=names,
         )
 
     def _encode(self, queries: Sequence[Query]) -> list[EncodedExample]:
@@ -317,6 +313,14 @@ class Generator:
 def _prompt(example: EncodedExample) -> Prompt:
     heard = len(example.frame_counts) > 0
     return Prompt(example.tokens, example.frames if heard else None, tuple(map(int, example.frame_counts)))
+
+
+def _ids(queries: Sequence[Query]) -> list[int]:
+    return [query.request_id for query in queries]
+
+
+def _names(queries: Sequence[Query]) -> list[str]:
+    return [query.name for query in queries]
 
 
 def _systems(messages: Sequence[Message]) -> list[Message]:
