@@ -94,7 +94,7 @@ class MaskgitPlus(Confidence, word="maskgit_plus"):
 
     def score(self, logits: jax.Array, column: jax.Array) -> jax.Array:
         best, total = weigh(logits)
-        return jnp.exp(jnp.take_along_axis(logits, column[:, None], axis=-1)[:, 0] - best) / total
+        return jnp.minimum(jnp.exp(jnp.take_along_axis(logits, column[:, None], axis=-1)[:, 0] - best) / total, 1.0)
 
     def share(self, confidence: jax.Array) -> jax.Array:
         return confidence
@@ -107,7 +107,8 @@ class TopkMargin(Confidence, word="topk_margin"):
     def score(self, logits: jax.Array, column: jax.Array) -> jax.Array:
         best, total = weigh(logits)
         two, _ = top_k(logits, min(2, logits.shape[-1]))
-        return (1.0 - jnp.exp(two[:, 1:] - best[:, None]).sum(axis=-1)) / total
+        # At most 1, for all rows of one token alike: rounding must not order them.
+        return jnp.minimum((1.0 - jnp.exp(two[:, 1:] - best[:, None]).sum(axis=-1)) / total, 1.0)
 
     def share(self, confidence: jax.Array) -> jax.Array:
         return confidence

@@ -50,19 +50,20 @@ def top_k(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
 def weigh(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The maximum of each row, and the sum of exp(logits - maximum): float32 [n] each."""
     best = logits.max(axis=-1)
-    return best, jnp.exp(logits - best[:, None]).sum(axis=-1)
+    # Recomputed inside the sum, a logit may round to more than its maximum.
+    return best, jnp.exp(jnp.minimum(logits - best[:, None], 0.0)).sum(axis=-1)
 
 
 def negative_entropy(logits: jax.Array) -> jax.Array:
     """sum p log p of softmax(logits) [n, W], nats: float32 [n]."""
-    shifted = logits - logits.max(axis=-1, keepdims=True)
+    shifted = jnp.minimum(logits - logits.max(axis=-1, keepdims=True), 0.0)  # as in `weigh`
     weights = jnp.exp(shifted)
     zero = jnp.zeros((), logits.dtype)
     # Of removed tokens weight and logit multiply to 0, not NaN: LOWEST less a maximum may be -inf.
     parts = weights, weights * jnp.maximum(shifted, LOWEST)
     # Both sums in one pass, or the exponentials would be computed twice.
     total, weighted = jax.lax.reduce(parts, (zero, zero), lambda a, b: (a[0] + b[0], a[1] + b[1]), (1,))
-    return weighted / total - jnp.log(total)
+    return jnp.minimum(weighted / total - jnp.log(total), 0.0)
 
 
 def _grouped(x: jax.Array) -> jax.Array:
