@@ -6,6 +6,8 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from importlib.machinery import ExtensionFileLoader
+from types import FrameType
 from typing import Any, Never
 
 # Those of sysexits.h: start again to go on / a hang, ended by the watchdog.
@@ -40,8 +42,8 @@ def heeded() -> Iterator[None]:
     """While it lasts SIGTERM raises `Terminated` and Ctrl-C `KeyboardInterrupt`, until one of them gets through.
 
     An exception raised between two lines of Python may land in a callback that cannot pass it on (the garbage
-    collector's, an extension being imported); then it is raised again, and whatever error became of it is not shown.
-    Outside of the main thread, which is the only one that hears signals, nothing changes.
+    collector's); then it is raised again, and whatever error became of it is not shown. While an extension is being
+    imported nothing is raised: its C++ may end the process for it. Outside of the main thread, which is the only one that hears signals, nothing changes.
 
     Raises:
         Terminated, KeyboardInterrupt: a signal came and `with` did not end well.
@@ -52,11 +54,20 @@ def heeded() -> Iterator[None]:
         return
     asked = _asked = _Asked()
 
-    def note(number: int, frame: Any) -> None:
+    def again() -> None:
+        timer = threading.Timer(_SECONDS_TO_ASK_AGAIN, os.kill, (os.getpid(), asked.number))
+        timer.daemon = True
+        timer.start()
+
+    def note(number: int, frame: FrameType | None) -> None:
         # Schedulers send SIGTERM more than once; a second Ctrl-C means it.
         if asked.raised and number == signal.SIGTERM:
             return
-        asked.number, asked.raised = asked.number or number, True
+        asked.number = asked.number or number
+        if _imports_extension(frame):
+            again()
+            return
+        asked.raised = True
         raise asked.error()
 
     def unraisable(args: Any) -> None:
@@ -64,10 +75,7 @@ def heeded() -> Iterator[None]:
             before_hook(args)
             return
         asked.raised = False
-        number = signal.SIGTERM if isinstance(args.exc_value, Terminated) else signal.SIGINT
-        again = threading.Timer(_SECONDS_TO_ASK_AGAIN, os.kill, (os.getpid(), number))
-        again.daemon = True
-        again.start()
+        again()
 
     before_hook, sys.unraisablehook = sys.unraisablehook, unraisable
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -84,6 +92,14 @@ def heeded() -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
         sys.unraisablehook = before_hook
+
+
+def _imports_extension(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if isinstance(frame.f_locals.get("self"), ExtensionFileLoader):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def check() -> None:

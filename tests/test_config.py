@@ -43,7 +43,8 @@ def configs() -> dict[str, type]:
                     add(part)
 
     for module in pkgutil.walk_packages(omnidiff_jax.__path__, "omnidiff_jax."):
-        if module.name.endswith(("torch_step", "__main__")):
+        # What stands in a file for an interpreter that has torch is no module of ours.
+        if module.name.rpartition(".")[2].startswith(("torch_", "__main__")):
             continue
         for name, value in vars(importlib.import_module(module.name)).items():
             named = name.endswith(("Config", "Training", "Decoding")) and isinstance(value, type)

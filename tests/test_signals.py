@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.machinery import ExtensionFileLoader
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,23 @@ def test_a_command_that_still_imports(tmp_path, config, number, seconds):
     process.send_signal(number)
     said = ended(process, number).splitlines()
     assert said[-1] in ("omnidiff: interrupted", "omnidiff: ended by SIGTERM; start again to go on")
+
+
+@pytest.mark.parametrize("number", STATUS)
+def test_nothing_is_raised_into_an_extension(number):
+    class Loader(ExtensionFileLoader):
+        went_on = False
+
+        def exec_module(self, module):
+            os.kill(os.getpid(), number)
+            time.sleep(0.1)
+            self.went_on = True
+
+    loader = Loader("extension", "extension.so")
+    with pytest.raises((signals.Terminated, KeyboardInterrupt)), signals.heeded():
+        loader.exec_module(None)
+        time.sleep(5)
+    assert loader.went_on
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
