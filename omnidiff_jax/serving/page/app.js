@@ -161,7 +161,6 @@ async function send(event) {
     mine.append(medium);
   }
   const theirs = turn("assistant");
-  theirs.scrollIntoView({ block: "end" });
   running = new AbortController();
   busy(true);
   try {
@@ -183,6 +182,7 @@ function listener(element) {
   const began = performance.now();
   const said = { role: "assistant", content: null };
   element.append(text, film.element);
+  new ResizeObserver(() => element.scrollIntoView({ block: "nearest" })).observe(element);
   return {
     said,
     canvas: (frame) => film.add(frame),
@@ -209,7 +209,8 @@ function listener(element) {
     end: (reason) => {
       const cut = reason === "length" ? ", cut at the canvas's end" : "";
       const seconds = ((performance.now() - began) / 1000).toFixed(1);
-      element.append(made("p", `${film.frames.at(-1)?.step ?? 1} steps, ${seconds} s${cut}`, "facts"));
+      const steps = film.frames.at(-1)?.step ?? 1;
+      element.append(made("p", `${steps} step${steps === 1 ? "" : "s"}, ${seconds} s${cut}`, "facts"));
     },
   };
 }
@@ -221,6 +222,7 @@ async function answered(words, element) {
   const messages = free ? [...turns, mine] : [...before, mine];
   const heard = listener(element);
   const body = { model, messages, modalities: MODALITIES[at("answer").value], ...settings() };
+  if (preset().positions) body.max_tokens = preset().positions;
   await chat(body, heard, running.signal);
   if (free) turns.push(mine, heard.said);
 }

@@ -1,11 +1,12 @@
 // What can be asked for: the model's tasks as it was trained on them, and free conversation.
 
-// answer: its form; null = as chosen. system, user: turns, {text} for what is typed. needs: media that must be there.
+// answer: its form; null = as chosen. system, user: turns, {text} for what is typed. needs: media that must be there. positions: of an answer in text,
+// where a few words are too little.
 export const PRESETS = {
   chat: { label: "Conversation", answer: null, hint: "Say anything, with any media; earlier turns are remembered." },
   text_qa: { label: "Question about words", answer: "text", hint: "Describe something and ask about it." },
   captioning: {
-    label: "Describe a picture", answer: "text", needs: ["image"], fallback: "Describe the image.",
+    label: "Describe a picture", answer: "text", needs: ["image"], fallback: "Describe the image.", positions: 20,
     hint: "Attach a picture; words are optional.",
   },
   vqa: { label: "Question about a picture", answer: "text", needs: ["image"], hint: "Attach a picture and ask about it." },
@@ -17,7 +18,7 @@ export const PRESETS = {
     label: "Repair a picture", answer: "image", needs: ["image"], paints: true,
     hint: "Attach a picture, paint over what is to be drawn anew, and say what the whole shows.",
   },
-  asr: { label: "Transcribe", answer: "text", needs: ["audio"], user: "Convert the speech to text.", hint: "Record or attach speech." },
+  asr: { label: "Transcribe", answer: "text", needs: ["audio"], user: "Convert the speech to text.", positions: 32, hint: "Record or attach speech." },
   tts: { label: "Read aloud", answer: "speech", user: "Convert the text to speech.\n{text}", hint: "Type what is to be said." },
   spoken_qa: {
     label: "Ask aloud", answer: "text_and_speech", needs: ["audio"], system: "Please response the input audio.",
