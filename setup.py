@@ -27,6 +27,7 @@ CORE = [
     "safetensors>=0.6",
     "scipy>=1.14",
     "pyyaml>=6",
+    "qwix>=0.1.8,<0.2",
     "sentencepiece>=0.2.1",
     "soundfile>=0.13",
     "tensorboardX>=2.6.4",

@@ -16,6 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from omnidiff_jax.config import Count, Natural, NonNegative, Positive, choose, free, suggest
 from omnidiff_jax.models.attention import BACKENDS, attention
 from omnidiff_jax.models.linear import Linear
+from omnidiff_jax.models.quantization import Quantized
 from omnidiff_jax.models.rope import apply_rope, rope_tables
 from omnidiff_jax.sharding import axes
 from omnidiff_jax.sharding.axes import constrain
@@ -232,7 +233,8 @@ class Backbone(nn.Module):
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """Embedding rows [..., D] of ids [...], in the compute dtype."""
-        x = jnp.take(self.embedding, tokens, axis=0)
+        table = self.embedding
+        x = table.rows(tokens) if isinstance(table, Quantized) else jnp.take(table, tokens, axis=0)
         if self.config.padding_idx is not None:
             x = jnp.where((tokens == self.config.padding_idx)[..., None], jax.lax.stop_gradient(x), x)
         x = x.astype(self.config.dtype)
@@ -244,5 +246,7 @@ class Backbone(nn.Module):
 
     def logits(self, hidden: jax.Array, start: int = 0, stop: int | None = None) -> jax.Array:
         """float32 [..., V] from hidden states [..., D], or those of the ids start .. stop - 1 alone."""
+        if isinstance(self.head, Quantized):
+            return self.head.columns(start, stop).product(hidden, (axes.EMBED, axes.VOCAB))
         head = self.head[:, start:stop].astype(hidden.dtype)
         return jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
