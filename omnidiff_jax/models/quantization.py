@@ -40,8 +40,8 @@ class Quantization:
         """Raises UserError where devices of this name (`jax.Device.device_kind`) do not multiply in it."""
         if self.homes and not any(home in device for home in self.homes):
             raise UserError(
-                f"quantization to {self.weights} is for devices that multiply in it ({', '.join(self.homes)}), and this "
-                f"one is {device!r}; use int8 or int8w"
+                f"quantization to {self.weights} is for devices that multiply in it ({', '.join(self.homes)}), and "
+                f"this one is {device!r}; use int8 or int8w"
             )
 
 
