@@ -1,4 +1,4 @@
-"""Measures of the public benchmarks: odd answers under each rule, counts by hand, intervals that know what hangs together."""
+"""Measures of the public benchmarks: odd answers under each rule, counts by hand, what hangs together in intervals."""
 
 import numpy as np
 import pytest

@@ -211,8 +211,8 @@ class Generator:
         prompts = [_prompt(example) for example in self._encode(queries)]
         codes, holes = self._known(queries)
         answers = [
-            self.forms.build(kind, decoding, self._units(query), code, hole)
-            for query, code, hole in zip(queries, codes, holes, strict=True)
+            self.forms.build(kind, decoding, self._units(query), code, hole, len(prompt.tokens))
+            for query, prompt, code, hole in zip(queries, prompts, codes, holes, strict=True)
         ]
         return prompts, answers
 

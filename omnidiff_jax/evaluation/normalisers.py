@@ -19,7 +19,7 @@ _EXTRA = "pip install 'omnidiff_jax[benchmarks]'"
 
 @dataclasses.dataclass(frozen=True)
 class Normaliser(Choice, key="", word="plain"):
-    """Lower case, no punctuation but apostrophes, one spelling of what looks alike (`words.normalize`); numbers stay."""
+    """Lower case, no punctuation but apostrophes, one spelling of what looks alike (`words.normalize`)."""
 
     def words(self, text: str) -> list[str]:
         """The words of a transcript."""

@@ -15,9 +15,9 @@ from omnidiff_jax.sampling.denoiser import Denoiser
 def likelihood_bound(denoiser: Denoiser, canvas: Canvas, tokens: np.ndarray, draws: int, seed: int = 0) -> np.ndarray:
     """Upper bounds on -log p(answer | prompt), in nats, estimated without bias from `draws` noise levels.
 
-    With n positions of which l are masked, l uniform in 1 .. n and the positions uniform among its subsets, the bound is
-    the mean of n / l * (sum over masked positions of -log p(token | what is not masked)) (arXiv 2502.09992, equation 6:
-    the bound of arXiv 2406.07524 in a form of less variance). Levels are stratified: draw d takes l from the d-th of
+    Of n positions l are masked, l uniform in 1 .. n and the positions uniform among its subsets; the bound is the mean
+    of n / l * (sum over masked positions of -log p(token | what is not masked)) (arXiv 2502.09992, equation 6: the
+    bound of arXiv 2406.07524 in a form of less variance). Levels are stratified: draw d takes l from the d-th of
     `draws` equal parts. Noise is keyed by example id and the index of a position in its answer.
 
     Args:
