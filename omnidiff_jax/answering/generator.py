@@ -1,5 +1,6 @@
 """One path from queries to answers in their media: `omnidiff sample`, exams, chat and servers all decode here."""
 
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -71,6 +72,12 @@ class Generator:
     def decoding(self, task: Task) -> Decoding:
         """Settings that `task` is decoded with."""
         return self._decoding.get(task.name, task.decoding)
+
+    def decoded_by(self, decoding: Mapping[str, Decoding]) -> "Generator":
+        """The same model under other settings of some tasks."""
+        other = copy.copy(self)
+        other._decoding = {**self._decoding, **decoding}
+        return other
 
     def __call__(self, task: Task, requests: Sequence[Request], *, strips: bool = False) -> list[Response]:
         """Answers requests of one task, in order.
