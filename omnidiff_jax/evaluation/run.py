@@ -92,7 +92,7 @@ def evaluate(
     order = [label(exam, name) for exam in exams for name in TASKS]
     ordered = {name: shown[name] for name in order if name in shown}
     # Views are of what was sat now: a report of some tasks does not take the place of the whole one.
-    whole = asked >= {name for exam in scores.values() for name in exam["tasks"]}
+    whole = asked >= {name for exam in scores.values() if "benchmark" not in exam for name in exam["tasks"]}
     report = "report.html" if whole else f"report_{'_'.join(name for name in TASKS if name in asked)}.html"
     write_report(place / report, "omnidiff_jax: every task of one model", scorecard, lines, ordered, note)
     print(table(labelled(scores)))
