@@ -142,4 +142,4 @@ def gate(slow: Sat, fast: Sat, *, fewer: float = 4.0, most: float = 0.02) -> Gat
     one, other = (slow, fast) if slow.higher_is_better else (fast, slow)
     worse = paired(one.score, other.score)
     times = float(slow.calls.mean() / max(fast.calls.mean(), 1e-9))
-    return Gate(times, worse, times >= fewer and worse.value <= most)
+    return Gate(times, worse, times >= fewer and worse.value <= most + 1e-9)  # 0.02 is not a float
