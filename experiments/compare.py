@@ -11,7 +11,7 @@ more than --most passes. Intervals are of 95 %, those of differences over the sa
 import json
 
 from experiments.common import Command
-from experiments.named_model import model_flags, model_named
+from experiments.named_model import model_flags, model_named, quantize_flag
 from experiments.programs import EXAMS
 from omnidiff_jax.answering.load import load
 from omnidiff_jax.config import choose
@@ -21,6 +21,7 @@ from omnidiff_jax.tasks.registry import task
 
 COMMAND = Command("compare", __doc__)
 WORKDIR, MODEL = model_flags(COMMAND)
+QUANTIZE = quantize_flag(COMMAND)
 EXAM = COMMAND.string("exam", f"what is sat: {', '.join(EXAMS)}", "scenes_tuning")
 DATA = COMMAND.string("data", "what an exam of one's own data examines")
 TASK = COMMAND.strings("task", "only this task; may be given several times")
@@ -44,7 +45,7 @@ def run() -> None:
             raise UserError(f"--exam={EXAM.value} has no task {name!r}; it has {', '.join(exam.tasks)}")
     if exam.needs_data and not DATA.value:
         raise UserError(f"--exam={EXAM.value} needs --data: {exam.needs_data}")
-    model = load(model_named(WORKDIR.value, MODEL.value), rows=ROWS.value or 1)
+    model = load(model_named(WORKDIR.value, MODEL.value), rows=ROWS.value or 1, quantize=QUANTIZE.value or "")
     ways = WAY.value or ["schedule", OWN]
     for name in names:
         first: Sat | None = None
