@@ -137,7 +137,7 @@ def parquet_rows(paths: Sequence[Path], media: Sequence[str]) -> Iterator[Row]:
 def table_rows(path: Path, media: str = "image") -> Iterator[Row]:
     """Rows of a tab-separated table with a header, as VLMEvalKit keeps them; one row in memory at a time.
 
-    A cell may be quoted and hold line breaks. A short `media` cell is the index of the row whose picture this one shares.
+    A cell may be quoted and hold line breaks. A short `media` cell is the index of a row whose picture this one shares.
 
     Raises:
         UserError: a file that cannot be read, or a row of another number of cells.

@@ -11,7 +11,8 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol as Interface
+from typing import Any
+from typing import Protocol as Interface
 
 import numpy as np
 
@@ -25,7 +26,7 @@ from omnidiff_jax.media.audio import read_audio, wav_bytes
 from omnidiff_jax.media.image import png_bytes, read_image
 from omnidiff_jax.progress import Progress
 from omnidiff_jax.records import Waveform
-from omnidiff_jax.tasks.registry import Task, task
+from omnidiff_jax.tasks.registry import Decoding, Task, task
 
 ANSWERS, REFERENCES = "answers", "references"
 # Share of the items that may be unreadable.
@@ -42,6 +43,8 @@ class Answers(Interface):
     def bounds(
         self, task: Task, requests: Sequence[Request], answers: Sequence[Sequence[str]], draws: int
     ) -> list[np.ndarray]: ...
+
+    def decoding(self, task: Task) -> Decoding: ...
 
 
 class SpeechJudge(Interface):
@@ -82,17 +85,18 @@ class Share:
         return f"{self.number}-of-{self.of}"
 
 
-def open_run(folder: Path, told: Mapping[str, Any]) -> None:
-    """Says once whose answers a folder holds, in `run.json`; they are never mixed with those of another.
+def open_run(folder: Path, told: Mapping[str, Any], file: str = "run.json") -> None:
+    """Says once whose answers a folder holds; they are never mixed with those of another.
 
     Args:
         folder: of one exam under one protocol.
-        told: model, data, protocol, decoding: JSON.
+        told: model, data, protocol, settings: JSON.
+        file: that says it.
 
     Raises:
         UserError: the folder is of another model, of other data or settings.
     """
-    path = folder / "run.json"
+    path = folder / file
     if not path.exists():
         write_bytes(path, (json.dumps(told, indent=1, sort_keys=True) + "\n").encode())
         return
@@ -294,7 +298,8 @@ def gather(items: Sequence[Item], protocol: Protocol, folder: Path, judge: str =
     if stem and (left := [item for item in there if item.key not in judged]):
         raise UserError(f"{folder}: {len(left)} of {len(there)} answers are not judged yet ({left[0].where})")
     answered = [Answered(item, answers[item.key], judged.get(item.key, {})) for item in there]
-    turned = answered[max(len(there) // 2, 1) :] + answered[: max(len(there) // 2, 1)]
+    # Not turned by half: what alternates, as yes and no do, would meet its like.
+    turned = [answered[i] for i in np.random.default_rng(0).permutation(len(answered))]
     if protocol.judge:
         truths = [Answered(item, _real(item), real[item.key]) for item in there if item.key in real]
     else:
