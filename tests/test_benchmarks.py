@@ -37,9 +37,9 @@ class Scripted:
         self.said, self.costs, self.asked = said, costs, 0
 
     def __call__(self, chosen, requests):
-        self.asked += len(requests)
         for request in requests:
-            request.check(chosen)
+            self.check(chosen, request)
+        self.asked += len(requests)
         return [self.said(request) for request in requests]
 
     def bounds(self, chosen, requests, answers, draws):
@@ -50,6 +50,11 @@ class Scripted:
 
     def decoding(self, chosen):
         return Decoding()
+
+    def check(self, chosen, request):
+        request.check(chosen)
+        if len(request.text) > 400:
+            raise UserError("too long")
 
 
 def text(function):
@@ -538,6 +543,15 @@ def test_half_a_data_set_is_named_before_anything_is_asked(tmp_path):
         check("mme", MME, str(tmp_path / "data" / "MME_Benchmark_release_version" / "OCR"))
     with pytest.raises(UserError, match="does not exist"):
         check("pope", POPE, str(tmp_path / "nowhere"))
+
+
+def test_what_the_model_cannot_be_asked_is_counted(tmp_path, capsys):
+    data = pope(tmp_path / "data", "lines")
+    path = data / "coco_pope_random.json"
+    path.write_text(path.read_text().replace("cup in the", f"cup {'very ' * 90}in the"))
+    entry = sat("pope", POPE, data, tmp_path / "out", text(lambda request: "yes"))
+    assert (entry["n"], entry["of"], entry["skipped"], entry["whole"]) == (11, 12, 1, False)
+    assert "1 items are more than the model takes and are passed over; random, 4: too long" in capsys.readouterr().err
 
 
 def test_what_is_there_twice_is_refused(tmp_path):

@@ -121,9 +121,8 @@ def _chosen(place: Path, captions: Sequence[Caption], protocol: Protocol) -> lis
         by_picture.setdefault(caption.picture, []).append(caption)
     rng = np.random.default_rng(int(protocol.settings["seed"]))
     chosen = [found[rng.integers(len(found))] for found in by_picture.values()]
-    rng.shuffle(chosen)  # type: ignore[arg-type]
-    most = int(protocol.settings["pictures"])
-    return chosen[:most] if most else chosen
+    most = int(protocol.settings["pictures"]) or len(chosen)
+    return [chosen[i] for i in rng.permutation(len(chosen))[:most]]
 
 
 def score(answered: Sequence[Answered], protocol: Protocol) -> Scores:

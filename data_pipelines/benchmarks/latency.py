@@ -82,7 +82,8 @@ def measure(
         rows: what is timed.
         clock: seconds.
     """
-    parts, first = [], {}
+    parts: list[dict[str, Any]] = []
+    first: dict[str, float] = {}
     for row in rows:
         model = opened({row.task: row.decoding()})
         seconds, sounding = [], []

@@ -234,7 +234,8 @@ def census(benchmark: Benchmark, items: Sequence[Item]) -> Census:
     Raises:
         UserError: two items of one split with one name.
     """
-    digest, missing, absent = hashlib.sha256(), [], 0
+    digest, absent = hashlib.sha256(), 0
+    missing: list[str] = []
     seen: set[tuple[str, str]] = set()
     for item in items:
         if item.key in seen:
