@@ -97,7 +97,7 @@ test: $(STAMP)  ## lint, type check and the test suite
 	@status=0; \
 	$(MAKE) --no-print-directory lint || status=1; \
 	$(MAKE) --no-print-directory typecheck || status=1; \
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(PYTEST_FLAGS) || status=1; \
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_FLAGS) || status=1; \
 	exit $$status
 
 test-slow: $(STAMP)  ## the tests that train for minutes

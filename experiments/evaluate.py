@@ -13,7 +13,7 @@ what the scorecard says of other exams and tasks stays. With --task the report i
 """
 
 from experiments.common import Command
-from experiments.named_model import model_flags, model_named, preset_flag
+from experiments.named_model import model_flags, model_named, preset_flag, quantize_flag
 from experiments.programs import EXAMS
 from experiments.public import BENCHMARKS, PUBLIC, data_of, dry_run, share_of, sit_public
 from omnidiff_jax.buckets import is_remote
@@ -33,7 +33,7 @@ EXAM = COMMAND.strings("exam", f"what is sat; may be given several times: {', '.
 DATA = COMMAND.strings("data", "what an exam of one's own data, or a public one, examines; EXAM=PATH of several")
 CASES = COMMAND.integer("cases", "held-out cases of each task", 300, minimum=1)
 TASK = COMMAND.strings("task", "only this task; may be given several times")
-PROTOCOL = COMMAND.string("protocol", "of public benchmarks: released, paper, vlmevalkit, … (default: the first)")
+PROTOCOL = COMMAND.strings("protocol", "of public benchmarks: released, vlmevalkit, … (default: the first); EXAM=NAME")
 DECODING = COMMAND.string("decoding", "of public benchmarks: the protocol's, own, or a set's name", "protocol")
 JUDGE = COMMAND.strings("judge", "of public benchmarks: whisper:FOLDER, pocketsphinx, clip:FOLDER; several times")
 LIMIT = COMMAND.integer("limit", "of public benchmarks: most questions of each part", 0, minimum=0)
@@ -43,6 +43,7 @@ ROWS = COMMAND.integer("rows", "of public benchmarks: questions answered togethe
 DRY_RUN = COMMAND.switch("dry_run", "only count and check the data of public benchmarks")
 OUT = COMMAND.string("out", "folder for what is left (default: the workdir)")
 PRESET = preset_flag(COMMAND)
+QUANTIZE = quantize_flag(COMMAND)
 
 
 def run() -> None:
@@ -52,7 +53,7 @@ def run() -> None:
         choose({**EXAMS, **dict.fromkeys(PUBLIC)}, name, "exam")
     told = data_of([name for name in public if name in BENCHMARKS], DATA.value) if public else {}
     if DRY_RUN.value:
-        dry_run(told, PROTOCOL.value or "")
+        dry_run(told, PROTOCOL.value)
         return
     what = model_named(WORKDIR.value, MODEL.value)
     names = tuple(task(name).name for name in TASK.value)
@@ -64,22 +65,32 @@ def run() -> None:
         raise UserError("--out is missing: a folder for the scorecard, since --model names no workdir")
     if public and is_remote(folder):
         raise UserError(f"--out={folder}: answers to public benchmarks are kept as they come; name a folder here")
-    step, preset = found.step if found else 0, str(PRESET.value)
+    step, preset, quantize = found.step if found else 0, str(PRESET.value), QUANTIZE.value or ""
     with updated(folder, ("scorecard.json", "metrics.jsonl")) as place:
         if exams:
-            cases = CASES.value or 1
-            evaluate(what, exams, cases, names, folder=place, step=step, data=data or None, preset=preset)
+            evaluate(
+                what,
+                exams,
+                CASES.value or 1,
+                names,
+                folder=place,
+                step=step,
+                data=data or None,
+                preset=preset,
+                quantize=quantize,
+            )
         if public:
-            sit_public(public, told, what, place, _sitting(what, step), preset)
+            loaded = {"preset": preset, "quantize": quantize}
+            sit_public(public, told, PROTOCOL.value, what, place, _sitting(what, step, quantize), loaded)
 
 
-def _sitting(what: str, step: int) -> Sitting:
+def _sitting(what: str, step: int, quantize: str) -> Sitting:
     share = share_of(str(SHARE.value))
     stages = tuple(choose({stage: stage for stage in STAGES}, stage, "stage") for stage in STAGE.value)
     return Sitting(
-        what,
+        f"{what}, {quantize}" if quantize else what,
         step,
-        PROTOCOL.value or "",
+        "",
         str(DECODING.value),
         tuple(JUDGE.value),
         LIMIT.value or 0,

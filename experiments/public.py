@@ -1,5 +1,7 @@
 """The public benchmarks of `omnidiff evaluate`: which exams they are, and what its flags say of them."""
 
+import dataclasses
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from data_pipelines.benchmarks.yes_no import MME, MME_SPOKEN, POPE
 from omnidiff_jax.answering.load import load
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.evaluation.benchmark import Benchmark
-from omnidiff_jax.evaluation.benchmarking import Opened, Sitting, check, publish, sit_all
+from omnidiff_jax.evaluation.benchmarking import Opened, Sitting, check, publish, sit
 from omnidiff_jax.evaluation.stages import Share
 from omnidiff_jax.tasks.registry import Decoding
 
@@ -59,39 +61,59 @@ def share_of(word: str) -> Share:
     return Share(int(number), int(of))
 
 
-def dry_run(data: Mapping[str, str], protocol: str) -> None:
+def protocol_of(exam: str, words: Sequence[str]) -> str:
+    """The protocol of an exam: of `EXAM=NAME`, else of a name alone, "" = its default."""
+    named = {name: word for name, _, word in (word.partition("=") for word in words) if word}
+    return named.get(exam) or next((word for word in words if "=" not in word), "")
+
+
+def dry_run(data: Mapping[str, str], protocols: Sequence[str]) -> None:
     """Prints what is there of each exam's data; raises UserError where there is none."""
     if not data:
         raise UserError(f"--dry_run looks at the data of public benchmarks: --exam={', '.join(BENCHMARKS)}")
     for exam, place in data.items():
-        print(check(exam, BENCHMARKS[exam], place, protocol))
+        print(check(exam, BENCHMARKS[exam], place, protocol_of(exam, protocols)))
 
 
 def sit_public(
-    exams: Sequence[str], data: Mapping[str, str], what: str, folder: Path, sitting: Sitting, preset: str
+    exams: Sequence[str],
+    data: Mapping[str, str],
+    protocols: Sequence[str],
+    what: str,
+    folder: Path,
+    sitting: Sitting,
+    loaded: Mapping[str, str],
 ) -> None:
     """Sits public benchmarks; leaves them in the scorecard and a table of them, which is printed.
 
     Args:
+        protocols: words of `protocol_of`.
         what: the model, as `omnidiff_jax.load` takes it.
-        preset: likewise.
+        loaded: options of `load`.
     """
-    opened = _opened(what, sitting.rows, preset)
-    entries: dict[str, dict[str, Any]] = sit_all(
-        {exam: BENCHMARKS[exam] for exam in exams if exam != LATENCY}, data, folder, sitting, opened
-    )
-    if LATENCY in exams:
-        entries[LATENCY] = latency.measure(_opened(what, 1, preset))
+    opened = _opened(what, sitting.rows, loaded)
+    entries: dict[str, dict[str, Any]] = {}
+    for exam in exams:
+        if exam == LATENCY:
+            entry = latency.measure(_opened(what, 1, loaded))
+        else:
+            asked = dataclasses.replace(sitting, protocol=protocol_of(exam, protocols))
+            entry = sit(exam, BENCHMARKS[exam], data[exam], folder, asked, opened)
+        if entry:
+            entries[exam] = entry
+            metric, value = next(iter(entry["metrics"].items()))
+            told = f"{exam}: {metric} {value:.4g}, {entry['n']} of {entry['of']}, {entry['unparsed']} unparsed"
+            print(told, file=sys.stderr, flush=True)
     if entries:
         print(publish(folder, entries, sitting.step))
 
 
-def _opened(what: str, rows: int, preset: str) -> Opened:
+def _opened(what: str, rows: int, loaded: Mapping[str, Any]) -> Opened:
     models: list[Any] = []
 
     def opened(settings: Mapping[str, Decoding]) -> Any:
         if not models:
-            models.append(load(what, rows=rows, preset=preset).generator)
+            models.append(load(what, rows=rows, **loaded).generator)
         return models[0].decoded_by(settings)
 
     return opened

@@ -16,7 +16,7 @@ from data_pipelines.benchmarks.librispeech import LIBRISPEECH
 from data_pipelines.benchmarks.libritts import LIBRITTS
 from data_pipelines.benchmarks.yes_no import COGNITION, MME, MME_SPOKEN, PERCEPTION, POPE
 from experiments import evaluate
-from experiments.public import data_of, share_of
+from experiments.public import data_of, protocol_of, share_of
 from omnidiff_jax.answering.queries import Response
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.evaluation import benchmarking
@@ -615,6 +615,7 @@ def test_data_by_exam(tmp_path):
         data_of(["mme", "pope"], ["mme=/a"])
     with pytest.raises(UserError, match="told apart by exam"):
         data_of(["mme", "pope"], ["/a", "/b"])
+    assert [protocol_of(exam, ["paper", "mme=released"]) for exam in ("mme", "pope")] == ["released", "paper"]
     assert share_of("1/4") == Share(1, 4)
     for word in ("4/4", "1", "a/b"):
         with pytest.raises(UserError, match="must be I/N"):

@@ -79,17 +79,20 @@ class Generator:
         other._decoding = {**self._decoding, **decoding}
         return other
 
-    def __call__(self, task: Task, requests: Sequence[Request], *, strips: bool = False) -> list[Response]:
+    def __call__(
+        self, task: Task, requests: Sequence[Request], *, strips: bool = False, decoding: Decoding | None = None
+    ) -> list[Response]:
         """Answers requests of one task, in order.
 
         Args:
+            decoding: in place of the task's settings.
             strips: also return the answer's tokens after each step.
 
         Raises:
             UserError: a request lacks what the task needs, or does not fit the canvas.
         """
-        decoding = self.decoding(task)
-        queries = [task_query(task, request, decoding, self._seed) for request in requests]
+        chosen = decoding or self.decoding(task)
+        queries = [task_query(task, request, chosen, self._seed) for request in requests]
         if len(queries) > 1:
             queries = [dataclasses.replace(query, number=i) for i, query in enumerate(queries, start=1)]
         return self.decode(queries, strips=strips)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -181,18 +180,3 @@ def publish(folder: Path, entries: Mapping[str, Mapping[str, Any]], step: int) -
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table
     )
-
-
-def sit_all(
-    benchmarks: Mapping[str, Benchmark], data: Mapping[str, str], folder: Path, sitting: Sitting, opened: Opened
-) -> dict[str, dict[str, Any]]:
-    """Several benchmarks after each other; a word on stderr of each. Arguments as `sit`'s, data by exam."""
-    entries = {}
-    for exam, benchmark in benchmarks.items():
-        entry = sit(exam, benchmark, data[exam], folder, sitting, opened)
-        if entry:
-            entries[exam] = entry
-            metric, value = next(iter(entry["metrics"].items()))
-            told = f"{exam}: {metric} {value:.4g}, {entry['n']} of {entry['of']}, {entry['unparsed']} unparsed"
-            print(told, file=sys.stderr, flush=True)
-    return entries
