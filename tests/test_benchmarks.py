@@ -15,7 +15,7 @@ from data_pipelines.benchmarks.coco import COCO_S2I, COCO_T2I
 from data_pipelines.benchmarks.librispeech import LIBRISPEECH
 from data_pipelines.benchmarks.libritts import LIBRITTS
 from data_pipelines.benchmarks.yes_no import COGNITION, MME, MME_SPOKEN, PERCEPTION, POPE
-from experiments import evaluate
+from experiments import evaluate as evaluate_command
 from experiments.public import data_of, protocol_of, share_of
 from omnidiff_jax.answering.queries import Response
 from omnidiff_jax.errors import UserError
@@ -624,7 +624,7 @@ def test_data_by_exam(tmp_path):
 
 def test_the_command_counts_before_it_asks(tmp_path, capsys):
     data = mme(tmp_path / "data", "table")
-    evaluate.COMMAND.call(evaluate.run, ["--exam=mme", f"--data={data}", "--dry_run"])
+    evaluate_command.COMMAND.call(evaluate_command.run, ["--exam=mme", f"--data={data}", "--dry_run"])
     assert "mme: 16 items (existence 4, artwork 4, OCR 4, code_reasoning 4)" in capsys.readouterr().out
     for words, fault in (
         (["--exam=mme", f"--data={data}", "--dry_run", "--protocol=paper"], "unknown protocol of mme 'paper'"),
@@ -634,4 +634,4 @@ def test_the_command_counts_before_it_asks(tmp_path, capsys):
         (["--exam=mme", f"--data={data}", f"--out={tmp_path}", "--stage=scroe"], "did you mean 'score'"),
     ):
         with pytest.raises(UserError, match=fault):
-            evaluate.COMMAND.call(evaluate.run, words)
+            evaluate_command.COMMAND.call(evaluate_command.run, words)
