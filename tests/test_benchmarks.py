@@ -529,6 +529,8 @@ def test_answers_of_another_model_or_other_data_are_not_mixed(tmp_path):
     mme(tmp_path / "data", "table", {"existence": 2})
     with pytest.raises(UserError, match="another data"):
         sat("mme", MME, data, tmp_path / "out", model)
+    with pytest.raises(UserError, match="answers to other data"):
+        sat("mme", MME, data, tmp_path / "out", model, through=("score",))
 
 
 def test_half_a_data_set_is_named_before_anything_is_asked(tmp_path):

@@ -117,6 +117,11 @@ def sit(exam: str, benchmark: Benchmark, data: str, folder: Path, sitting: Sitti
         judged(items, judge, place, sitting.share)
     if "score" not in sitting.through:
         return {}
+    before = _told(place / "run.json").get("data", found.digest)
+    if before != found.digest:
+        raise UserError(
+            f"{place} holds answers to other data ({before[:12]}, now {found.digest[:12]}); name them by --data"
+        )
     gathered = stages.gather(items, protocol, place, getattr(judge, "name", ""))
     entry = standing(
         benchmark,
