@@ -1,137 +1,43 @@
 """Public benchmarks end to end on miniatures of their layouts, answered by a script whose right score is known here."""
 
-import base64
-import csv
 import json
 
 import numpy as np
 import pytest
+from benchmark_toys import (
+    EARS,
+    Scripted,
+    always_right_but,
+    coco,
+    librispeech,
+    libritts,
+    mme,
+    parquet,
+    picture64,
+    png,
+    pope,
+    replaced,
+    sat,
+    seed,
+    shade,
+    table,
+    text,
+    tone,
+    write,
+)
 from clip_toys import write_folder
-from PIL import Image
 
-from data_pipelines.benchmarks import latency
 from data_pipelines.benchmarks.choice import MMMU, SEED2PLUS
 from data_pipelines.benchmarks.coco import COCO_S2I, COCO_T2I
 from data_pipelines.benchmarks.librispeech import LIBRISPEECH
 from data_pipelines.benchmarks.libritts import LIBRITTS
 from data_pipelines.benchmarks.yes_no import COGNITION, MME, MME_SPOKEN, PERCEPTION, POPE
-from experiments import evaluate as evaluate_command
-from experiments.public import data_of, protocol_of, share_of
 from omnidiff_jax.answering.queries import Response
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.evaluation import benchmarking
-from omnidiff_jax.evaluation.benchmark import census
-from omnidiff_jax.evaluation.benchmarking import Sitting, check, publish, sit
+from omnidiff_jax.evaluation.benchmarking import publish
 from omnidiff_jax.evaluation.judges import named
-from omnidiff_jax.evaluation.stages import Share
-from omnidiff_jax.evaluation.standing import markdown
-from omnidiff_jax.media.audio import wav_bytes, write_wav
-from omnidiff_jax.records import Waveform
-from omnidiff_jax.tasks.registry import Decoding
-
-
-class Scripted:
-    """Answers a request by a function of its text, picture and speech; `bounds` likewise."""
-
-    def __init__(self, said, costs=None):
-        self.said, self.costs, self.asked = said, costs, 0
-
-    def __call__(self, chosen, requests):
-        for request in requests:
-            self.check(chosen, request)
-        self.asked += len(requests)
-        return [self.said(request) for request in requests]
-
-    def bounds(self, chosen, requests, answers, draws):
-        return [
-            np.array([self.costs(request, option) for option in options])
-            for request, options in zip(requests, answers, strict=True)
-        ]
-
-    def decoding(self, chosen):
-        return Decoding()
-
-    def check(self, chosen, request):
-        request.check(chosen)
-        if len(request.text) > 400:
-            raise UserError("too long")
-
-
-def text(function):
-    return Scripted(lambda request: Response(text=function(request)))
-
-
-def png(shade=0):
-    return base64.b64decode(picture64(shade))
-
-
-def picture64(shade=0):
-    import io
-
-    buffer = io.BytesIO()
-    Image.fromarray(np.full((24, 40, 3), shade, np.uint8)).save(buffer, format="PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
-def shade(request):
-    return int(request.image[0, 0, 0])
-
-
-def tone(pitch=9.0, seconds=0.2):
-    return Waveform(np.sin(np.arange(int(16000 * seconds)) / pitch).astype(np.float32) / 2, 16000)
-
-
-def write(path, content):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content) if isinstance(content, bytes) else path.write_text(content, encoding="utf-8")
-
-
-def table(path, header, rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        csv.writer(file, delimiter="\t", lineterminator="\n").writerows([header, *rows])
-
-
-def parquet(path, columns):
-    pyarrow = pytest.importorskip("pyarrow")
-    from pyarrow import parquet as files
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_table(pyarrow.table(columns), path, row_group_size=2)
-
-
-def sat(exam, benchmark, data, place, model, **options):
-    return sit(exam, benchmark, str(data), place, Sitting("scripted", **options), lambda settings: model)
-
-
-# ---- LibriSpeech ----------------------------------------------------------------------------------------------
-
-SPOKEN = {"61-7-0000": "HE HOPED", "61-7-0001": "STUFFED INTO YOU", "84-1-0000": "NO"}
-
-
-def librispeech(place, layout):
-    for number, (name, words) in enumerate(SPOKEN.items()):
-        wav, (speaker, chapter, _) = wav_bytes(tone(5.0 + number)), name.split("-")
-        if layout == "openslr":
-            folder = place / "test-clean" / speaker / chapter
-            write(folder / f"{name}.flac", wav)
-            with_name = folder / f"{speaker}-{chapter}.trans.txt"
-            write(with_name, (with_name.read_text() if with_name.exists() else "") + f"{name} {words}\n")
-        elif layout == "lines":
-            write(place / "wavs" / f"{name}.wav", wav)
-    if layout == "lines":
-        turns = [
-            {
-                "messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": words}],
-                "audios": [f"wavs/{name}.wav"],
-            }
-            for name, words in SPOKEN.items()
-        ]
-        write(place / "test.jsonl", "".join(json.dumps(turn) + "\n" for turn in turns))
-    if layout == "parquet":
-        cells = [{"bytes": wav_bytes(tone(5.0 + number)), "path": None} for number in range(3)]
-        parquet(place / "test.parquet", {"id": list(SPOKEN), "text": list(SPOKEN.values()), "audio": cells})
-    return place
+from omnidiff_jax.media.audio import write_wav
 
 
 @pytest.mark.parametrize("layout", ["openslr", "parquet", "lines"])
@@ -151,45 +57,6 @@ def test_librispeech_by_hand(layout, tmp_path):
     assert (exports / "released_ref.txt").read_text().startswith("0 HE HOPED\n")
 
 
-# ---- LibriTTS ---------------------------------------------------------------------------------------------------
-
-
-class Ears:
-    """Hears what the pitch of a tone stands for."""
-
-    name = "ears-1"
-
-    def __init__(self, words):
-        self.words = words
-
-    def hear(self, speech):
-        crossings = int((np.diff(np.signbit(speech.samples)) != 0).sum())
-        return min(self.words.items(), key=lambda pair: abs(pair[0] - crossings))[1]
-
-
-def crossings(pitch):
-    return int((np.diff(np.signbit(tone(pitch).samples)) != 0).sum())
-
-
-SENTENCES = {"61_7_0_0": "He hoped.", "61_7_0_1": "It's two o'clock.", "84_1_0_0": "No one"}
-EARS = Ears({crossings(5.0): "He hoped", crossings(9.0): "it's to o'clock", crossings(14.0): "No one"})
-
-
-def libritts(place, layout):
-    pitches = dict(zip(SENTENCES, (5.0, 9.0, 14.0), strict=True))
-    if layout == "openslr":
-        for name, words in SENTENCES.items():
-            folder = place / "test-clean" / "/".join(name.split("_")[:2])
-            write(folder / f"{name}.normalized.txt", words)
-            write_wav(folder / f"{name}.wav", tone(pitches[name]))
-    else:
-        cells = [{"bytes": wav_bytes(tone(pitch)), "path": None} for pitch in pitches.values()]
-        parquet(
-            place / "x.parquet", {"id": list(SENTENCES), "text_normalized": list(SENTENCES.values()), "audio": cells}
-        )
-    return place
-
-
 @pytest.mark.parametrize("layout", ["openslr", "parquet"])
 def test_libritts_counts_the_silent_both_ways(layout, tmp_path, monkeypatch):
     monkeypatch.setattr(benchmarking, "judge_for", lambda words, reads: EARS)
@@ -205,61 +72,6 @@ def test_libritts_counts_the_silent_both_ways(layout, tmp_path, monkeypatch):
     assert entry["metrics"]["word error rate of what has speech"] == pytest.approx(20)
     assert entry["notes"] == {"without speech": 1} and entry["judge"] == "ears-1"
     assert entry["tasks"]["plain"]["ceiling"] == pytest.approx(100 / 7)
-
-
-def replaced(protocol, **changes):
-    import dataclasses
-
-    return dataclasses.replace(protocol, **changes)
-
-
-# ---- MME, POPE --------------------------------------------------------------------------------------------------
-
-
-def mme(place, layout, counts=None):
-    """Two pictures a task of two questions each; `counts` questions where given."""
-    counts = counts or {"existence": 4, "artwork": 4, "OCR": 4, "code_reasoning": 4}
-    rows, number = [], 0
-    for task, questions in counts.items():
-        for picture in range(questions // 2):
-            asked = [
-                (
-                    f"{task} {picture}: is it {'so' if yes else 'not so'}? Please answer yes or no.",
-                    "Yes" if yes else "No",
-                )
-                for yes in (1, 0)
-            ]
-            name = f"{picture:04}.png"
-            split = layout == "folders" and task == "artwork"
-            root = place / "MME_Benchmark_release_version" / task
-            if layout == "folders":
-                write((root / "images" if split else root) / name, png(picture % 200))
-                lines = "".join(f"{question}\t{answer}\n" for question, answer in asked)
-                write((root / "questions_answers_YN" if split else root) / f"{picture:04}.txt", lines)
-            elif layout == "results":
-                write(place / "images" / task / name, png(picture % 200))
-                path = place / "eval_tool" / "Your_Results" / f"{task}.txt"
-                lines = "".join(f"{name}\t{question}\t{answer}\n" for question, answer in asked)
-                write(path, (path.read_text() if path.exists() else "") + lines)
-            else:
-                for question, answer in asked:
-                    # The second question's picture is that of the row before.
-                    cell = picture64(picture % 200) if answer == "Yes" else str(number - 1)
-                    rows.append([number, cell, question, answer, task, f"{task}/{name}"])
-                    number += 1
-    if layout == "table":
-        table(place / "MME.tsv", ["index", "image", "question", "answer", "category", "image_path"], rows)
-    return place
-
-
-def always_right_but(wrong):
-    """Says what is right but of some pictures and the negative questions of others."""
-
-    def said(request):
-        right = "No" if "not so" in request.text else "Yes"
-        return wrong.get((request.text.split(":")[0], right), f"{right}, it is.")
-
-    return text(said)
 
 
 @pytest.mark.parametrize("layout", ["folders", "results", "table"])
@@ -293,38 +105,6 @@ def test_mme_in_full_is_set_beside_what_was_published(tmp_path):
     assert "not set beside a part" in publish(tmp_path / "part", {"mme": part}, 0)
 
 
-def pope(place, layout):
-    asked = [("a", "dog", "yes"), ("a", "cat", "no"), ("b", "dog", "no"), ("b", "cup", "yes")]
-    for picture in "ab":
-        write(place / "val2014" / f"{picture}.jpg", png())
-    if layout == "lines":
-        for split in ("random", "popular", "adversarial"):
-            lines = [
-                {
-                    "question_id": number,
-                    "image": f"{picture}.jpg",
-                    "text": f"Is there a {thing} in the image?",
-                    "label": label,
-                }
-                for number, (picture, thing, label) in enumerate(asked, start=1)
-            ]
-            write(place / f"coco_pope_{split}.json", "".join(json.dumps(line) + "\n" for line in lines))
-    else:
-        rows = [
-            [
-                n,
-                picture64(),
-                f"Is there a {thing} in the image?",
-                label.title(),
-                "random,popular,adversarial",
-                f"{p}.jpg",
-            ]
-            for n, (p, thing, label) in enumerate(asked)
-        ]
-        table(place / "POPE.tsv", ["index", "image", "question", "answer", "category", "image_path"], rows)
-    return place
-
-
 @pytest.mark.parametrize("layout", ["lines", "table"])
 def test_pope_by_hand(layout, tmp_path):
     data = pope(tmp_path / "data", layout)
@@ -354,36 +134,6 @@ def test_spoken_mme_reads_its_manifest(tmp_path, monkeypatch):
     write(data / "spoken.tsv", "existence\t0009.png\t1\ta.wav\n")
     with pytest.raises(UserError, match="1 lines name no question"):
         list(MME_SPOKEN.read(str(data), MME_SPOKEN.protocols["text_answer"]))
-
-
-# ---- multiple choice ----------------------------------------------------------------------------------------------
-
-
-def seed(place, layout):
-    options = ["red", "green", "blue", "none"]
-    kinds = ("chart", "map", "web")
-    if layout == "lines":
-        questions = [
-            {
-                "question_id": f"{n}",
-                "question": f"colour {n}?",
-                **{f"choice_{k}": o for k, o in zip("ABCD", options, strict=True)},
-                "answer": "ABC"[n],
-                "data_id": f"text_rich/{n}.png",
-                "question_image_type": kind.title(),
-            }
-            for n, kind in enumerate(kinds)
-        ]
-        write(place / "SEED-Bench-2-plus-text-rich.json", json.dumps({"questions": questions}))
-        for n in range(3):
-            write(place / "text_rich" / f"{n}.png", png(n))
-    else:
-        table(
-            place / "SEEDBench2_Plus.tsv",
-            ["index", "image", "question", *"ABCD", "answer", "category"],
-            [[n, picture64(n), f"colour {n}?", *options, "ABC"[n], kind] for n, kind in enumerate(kinds)],
-        )
-    return place
 
 
 @pytest.mark.parametrize("layout", ["lines", "table"])
@@ -433,22 +183,6 @@ def test_mmmu_by_hand(tmp_path):
     ]
 
 
-# ---- COCO -----------------------------------------------------------------------------------------------------------
-
-
-def coco(place):
-    images = [{"id": n, "file_name": f"{n}.png"} for n in range(3)]
-    said = [
-        {"image_id": n, "id": 10 * n + k, "caption": f"a red circle {'on white' * k}"}
-        for n in range(3)
-        for k in range(2)
-    ]
-    write(place / "annotations" / "captions_val2014.json", json.dumps({"images": images, "annotations": said}))
-    for n in range(3):
-        write(place / "val2014" / f"{n}.png", png(80 * n))
-    return place
-
-
 def test_coco_by_clip(tmp_path):
     data = coco(tmp_path / "data")
     judge = f"clip:{write_folder(tmp_path / 'clip')}"
@@ -484,156 +218,3 @@ def test_spoken_coco_has_its_wavs(tmp_path):
     (item,) = COCO_S2I.read(str(data), COCO_S2I.protocols["paper"])
     assert (item.task, item.text, item.truth["answer"]) == ("s2i", "", "a circle")
     assert len(item.request("coco_s2i").audio.samples) == 3200 and item.reference.read() == png(80)
-
-
-# ---- stages ---------------------------------------------------------------------------------------------------------
-
-
-def without_times(folder):
-    found = json.loads((folder / "score.json").read_text())
-    return found | {"seconds": 0}
-
-
-def test_stopped_anywhere_and_gone_on_with_by_others_the_score_is_the_same(tmp_path):
-    data = mme(tmp_path / "data", "table")
-    wrong = {("existence 0", "No"): "yes"}
-    sat("mme", MME, data, tmp_path / "whole", always_right_but(wrong))
-
-    class Killed(Exception):
-        pass
-
-    model, broken = always_right_but(wrong), always_right_but(wrong)
-    broken.said = lambda request: (_ for _ in ()).throw(Killed) if "OCR" in request.text else model.said(request)
-    for number in range(3):
-        with pytest.raises(Killed):
-            sat("mme", MME, data, tmp_path / "parts", broken, share=Share(number, 3), through=("generate",), rows=2)
-    place = tmp_path / "parts" / "benchmarks" / "mme-released"
-    torn = place / "answers.1-of-3.jsonl"
-    torn.write_bytes(torn.read_bytes() + b'{"split": "OCR", "na')  # a process that died in a write
-    before = sum(path.read_bytes().count(b"\n") for path in place.glob("answers.*"))
-    assert 0 < before < 16
-    for number in range(2):  # two go on where three were
-        sat("mme", MME, data, tmp_path / "parts", model, share=Share(number, 2), through=("generate",), rows=3)
-    assert model.asked == 16 - before
-    idle = text(None)
-    sat("mme", MME, data, tmp_path / "parts", idle, through=("score",))
-    assert idle.asked == 0 and without_times(place) == without_times(tmp_path / "whole" / "benchmarks" / "mme-released")
-
-
-def test_answers_of_another_model_or_other_data_are_not_mixed(tmp_path):
-    data = mme(tmp_path / "data", "table")
-    model = text(lambda request: "yes")
-    sat("mme", MME, data, tmp_path / "out", model)
-    with pytest.raises(UserError, match="another model"):
-        sit("mme", MME, str(data), tmp_path / "out", Sitting("other"), lambda settings: model)
-    mme(tmp_path / "data", "table", {"existence": 2})
-    with pytest.raises(UserError, match="another data"):
-        sat("mme", MME, data, tmp_path / "out", model)
-    with pytest.raises(UserError, match="answers to other data"):
-        sat("mme", MME, data, tmp_path / "out", model, through=("score",))
-
-
-def test_half_a_data_set_is_named_before_anything_is_asked(tmp_path):
-    data = mme(tmp_path / "data", "folders")
-    (data / "MME_Benchmark_release_version" / "OCR" / "0001.png").unlink()
-    told = check("mme", MME, str(data))
-    assert "existence has 4 items, the whole benchmark 60" in told and "2 media are missing" in told
-    assert "0001" in told and "to be had from github.com" in told
-    with pytest.raises(UserError, match="2 of 16 items cannot be read"):
-        sat("mme", MME, data, tmp_path / "out", text(lambda request: "yes"))
-    with pytest.raises(UserError, match="none of the layouts"):
-        check("mme", MME, str(tmp_path / "data" / "MME_Benchmark_release_version" / "OCR"))
-    with pytest.raises(UserError, match="does not exist"):
-        check("pope", POPE, str(tmp_path / "nowhere"))
-
-
-def test_what_the_model_cannot_be_asked_is_counted(tmp_path, capsys):
-    data = pope(tmp_path / "data", "lines")
-    path = data / "coco_pope_random.json"
-    path.write_text(path.read_text().replace("cup in the", f"cup {'very ' * 90}in the"))
-    entry = sat("pope", POPE, data, tmp_path / "out", text(lambda request: "yes"))
-    assert (entry["n"], entry["of"], entry["skipped"], entry["whole"]) == (11, 12, 1, False)
-    assert "1 items are more than the model takes and are passed over; random, 4: too long" in capsys.readouterr().err
-
-
-def test_what_is_there_twice_is_refused(tmp_path):
-    data = pope(tmp_path / "data", "lines")
-    path = data / "coco_pope_random.json"
-    path.write_text(path.read_text() * 2)
-    with pytest.raises(UserError, match=r"random, 1: there twice"):
-        census(POPE, list(POPE.read(str(data), POPE.protocols["paper"])))
-
-
-@pytest.mark.parametrize(
-    ("word", "reads", "fault"),
-    [
-        ("whisperer:x", "speech", "did you mean 'whisper'"),
-        ("clip:x", "speech", "needs one of speech: whisper, pocketsphinx"),
-        ("whisper", "speech", "name a folder of Whisper"),
-        ("whisper:/nowhere", "speech", "is no folder"),
-        ("pocketsphinx:x", "speech", "takes nothing"),
-    ],
-)
-def test_judges_that_cannot_be(word, reads, fault):
-    with pytest.raises(UserError, match=fault):
-        named.open_judge(word, reads)
-
-
-def test_a_judge_of_another_model(tmp_path):
-    with pytest.raises(UserError, match="is no Whisper"):
-        named.open_judge(f"whisper:{write_folder(tmp_path / 'clip')}", "speech")
-    with pytest.raises(UserError, match="--judge is missing"):
-        named.judge_for([], "picture")
-    assert named.judge_for([], "") is None
-
-
-# ---- time and command line --------------------------------------------------------------------------------------
-
-
-def test_latencies_are_medians_without_the_first(monkeypatch):
-    ticks = iter([0, 9, 10, 12, 20, 23, 30, 34, 40, 48, 50, 52, 60, 62, 70, 74])
-    asked = []
-
-    def opened(settings):
-        ((name, decoding),) = settings.items()
-        asked.append((name, decoding.sampler.steps, decoding.sampler.steps_per_token))
-        return Scripted(lambda request: Response(audio=tone(seconds=2.0)))
-
-    rows = (latency.ROWS[2], latency.ROWS[6])
-    entry = latency.measure(opened, 3, rows, clock=lambda: next(ticks))
-    assert asked == [("t2i", 10, 1.0), ("tts", None, 0.125)]
-    assert entry["metrics"] == {rows[0].metric: 3, rows[1].metric: 1}  # of 2, 3, 4 s; of 2, 2, 4 s for 2 s of speech
-    assert entry["notes"] == {f"compilation of {rows[0].metric}": 6, f"compilation of {rows[1].metric}": 6}
-    assert [one["value"] for one in entry["published"]] == [1.29, 0.341]
-    assert "1.29 (Omni-Diffusion (ICML))" in markdown({"latency": entry})
-
-
-def test_data_by_exam(tmp_path):
-    (tmp_path / "mme").mkdir()
-    found = data_of(["mme", "pope"], [str(tmp_path)])
-    assert found == {"mme": f"{tmp_path}/mme", "pope": str(tmp_path)}
-    assert data_of(["mme", "pope"], ["mme=/a", "pope=/b=c"]) == {"mme": "/a", "pope": "/b=c"}
-    with pytest.raises(UserError, match="--exam=pope needs --data: a folder with coco_pope"):
-        data_of(["mme", "pope"], ["mme=/a"])
-    with pytest.raises(UserError, match="told apart by exam"):
-        data_of(["mme", "pope"], ["/a", "/b"])
-    assert [protocol_of(exam, ["paper", "mme=released"]) for exam in ("mme", "pope")] == ["released", "paper"]
-    assert share_of("1/4") == Share(1, 4)
-    for word in ("4/4", "1", "a/b"):
-        with pytest.raises(UserError, match="must be I/N"):
-            share_of(word)
-
-
-def test_the_command_counts_before_it_asks(tmp_path, capsys):
-    data = mme(tmp_path / "data", "table")
-    evaluate_command.COMMAND.call(evaluate_command.run, ["--exam=mme", f"--data={data}", "--dry_run"])
-    assert "mme: 16 items (existence 4, artwork 4, OCR 4, code_reasoning 4)" in capsys.readouterr().out
-    for words, fault in (
-        (["--exam=mme", f"--data={data}", "--dry_run", "--protocol=paper"], "unknown protocol of mme 'paper'"),
-        (["--exam=mmee", "--dry_run"], "did you mean 'mme'"),
-        (["--exam=scenes", "--dry_run"], "--dry_run looks at"),
-        (["--exam=mme", f"--data={data}", "--model=nano"], "--out is missing"),
-        (["--exam=mme", f"--data={data}", f"--out={tmp_path}", "--stage=scroe"], "did you mean 'score'"),
-    ):
-        with pytest.raises(UserError, match=fault):
-            evaluate_command.COMMAND.call(evaluate_command.run, words)

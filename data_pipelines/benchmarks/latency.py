@@ -83,7 +83,7 @@ def measure(
         clock: seconds.
     """
     parts: list[dict[str, Any]] = []
-    first: dict[str, float] = {}
+    notes: dict[str, int] = {}
     for row in rows:
         model = opened({row.task: row.decoding()})
         seconds, sounding = [], []
@@ -93,7 +93,9 @@ def measure(
             seconds.append(clock() - began)
             sounding.append(_sounding(response) if row.task == "tts" else 1.0)
         taken = [s / max(one, 1e-9) for s, one in zip(seconds[1:], sounding[1:], strict=True)]
-        first[row.metric] = seconds[0] - statistics.median(seconds[1:])
+        notes[f"seconds of compilation, {row.metric}"] = round(seconds[0] - statistics.median(seconds[1:]))
+        if row.steps is not None and response.steps < row.steps:  # a smaller model's answer has fewer positions
+            notes[f"steps that were enough, {row.metric}"] = response.steps
         value = statistics.median(taken)
         parts.append(
             {
@@ -116,7 +118,7 @@ def measure(
         "whole": True,
         "unparsed": 0,
         "skipped": 0,
-        "notes": {f"compilation of {metric}": round(extra, 1) for metric, extra in first.items()},
+        "notes": notes,
         "protocol": "one at a time",
         "protocol_note": f"medians on {device}, vocoder and picture decoder included; 95 % column: least and most",
         "judge": "clock",
