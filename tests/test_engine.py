@@ -92,7 +92,7 @@ def same(row, other) -> None:
         SamplerConfig(),
         SamplerConfig(filters=Filters(0.9, 0.95), repetition=ReleasedRepetition(1.3)),
         SamplerConfig(reveal=Threshold(least=0.3), stopping=Stopping(2)),
-        SamplerConfig(guidance=Guidance(1.5), filters=Filters(0.9, 0.95), repetition=ReleasedRepetition(1.3)),
+        SamplerConfig(guidance=Guidance(1.5), repetition=ReleasedRepetition(1.3)),
     ],
     ids=["greedy", "drawn", "threshold", "guided"],
 )

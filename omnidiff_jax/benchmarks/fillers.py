@@ -45,8 +45,8 @@ class Work:
         params: of it, in the compute dtype.
         vocabulary: of the model.
         torch_python: an interpreter that has torch.
-        released_steps: `released` takes so many evenly spaced steps, each on the canvas that `exact` had there; 0 = all,
-            on its own.
+        released_steps: `released` takes so many evenly spaced steps, each on the canvas that `exact` had there; 0 = all
+            of its own.
         requests: of the stream that the engine serves.
     """
 
