@@ -137,7 +137,7 @@ class Generator:
         written = [self._written(part) for part in parts]
         works = []
         for part, pairs in zip(parts, written, strict=True):
-            others = self._others(pairs[0], part) or [None] * len(part)
+            others: Sequence[Prompt | None] = self._others(pairs[0], part) or [None] * len(part)
             works += [
                 Work(prompt, answer, self._sampler(query), query.seed, query.request_id, other)
                 for query, prompt, answer, other in zip(part, *pairs, others, strict=True)

@@ -182,11 +182,12 @@ class Stream:
         """What the positions that hold something need, spread over the engine's steps."""
         backbone, total = self._work.backbone, 0.0
         for asked, answered in zip(requests, done, strict=True):
-            committed = answered.result.committed[answered.result.committed > 0]
-            masked = len(asked.answer) - np.concatenate([[0], np.cumsum(committed)[:-1]])
+            chosen = np.asarray(answered.result.committed)
+            committed = chosen[chosen > 0]
+            masked = len(asked.answer) * len(committed) - int(np.cumsum(committed)[:-1].sum())
             for prompt in (asked.prompt, asked.unconditional):
                 if prompt is not None:
                     length = len(prompt.tokens) + len(asked.answer)
                     total += len(committed) * length * layer_operations(backbone, length)
-                    total += float(masked.sum()) * head_operations(backbone, backbone.vocab_size)
+                    total += masked * head_operations(backbone, backbone.vocab_size)
         return Need(np.full(steps, total / steps), weight_bytes(backbone, backbone.vocab_size))

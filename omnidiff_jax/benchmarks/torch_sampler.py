@@ -1,8 +1,9 @@
-"""The released sampler in plain PyTorch: logits of the whole vocabulary at every position, a sort for top-p, a Python
-loop over the tokens to penalise, a loop over steps that waits for the device.
+"""The released sampler in plain PyTorch, with the operations of the released code: logits of the whole vocabulary at
+every position, a sort for top-p, a Python loop over the tokens to penalise, penalties by boolean indexing, the most
+likely token of every position noted at each step (twice, once with its probability), a loop that waits for the device.
 
-What the released code computes and throws away (a second softmax, a key/value cache) is left out, and logits are
-float32 from the head on where it stays in the model's dtype: tokens are to be compared.
+Its key/value cache, which nothing reads, is left out, and logits are float32 from the head on where they stay in the
+model's dtype: tokens are to be compared.
 
 Run as a file of its own, by an interpreter that has torch: `python torch_sampler.py '{"weights": FOLDER, …}'`. For each
 line {"prompt", "unconditional", "canvases"} on stdin it fills one answer and prints {"seconds", "tokens", "committed"},
@@ -78,8 +79,10 @@ def filtered(logits, top_p, top_k):
     return logits
 
 
-def repelled(logits, factor):
-    return torch.where(logits < 0, logits * factor, logits / factor)
+def repel(logits, factors):
+    """Makes logits less likely, in place; `factors` has their shape."""
+    logits[logits < 0] *= factors[logits < 0]
+    logits[logits >= 0] /= factors[logits >= 0]
 
 
 def decide(logits, answer, step, spec):
@@ -87,14 +90,15 @@ def decide(logits, answer, step, spec):
     logits = filtered(logits, spec["top_p"], spec["top_k"])
     if spec["repetition"] != 1 and step > 0:
         for token in set(answer.tolist()) - {0, spec["mask"]}:
-            logits[:, token] = repelled(logits[:, token], spec["repetition"])
+            repel(logits[:, token], torch.full_like(logits[:, token], spec["repetition"]))
     rows = len(logits)
     if spec["position"] != 1 and rows > FREE:
         depth = (torch.arange(rows, device=logits.device) - FREE).clamp(0) / (rows - FREE)
-        logits = repelled(logits, (1 + depth * (spec["position"] - 1))[:, None])
+        repel(logits, (1 + depth * (spec["position"] - 1))[:, None].repeat(1, logits.shape[-1]))
     probabilities = logits.softmax(-1)
+    _, token = probabilities.max(-1)
     confidence = (probabilities * (probabilities + 1e-10).log()).sum(-1)
-    return probabilities.argmax(-1), confidence
+    return token, confidence
 
 
 class Demo:
@@ -105,6 +109,7 @@ class Demo:
         self.known = model.embed(torch.tensor(prompt, device=spec["device"]))
         self.rope = rope_of(spec, len(prompt) + spec["answer"], self.known.dtype)
         self.times = torch.linspace(1, 1e-3, spec["steps"] + 1)
+        self.notes = []
 
     def step(self, answer, number):
         """Takes a step in `answer`; how many positions it chose."""
@@ -127,6 +132,7 @@ class Demo:
         # Where top-p leaves one token, confidences tie at 0: the earlier position, where `topk` takes any.
         chosen = confidence.sort(descending=True, stable=True).indices[:quota]
         answer[masked.nonzero()[chosen, 0]] = token[chosen]
+        self.notes.append((guided.softmax(-1).max(-1), guided.max(-1).indices))
         return quota
 
 
