@@ -19,6 +19,7 @@ from omnidiff_jax.data.mixture import Stage
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.fetching import fetch_ahead, local_copy
 from omnidiff_jax.files import path
+from omnidiff_jax.models.backbone import layers_apart
 from omnidiff_jax.models.omni import OmniModel
 from omnidiff_jax.runs import stored as runs
 from omnidiff_jax.runs.config import RunConfig, run_config
@@ -175,4 +176,5 @@ def _model(run: ModelRun, tokenizers: Tokenizers, params: Any, rows: int, seed: 
 def denoiser(run: ModelRun, params: Any) -> Denoiser:
     """A run's model as the sampler sees it."""
     program = run.program
-    return module_denoiser(OmniModel(program.model), program.whole(params), program.loss_config.alignment)
+    apart = layers_apart(program.whole(params), program.model.backbone)
+    return module_denoiser(OmniModel(program.model), apart, program.loss_config.alignment)

@@ -20,7 +20,7 @@ from omnidiff_jax.benchmarks import released_style
 from omnidiff_jax.benchmarks.settings import Setting, kinds_of
 from omnidiff_jax.benchmarks.train import planned_bytes
 from omnidiff_jax.benchmarks.versus import Side
-from omnidiff_jax.models.backbone import BackboneConfig
+from omnidiff_jax.models.backbone import BackboneConfig, layers_apart
 from omnidiff_jax.models.flops import forward_flops, matrix_parameters
 from omnidiff_jax.models.omni import OmniConfig, OmniModel, init_params
 from omnidiff_jax.sampling import Canvas, Denoiser, SamplerConfig, module_denoiser, sample
@@ -149,7 +149,7 @@ def model_config(backbone: BackboneConfig) -> OmniConfig:
 
 def make_denoiser(work: Work, scan_layers: bool) -> Denoiser:
     backbone = dataclasses.replace(work.backbone, remat="none", scan_layers=scan_layers)
-    return module_denoiser(OmniModel(model_config(backbone)), work.params)
+    return module_denoiser(OmniModel(model_config(backbone)), layers_apart(work.params, backbone))
 
 
 def need_of(work: Work, rows: int, committed: np.ndarray, columns: int = 0) -> Need:

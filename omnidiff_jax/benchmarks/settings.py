@@ -70,10 +70,11 @@ class Setting:
         """
         prompts, others = self.prompts(vocabulary, seed, rows)
         answer = blank(self.answer, vocabulary.mask, 0 if sets is None else sets[self.kind])
-        canvas = build_canvas(prompts, [answer] * rows, vocabulary, sets)
+        # All lengths are known: no position is there to be filled up.
+        canvas = build_canvas(prompts, [answer] * rows, vocabulary, sets, multiple=4)
         if not others:
             return canvas, None
-        return canvas, unconditional_canvas(canvas, others, vocabulary, pad_with_zero_vectors=True)
+        return canvas, unconditional_canvas(canvas, others, vocabulary, pad_with_zero_vectors=True, multiple=4)
 
 
 def kinds_of(vocabulary: Vocabulary) -> AllowedSets:
