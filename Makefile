@@ -97,14 +97,14 @@ test: $(STAMP)  ## lint, type check and the test suite
 	@status=0; \
 	$(MAKE) --no-print-directory lint || status=1; \
 	$(MAKE) --no-print-directory typecheck || status=1; \
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(PYTEST_FLAGS) || status=1; \
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_FLAGS) || status=1; \
 	exit $$status
 
 test-slow: $(STAMP)  ## the tests that train for minutes
 	$(BIN)/python -m pytest -q -m slow
 
 test-torch: .venv/.torch  ## what other people's readers make of our files, and we of theirs (installs the extra `torch`)
-	$(BIN)/python -m pytest -q tests/test_transformers.py tests/test_convert.py tests/test_bench_sampler.py
+	$(BIN)/python -m pytest -q tests/test_transformers.py tests/test_convert.py tests/test_bench_sampler.py tests/test_clip.py
 
 .venv/.torch: $(STAMP)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint requirements.lock -e ".[torch]"

@@ -51,6 +51,8 @@ EXTRAS = {
     "s3": ["s3fs>=2026.9"],
     # The attention backend of this name.
     "tokamax": ["tokamax>=0.0.12"],
+    # Weights in eight bits.
+    "quantize": ["qwix>=0.1.8"],
     # To read `.pt` weights (safetensors need no torch), and for the tests and benchmarks beside other people's code.
     "torch": ["torch>=2.6", "transformers>=4.51,<6"],
     "dev": [
@@ -64,6 +66,7 @@ EXTRAS = {
         "pytest>=8.4",
         "pytest-timeout>=2.4",
         "pytest-xdist>=3.8",
+        "qwix>=0.1.8",
         "ruff>=0.14",
         "s3fs>=2026.9",
         "setuptools>=77",

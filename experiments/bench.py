@@ -15,9 +15,10 @@ this code skips (unmasked positions' logits, other segments' keys) it is credite
 `sampler` fills the same answers with the same random weights in each variant, in turn: `released`, the released
 algorithm in plain PyTorch (where --torch_python has it); `released-style`, the same in plain JAX; `exact`, our sampler
 of it; `rolled`, with the layers in a loop; `allowed`, where only tokens of the answer's kind may stand, and
-`restricted`, which computes no others; `fast`, which reveals whatever it is sure of; `batch8`, eight answers at once;
-`engine`, eight slots under a Poisson stream of mixed requests. All take the most likely token. With --released_steps
-`released` takes some of its steps, on the canvases of `exact`, and its time is extrapolated.
+`restricted`, which computes no others; `fast`, which reveals whatever it is sure of; `int8`, weights and activations in
+eight bits; `batch8`, eight answers at once; `engine`, eight slots under a Poisson stream of mixed requests. All take
+the most likely token. With --released_steps `released` takes some of its steps, on the canvases of `exact`, and its
+time is extrapolated.
 """
 
 import dataclasses
@@ -193,8 +194,8 @@ def fill(config: RunConfig) -> dict:
     python = TORCH_PYTHON.value or sys.executable
     names = [name.strip() for name in (CHOSEN.value or "").split(",") if name.strip()]
     chosen, left_out = choose_variants(names, python)
-    if left_out:
-        print(f"left out: {left_out}", file=sys.stderr, flush=True)
+    for why in left_out:
+        print(f"left out: {why}", file=sys.stderr, flush=True)
     backbone, setting = backbone_config(config), str(SETTING.value)
     work = Work(
         SETTINGS[setting],

@@ -10,7 +10,7 @@ what the scorecard says of other exams and tasks stays. With --task the report i
 """
 
 from experiments.common import Command
-from experiments.named_model import model_flags, model_named, preset_flag
+from experiments.named_model import model_flags, model_named, preset_flag, quantize_flag
 from experiments.programs import EXAMS
 from omnidiff_jax.config import choose
 from omnidiff_jax.errors import UserError
@@ -29,6 +29,7 @@ CASES = COMMAND.integer("cases", "held-out cases of each task", 300, minimum=1)
 TASK = COMMAND.strings("task", "only this task; may be given several times")
 OUT = COMMAND.string("out", "folder for what is left (default: the workdir)")
 PRESET = preset_flag(COMMAND)
+QUANTIZE = quantize_flag(COMMAND)
 
 
 def run() -> None:
@@ -54,7 +55,15 @@ def run() -> None:
     step = found.step if found else 0
     with updated(folder, ("scorecard.json", "metrics.jsonl")) as place:
         evaluate(
-            what, exams, CASES.value or 1, names, folder=place, step=step, data=DATA.value, preset=str(PRESET.value)
+            what,
+            exams,
+            CASES.value or 1,
+            names,
+            folder=place,
+            step=step,
+            data=DATA.value,
+            preset=str(PRESET.value),
+            quantize=QUANTIZE.value or "",
         )
 
 

@@ -1,5 +1,6 @@
 """One path from queries to answers in their media: `omnidiff sample`, exams, chat and servers all decode here."""
 
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,10 +14,11 @@ from omnidiff_jax.codecs.encode import encode_prompts, fit_image
 from omnidiff_jax.codecs.media import Codecs
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.records import AUDIO_TAG, EncodedExample, Message, Record, RejectedRecord, Waveform
-from omnidiff_jax.sampling.canvas import Answer, Canvas, Prompt, bucket, build_canvas
+from omnidiff_jax.sampling.canvas import Answer, Canvas, Prompt, blank, bucket, build_canvas, known
 from omnidiff_jax.sampling.config import SamplerConfig
 from omnidiff_jax.sampling.denoiser import Denoiser
 from omnidiff_jax.sampling.guidance import random_text_prompt, stack_canvases, unconditional_canvas
+from omnidiff_jax.sampling.likelihood import likelihood_bound
 from omnidiff_jax.sampling.loop import sample
 from omnidiff_jax.sampling.results import SampleResult, film, finish_reasons
 from omnidiff_jax.sampling.stopping import Stopping
@@ -71,17 +73,26 @@ class Generator:
         """Settings that `task` is decoded with."""
         return self._decoding.get(task.name, task.decoding)
 
-    def __call__(self, task: Task, requests: Sequence[Request], *, strips: bool = False) -> list[Response]:
+    def decoded_by(self, decoding: Mapping[str, Decoding]) -> "Generator":
+        """The same model under other settings of some tasks."""
+        other = copy.copy(self)
+        other._decoding = {**self._decoding, **decoding}
+        return other
+
+    def __call__(
+        self, task: Task, requests: Sequence[Request], *, strips: bool = False, decoding: Decoding | None = None
+    ) -> list[Response]:
         """Answers requests of one task, in order.
 
         Args:
+            decoding: in place of the task's settings.
             strips: also return the answer's tokens after each step.
 
         Raises:
             UserError: a request lacks what the task needs, or does not fit the canvas.
         """
-        decoding = self.decoding(task)
-        queries = [task_query(task, request, decoding, self._seed) for request in requests]
+        chosen = decoding or self.decoding(task)
+        queries = [task_query(task, request, chosen, self._seed) for request in requests]
         if len(queries) > 1:
             queries = [dataclasses.replace(query, number=i) for i, query in enumerate(queries, start=1)]
         return self.decode(queries, strips=strips)
@@ -120,6 +131,43 @@ class Generator:
                 answers = self._answer([queries[number] for number in batch], strips)
                 responses |= dict(zip(batch, answers, strict=True))
         return [responses[number] for number in range(len(queries))]
+
+    def bounds(
+        self, task: Task, requests: Sequence[Request], answers: Sequence[Sequence[str]], draws: int
+    ) -> list[np.ndarray]:
+        """How unlikely given answers in text are: bounds of `sampling.likelihood` over their words and the turn's end.
+
+        Args:
+            task: with an answer in text.
+            requests: of the task.
+            answers: some to each request.
+            draws: noise levels that the estimate is made of.
+
+        Returns:
+            for each request float32 [k, 2]: the bound on -log p in nats, and the positions it is a sum over.
+
+        Raises:
+            UserError: as `__call__`.
+        """
+        layout, decoding = self.codecs.layout, self.decoding(task)
+        queries = [task_query(task, request, decoding, self._seed) for request in requests]
+        asked = [(query, text) for query, texts in zip(queries, answers, strict=True) for text in texts]
+        mask, end = layout.vocabulary.mask, known(layout.encode_text("\n"))
+        found: list[np.ndarray] = []
+        for start in range(0, len(asked), self._rows):
+            part = asked[start : start + self._rows]
+            prompts = [_prompt(example) for example in self._encode([query for query, _ in part])]
+            said = [np.array([*layout.encode_text(text), layout.vocabulary.im_end], np.int32) for _, text in part]
+            ids, names = _ids([query for query, _ in part]), _names([query for query, _ in part])
+            blanks = [blank(len(ids_of), mask) + end for ids_of in said]
+            canvas = self._canvas(prompts, blanks, ids, self._multiple, self._rows, names)
+            tokens = np.array(canvas.inputs.tokens)
+            for row, prompt, ids_of in zip(tokens, prompts, said, strict=False):
+                row[len(prompt.tokens) : len(prompt.tokens) + len(ids_of)] = ids_of
+            nats = likelihood_bound(self._denoiser, canvas, tokens, draws, self._seed)
+            found += [np.array([bound, len(ids_of)], np.float32) for bound, ids_of in zip(nats, said, strict=False)]
+        ends = np.cumsum([len(texts) for texts in answers])
+        return [np.stack(found[stop - len(texts) : stop]) for stop, texts in zip(ends, answers, strict=True)]
 
     def _answer(self, queries: Sequence[Query], strips: bool) -> list[Response]:
         """One batch; all of one kind of answer and decoding."""
@@ -183,8 +231,8 @@ class Generator:
         prompts = [_prompt(example) for example in self._encode(queries)]
         codes, holes = self._known(queries)
         answers = [
-            self.forms.build(kind, decoding, self._units(query), code, hole)
-            for query, code, hole in zip(queries, codes, holes, strict=True)
+            self.forms.build(kind, decoding, self._units(query), code, hole, len(prompt.tokens))
+            for query, prompt, code, hole in zip(queries, prompts, codes, holes, strict=True)
         ]
         return prompts, answers
 

@@ -21,6 +21,7 @@ from omnidiff_jax.fetching import fetch_ahead, local_copy
 from omnidiff_jax.files import path
 from omnidiff_jax.models.backbone import layers_apart
 from omnidiff_jax.models.omni import OmniModel
+from omnidiff_jax.models.quantized import check_devices, quantize_params
 from omnidiff_jax.runs import stored as runs
 from omnidiff_jax.runs.config import RunConfig, run_config
 from omnidiff_jax.runs.opening import ModelRun
@@ -35,6 +36,7 @@ def load(
     rows: int = 8,
     seed: int = 0,
     preset: str = "exact",
+    quantize: str = "",
     decoding: Mapping[str, Any] | None = None,
     tokenizers: Mapping[str, Any] | None = None,
     config: RunConfig | None = None,
@@ -47,6 +49,8 @@ def load(
         seed: of the sampling noise of exams; requests name their own.
         preset: "exact", or "fast": fewer calls of the model, by the settings that its config has for that
             (`RunConfig.fast`; docs say what they cost).
+        quantize: "int8_weights", "int8" (weights and activations) or "fp8": the large matrices in eight bits
+            (docs/performance.md says what that costs and where it pays); "" leaves them as they are.
         decoding: settings by task that differ from these, in the groups of `Decoding`.
         tokenizers: folders of weights only: where the tokenizers lie (`TokenizersConfig`), if not beside the weights.
         config: folders of weights only: everything else about the model, such as its longest row.
@@ -56,6 +60,8 @@ def load(
             than those it was trained with, or damaged files.
     """
     rows, seed = whole(rows, "rows", 1, 1 << 16), whole(seed, "seed", 0, SEEDS)
+    if quantize:
+        check_devices(quantize)
     decoding = group(decoding, "decoding", '{"t2i": {"sampler": {"steps": 8}}}')
     tokenizers = group(tokenizers, "tokenizers", '{"image": FOLDER}')
     if not isinstance(config, RunConfig | None):
@@ -73,11 +79,11 @@ def load(
         ready = open_tokenizers(opened.tokenizers)
         check_tokenizers(found.config.tokenizers, ready, name)
         run = runs.open_here(opened, ready)
-        return _model(run, ready, runs.restore(found, run), rows, seed, name)
+        return _model(run, ready, runs.restore(found, run), quantize, rows, seed, name)
     opened = _with(_preset(config or weights_config(place), preset, name), decoding, tokenizers)
     ready = open_tokenizers(opened.tokenizers)
     run = runs.open_here(dataclasses.replace(opened, init=dataclasses.replace(opened.init, folder=str(place))), ready)
-    return _model(run, ready, _weights(run), rows, seed, name)
+    return _model(run, ready, _weights(run), quantize, rows, seed, name)
 
 
 def _place(what: str | os.PathLike[str]) -> Path:
@@ -160,10 +166,10 @@ def _weights(run: ModelRun) -> Any:
         return run.initial_params(abstract_state(run).params)
 
 
-def _model(run: ModelRun, tokenizers: Tokenizers, params: Any, rows: int, seed: int, name: str) -> Model:
+def _model(run: ModelRun, tokenizers: Tokenizers, params: Any, quantize: str, rows: int, seed: int, name: str) -> Model:
     config = run.config
     generator = Generator(
-        denoiser(run, params),
+        denoiser(run, params, quantize),
         tokenizers.codecs,
         config.decoding,
         rows=rows,
@@ -173,8 +179,11 @@ def _model(run: ModelRun, tokenizers: Tokenizers, params: Any, rows: int, seed: 
     return Model(generator, config.decoding, name)
 
 
-def denoiser(run: ModelRun, params: Any) -> Denoiser:
-    """A run's model as the sampler sees it."""
+def denoiser(run: ModelRun, params: Any, quantize: str = "") -> Denoiser:
+    """A run's model as the sampler sees it; quantized, the float matrices of `params` are given up."""
     program = run.program
-    apart = layers_apart(program.whole(params), program.model.backbone)
+    whole = program.whole(params)
+    if quantize:
+        whole = quantize_params(whole, quantize, give_up=True)
+    apart = layers_apart(whole, program.model.backbone)
     return module_denoiser(OmniModel(program.model), apart, program.loss_config.alignment)

@@ -23,6 +23,7 @@ from omnidiff_jax.benchmarks.versus import Side
 from omnidiff_jax.models.backbone import BackboneConfig, layers_apart
 from omnidiff_jax.models.flops import forward_flops, matrix_parameters
 from omnidiff_jax.models.omni import OmniConfig, OmniModel, init_params
+from omnidiff_jax.models.quantized import QUANTIZATIONS, quantize_params
 from omnidiff_jax.sampling import Canvas, Denoiser, SamplerConfig, module_denoiser, sample
 from omnidiff_jax.sampling.guidance import stack_canvases
 from omnidiff_jax.sampling.loop import trace_sampler
@@ -147,12 +148,13 @@ def model_config(backbone: BackboneConfig) -> OmniConfig:
     return OmniConfig(backbone, speech_encoder=None)
 
 
-def make_denoiser(work: Work, scan_layers: bool) -> Denoiser:
+def make_denoiser(work: Work, scan_layers: bool = False, quantize: str = "") -> Denoiser:
     backbone = dataclasses.replace(work.backbone, remat="none", scan_layers=scan_layers)
-    return module_denoiser(OmniModel(model_config(backbone)), layers_apart(work.params, backbone))
+    params = quantize_params(work.params, quantize) if quantize else work.params
+    return module_denoiser(OmniModel(model_config(backbone)), layers_apart(params, backbone))
 
 
-def need_of(work: Work, rows: int, committed: np.ndarray, columns: int = 0) -> Need:
+def need_of(work: Work, rows: int, committed: np.ndarray, columns: int = 0, dtype: Any = None) -> Need:
     """What the layers at every position and the head on the masked rows need.
 
     Args:
@@ -160,13 +162,14 @@ def need_of(work: Work, rows: int, committed: np.ndarray, columns: int = 0) -> N
         rows: canvases at once.
         committed: positions that each step chose, over all rows.
         columns: ids whose logits are computed; 0 = all.
+        dtype: of the weights, where it is not that of the model.
     """
     backbone, setting = work.backbone, work.setting
     passes, length = 2 if setting.guidance > 0 else 1, setting.prompt + setting.answer
     columns = columns or backbone.vocab_size
     masked = passes * (rows * setting.answer - np.concatenate([[0], np.cumsum(committed)[:-1]]))
     layers = rows * passes * length * layer_operations(backbone, length)
-    return Need(layers + masked * head_operations(backbone, columns), weight_bytes(backbone, columns))
+    return Need(layers + masked * head_operations(backbone, columns), weight_bytes(backbone, columns, dtype))
 
 
 def layer_operations(backbone: BackboneConfig, length: int) -> float:
@@ -179,10 +182,10 @@ def head_operations(backbone: BackboneConfig, columns: int) -> float:
     return 2.0 * backbone.width * columns
 
 
-def weight_bytes(backbone: BackboneConfig, columns: int) -> float:
+def weight_bytes(backbone: BackboneConfig, columns: int, dtype: Any = None) -> float:
     """Of the matrices that a step reads."""
     left_out = backbone.width * (backbone.vocab_size - columns)
-    return float(matrix_parameters(backbone) - left_out) * jnp.dtype(backbone.dtype).itemsize
+    return float(matrix_parameters(backbone) - left_out) * jnp.dtype(dtype or backbone.dtype).itemsize
 
 
 class Loop:
@@ -194,6 +197,7 @@ class Loop:
         change: makes another sampler of the setting's.
         scan_layers: roll the layer loop.
         restricted: only tokens of the setting's kind may stand in the answers.
+        quantize: a word of `models.quantized`; "" = none.
     """
 
     follows = ""
@@ -205,10 +209,12 @@ class Loop:
         change: Callable[[SamplerConfig], SamplerConfig] = lambda sampler: sampler,
         scan_layers: bool = False,
         restricted: bool = False,
+        quantize: str = "",
     ):
         self._work, self._rows = work, rows
         self._sampler = change(work.setting.sampler(work.steps))
-        self._denoiser = make_denoiser(work, scan_layers)
+        self._denoiser = make_denoiser(work, scan_layers, quantize)
+        self._weight_dtype = QUANTIZATIONS[quantize].weights if quantize else work.backbone.dtype
         self._sets = kinds_of(work.vocabulary) if restricted else None
         canvas, _ = self._canvases(0)
         allowed = None if canvas.allowed is None else np.asarray(canvas.allowed)
@@ -226,7 +232,7 @@ class Loop:
         )
         committed = np.asarray(result.committed).sum(axis=0)
         columns = 0 if self._span is None else self._span.stop - self._span.start
-        need = need_of(self._work, self._rows, committed[committed > 0], columns)
+        need = need_of(self._work, self._rows, committed[committed > 0], columns, self._weight_dtype)
         return Filled(seconds, tokens, int(np.asarray(result.steps).max()), need, when)
 
     def _sample(self, seed: int, most_steps: int | None = None) -> tuple[float, SampleResult]:
@@ -259,7 +265,7 @@ class Plain:
     def __init__(self, work: Work, rows: int):
         if rows != 1:
             raise ValueError(f"rows = {rows}: the released algorithm takes one canvas")
-        self._work, self._denoiser = work, make_denoiser(work, scan_layers=False)
+        self._work, self._denoiser = work, make_denoiser(work)
 
     def warm(self) -> float:
         first, again = self._fill(0, 1)[0], self._fill(0, 1)[0]

@@ -5,6 +5,7 @@ import functools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,7 @@ VARIANTS = {
             equals=("allowed",),
         ),
         Variant("fast", functools.partial(Loop, change=changed(reveal=Threshold()))),
+        Variant("int8", functools.partial(Loop, quantize="int8"), equals=("exact",)),
         Variant("batch8", Loop, rows=8, equals=("exact",)),
         Variant("engine", Stream, rows=8),
     )
@@ -100,8 +102,8 @@ class SamplerSpeed:
     stream: Mapping[str, float] | None = None
 
 
-def choose_variants(names: Sequence[str], torch_python: str) -> tuple[list[Variant], str | None]:
-    """Rows of `VARIANTS` in its order, and why one of them is left out.
+def choose_variants(names: Sequence[str], torch_python: str) -> tuple[list[Variant], list[str]]:
+    """Rows of `VARIANTS` in its order, and why others are left out.
 
     Args:
         names: asked for; empty = all that can run.
@@ -111,13 +113,15 @@ def choose_variants(names: Sequence[str], torch_python: str) -> tuple[list[Varia
         UserError: an unknown name, or one asked for that cannot run.
     """
     wanted = {choose(VARIANTS, name, "variant").name for name in names} or set(VARIANTS)
-    why = why_no_torch(torch_python) if "released" in wanted else None
-    if why is not None:
-        why = f"variant released needs torch on this device, {torch_python} says: {why}; name another by --torch_python"
-        if names:
-            raise UserError(why)
-        wanted.remove("released")
-    return [variant for variant in VARIANTS.values() if variant.name in wanted], why
+    left_out = {}
+    if "released" in wanted and (why := why_no_torch(torch_python)) is not None:
+        left_out["released"] = f"needs torch on this device, {torch_python} says: {why}; name another by --torch_python"
+    if "int8" in wanted and find_spec("qwix") is None:
+        left_out["int8"] = "needs qwix: pip install 'omnidiff-jax[quantize]'"
+    whys = [f"variant {name} {why}" for name, why in left_out.items()]
+    if names and whys:
+        raise UserError(whys[0])
+    return [variant for variant in VARIANTS.values() if variant.name in wanted - set(left_out)], whys
 
 
 def bench_sampler(

@@ -39,7 +39,7 @@ class Stream:
 
     def __init__(self, work: Work, rows: int):
         self._work, self._slots = work, rows
-        self._denoiser = make_denoiser(work, scan_layers=False)
+        self._denoiser = make_denoiser(work)
         self._sets = kinds_of(work.vocabulary)
         setting = work.setting
         longest = max(setting.prompt, setting.unconditional) + max(most for _, most in LENGTHS.values())

@@ -16,6 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from omnidiff_jax.config import Count, Natural, NonNegative, Positive, choose, free, suggest
 from omnidiff_jax.models.attention import BACKENDS, attention
 from omnidiff_jax.models.linear import Linear
+from omnidiff_jax.models.quantized import columns, look_up
 from omnidiff_jax.models.rope import apply_rope, rope_tables
 from omnidiff_jax.sharding import axes
 from omnidiff_jax.sharding.axes import constrain
@@ -245,7 +246,7 @@ class Backbone(nn.Module):
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """Embedding rows [..., D] of ids [...], in the compute dtype."""
-        x = jnp.take(self.embedding, tokens, axis=0)
+        x = look_up(self.embedding, tokens, self.config.dtype)
         if self.config.padding_idx is not None:
             x = jnp.where((tokens == self.config.padding_idx)[..., None], jax.lax.stop_gradient(x), x)
         x = x.astype(self.config.dtype)
@@ -257,5 +258,4 @@ class Backbone(nn.Module):
 
     def logits(self, hidden: jax.Array, start: int = 0, stop: int | None = None) -> jax.Array:
         """float32 [..., V] from hidden states [..., D], or those of the ids start .. stop - 1 alone."""
-        head = self.head[:, start:stop].astype(hidden.dtype)
-        return jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
+        return columns(self.head, hidden, start, stop)
