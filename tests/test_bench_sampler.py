@@ -129,14 +129,14 @@ def test_variants_are_rows_of_a_table(params):
 
 
 def test_a_picture_of_nothing_but_its_codes(params):
-    names = ("allowed", "restricted", "fast")
+    names = ("allowed", "restricted", "fast", "int8")
     chosen, job = [VARIANTS[name] for name in names], work(params, "t2i")
-    allowed, restricted, fast = bench_sampler(chosen, job, calls=1, ceiling=1e9, bandwidth=1e12)
+    allowed, restricted, fast, int8 = bench_sampler(chosen, job, calls=1, ceiling=1e9, bandwidth=1e12)
     assert restricted.tokens_equal_to == {"allowed": True} and fast.tokens_equal_to == {}
     head = 2 * 32 * (VOCABULARY.size - 64) / 1e9
     masks = 260 - np.arange(9) * 260 // 9
     assert allowed.floor_seconds - restricted.floor_seconds == pytest.approx(head * masks.sum(), rel=0.02)
-    assert fast.steps <= 9
+    assert fast.steps <= 9 and int8.peak_bytes < allowed.peak_bytes
     tokens = VARIANTS["restricted"].open(job, 1).fill(1, {}).tokens
     assert ((tokens >= VOCABULARY.image.start) & (tokens < VOCABULARY.image.stop)).all()
 

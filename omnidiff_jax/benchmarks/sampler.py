@@ -117,7 +117,7 @@ def choose_variants(names: Sequence[str], torch_python: str) -> tuple[list[Varia
     if "released" in wanted and (why := why_no_torch(torch_python)) is not None:
         left_out["released"] = f"needs torch on this device, {torch_python} says: {why}; name another by --torch_python"
     if "int8" in wanted and find_spec("qwix") is None:
-        left_out["int8"] = "needs qwix: pip install 'omnidiff-jax[quantize]'"
+        left_out["int8"] = "needs qwix (extra `quantize`)"
     whys = [f"variant {name} {why}" for name, why in left_out.items()]
     if names and whys:
         raise UserError(whys[0])
