@@ -245,7 +245,7 @@ def _decoding(default: Mapping[str, Any], given: Any) -> dict[str, Any]:
     the default's kind, which may count something else."""
     settings: dict[str, Any] = overlaid(default, given)
     rule = given.get("adaptive") if hasattr(given, "keys") else None  # what else it may be, `build` refuses
-    if hasattr(rule, "keys") and "rate" in rule:
+    if rule is not None and hasattr(rule, "keys") and "rate" in rule:
         settings["adaptive"] = rule
     return settings
 
