@@ -11,7 +11,7 @@ from experiments.common import Command, ConfigHolder
 from omnidiff_jax.answering.load import PRESETS
 from omnidiff_jax.config import suggest, to_dict
 from omnidiff_jax.errors import UserError
-from omnidiff_jax.models.quantization import QUANTIZATIONS
+from omnidiff_jax.models.quantized import QUANTIZATIONS
 from omnidiff_jax.runs.config import run_config
 from omnidiff_jax.runs.stored import is_run
 from omnidiff_jax.tasks.registry import TASKS
@@ -31,9 +31,10 @@ def preset_flag(command: Command) -> flags.FlagHolder[str | None]:
     return command.choice("preset", "fast: fewer calls of the model, if its config says how", PRESETS, default="exact")
 
 
-def quantization_flag(command: Command) -> flags.FlagHolder[str | None]:
-    """Adds `--quantization`, as `omnidiff_jax.load` takes it."""
-    return command.choice("quantization", "hold the backbone's matrices in less memory", tuple(QUANTIZATIONS))
+def quantize_flag(command: Command) -> flags.FlagHolder[str | None]:
+    """Adds `--quantize`, as `omnidiff_jax.load` takes it."""
+    kinds = "; ".join(f"{word}: {kind.summary}" for word, kind in QUANTIZATIONS.items())
+    return command.choice("quantize", f"hold the large matrices in eight bits ({kinds})", tuple(QUANTIZATIONS))
 
 
 def model_named(workdir: str | None, model: str | None) -> str:

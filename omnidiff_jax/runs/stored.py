@@ -23,7 +23,7 @@ from omnidiff_jax.errors import UserError
 from omnidiff_jax.files import path
 from omnidiff_jax.models.attention import BACKENDS
 from omnidiff_jax.models.backbone import BackboneConfig
-from omnidiff_jax.models.quantization import Quantization, quantize_leaf
+from omnidiff_jax.models.quantized import quantize_array
 from omnidiff_jax.runs.config import PROGRAM, RunConfig, run_config
 from omnidiff_jax.runs.opening import ModelRun, open_without_data
 from omnidiff_jax.sharding.mesh import MeshConfig, make_mesh
@@ -131,7 +131,7 @@ def _check_rows(folder: Path, trees: dict[str, Any], run: ModelRun) -> None:
         raise UserError(f"{folder} has {rows} ids, the tokenizers of its config give {here}; it is of another version")
 
 
-def restore_quantized(stored: Stored, run: ModelRun, quantization: Quantization) -> Any:
+def restore_quantized(stored: Stored, run: ModelRun, quantize: str) -> Any:
     """`restore`, with LoRA's products added and matrices quantised: the floats of one array at a time.
 
     Raises:
@@ -139,10 +139,10 @@ def restore_quantized(stored: Stored, run: ModelRun, quantization: Quantization)
     """
     folder = (stored.workdir / CHECKPOINTS / str(stored.step)).absolute()
     _check_rows(folder, weights_in(folder), run)
-    return read_quantized(InitConfig(folder=str(stored.workdir)), run, quantization)
+    return read_quantized(InitConfig(folder=str(stored.workdir)), run, quantize)
 
 
-def read_quantized(init: InitConfig, run: ModelRun, quantization: Quantization) -> Any:
+def read_quantized(init: InitConfig, run: ModelRun, quantize: str) -> Any:
     """What the weights that `init` names give the model of `run` (`load_initial`), matrices quantised as they are read.
 
     Raises:
@@ -151,7 +151,7 @@ def read_quantized(init: InitConfig, run: ModelRun, quantization: Quantization) 
     program, known = run.program, run.config.tokenizers.fingerprint
 
     def keep(path: str, array: jax.Array) -> Any:
-        return quantize_leaf(path, program.whole_array(path, array), quantization)
+        return quantize_array(path, program.whole_array(path, array), quantize)
 
     # Of the optimizer, which a run alone needs.
     from omnidiff_jax.training.layout import abstract_state
