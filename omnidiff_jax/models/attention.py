@@ -8,6 +8,7 @@ GPUs, `splash` for TPUs, `tokamax` takes what that library thinks best.
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +45,25 @@ def xla_attention(
     out = jnp.einsum("bkqs,bksd->bkqd", weights, v)
     out = out.reshape(batch, kv_heads, group, length, width).transpose(0, 3, 1, 2, 4)
     return out.reshape(batch, length, heads, width)
+
+
+MASKS = ("full", "prefix")
+"""Who sees whom within a sample: everyone everyone, or what is given only what is given."""
+
+
+class Sight(NamedTuple):
+    """Which keys a query sees.
+
+    Attributes:
+        query_segments, key_segments: int32 [B, L] and [B, S], as in `attention`.
+        query_given, key_given: bool [B, L] and [B, S], positions of the condition: they see one another only, while
+            all others see both. None = everyone sees the whole segment.
+    """
+
+    query_segments: jax.Array
+    key_segments: jax.Array
+    query_given: jax.Array | None = None
+    key_given: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,3 +125,16 @@ def attention(
         able = sorted(name for name, b in BACKENDS.items() if b.honours_segments)
         raise UserError(f"attention backend {backend!r} ignores segment ids, so packed rows need one of {able}")
     return chosen.function(query, key, value, segment_ids_q, segment_ids_kv)
+
+
+def attend(query: jax.Array, key: jax.Array, value: jax.Array, sight: Sight, *, backend: str) -> jax.Array:
+    """`attention` of every query to the keys that `sight` lets it see.
+
+    With a condition every backend runs twice, once among the condition alone, as segments are all that kernels know.
+    """
+    segments, among = (sight.query_segments, sight.key_segments), (sight.query_given, sight.key_given)
+    y = attention(query, key, value, *segments, backend=backend)
+    if among[0] is None or among[1] is None:
+        return y
+    given = [jnp.where(x, s, 0) for x, s in zip(among, segments, strict=True)]
+    return jnp.where(among[0][..., None, None], attention(query, key, value, *given, backend=backend), y)
