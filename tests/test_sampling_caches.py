@@ -31,11 +31,12 @@ from omnidiff_jax.sampling import (
 )
 
 SMALL = BackboneConfig(
-    vocab_size=VOCABULARY.size, width=32, layers=3, heads=4, kv_heads=2, head_dim=8, hidden=64, rope_theta=1e3,
+    vocab_size=VOCABULARY.size, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, hidden=64, rope_theta=1e3,
     init_stddev=0.3, embed_stddev=1.0, residual_stddev=0.3, dtype="float32", remat="none",
 )  # fmt: skip
 PARAMS = meta.unbox(jax.jit(init_params, static_argnums=0)(OmniConfig(SMALL, speech_encoder=None), jax.random.key(0)))
-BLOCKS = SamplerConfig(blocks=Blocks(4))
+# Rows of logits one by one: fewer branches to compile.
+BLOCKS = SamplerConfig(blocks=Blocks(4), rows_per_chunk=1)
 
 
 def small(**changes):
@@ -128,14 +129,13 @@ def test_features_follow_what_turned():
     after[0, 25], after[1, 8] = 3, 2
     _, renewed = some(after, kept, PLACES)
     turned = np.abs(np.asarray(renewed.mlp[0]) - np.asarray(again.mlp[0])).max(axis=-1) > 1e-4
-    # In the first layer only what was written is another; of 5 and 2 places ceil(0.4 * n) are computed.
-    assert turned[0, 25] and turned[1, 8] and turned.sum() == 2
+    # What was written turned the most; of 4 and 2 places ceil(0.4 * n) are computed. In the last row nothing is new.
+    assert turned[0, 25] and turned[1, 8] and turned.sum(axis=1).tolist() == [2, 1, 0]
 
 
 def test_all_features_are_the_prompt_cache():
     cached = tokens_of(PromptCache(refresh=4))
-    for cache in (FeatureCache(refresh=4, share=1), FeatureCache(refresh=4, answer_refresh=1, share=0.1)):
-        np.testing.assert_array_equal(tokens_of(cache), cached)
+    np.testing.assert_array_equal(tokens_of(FeatureCache(refresh=4, answer_refresh=0, share=1)), cached)
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ def test_what_cannot_be_served_is_refused():
 
 def test_released_guidance_looks_behind_the_shorter_prompt():
     other = unconditional_canvas(RAGGED, [SHORT[0]] * 3, VOCABULARY, multiple=64, pad_with_zero_vectors=True)
-    released = SamplerConfig(guidance=ReleasedGuidance(1.0))
+    released = SamplerConfig(guidance=ReleasedGuidance(1.0), rows_per_chunk=1)
     prefix = small(attention_mask="prefix")
     expected = tokens_of(Cache(), released, prefix, unconditional=other)
     np.testing.assert_array_equal(tokens_of(PromptCache(refresh=0), released, prefix, unconditional=other), expected)

@@ -17,6 +17,7 @@ from omnidiff_jax.config import choose
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.models.chunked_attention import chunked_attention
 from omnidiff_jax.models.device_attention import cudnn_attention, splash_attention, tokamax_attention
+from omnidiff_jax.models.kept import take
 from omnidiff_jax.models.row_attention import row_attention
 
 
@@ -64,6 +65,11 @@ class Sight(NamedTuple):
     key_segments: jax.Array
     query_given: jax.Array | None = None
     key_given: jax.Array | None = None
+
+    def of(self, places: jax.Array) -> "Sight":
+        """That of the queries `places` int32 [B, C] alone."""
+        given = None if self.query_given is None else take(self.query_given, places)
+        return self._replace(query_segments=take(self.query_segments, places), query_given=given)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,9 +138,9 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, sight: Sight, *, 
 
     With a condition every backend runs twice, once among the condition alone, as segments are all that kernels know.
     """
-    segments, among = (sight.query_segments, sight.key_segments), (sight.query_given, sight.key_given)
-    y = attention(query, key, value, *segments, backend=backend)
-    if among[0] is None or among[1] is None:
+    query_segments, key_segments, query_given, key_given = sight
+    y = attention(query, key, value, query_segments, key_segments, backend=backend)
+    if query_given is None or key_given is None:
         return y
-    given = [jnp.where(x, s, 0) for x, s in zip(among, segments, strict=True)]
-    return jnp.where(among[0][..., None, None], attention(query, key, value, *given, backend=backend), y)
+    among = jnp.where(query_given, query_segments, 0), jnp.where(key_given, key_segments, 0)
+    return jnp.where(query_given[..., None, None], attention(query, key, value, *among, backend=backend), y)

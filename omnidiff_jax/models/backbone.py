@@ -153,13 +153,12 @@ class Attention(nn.Module):
         chosen, places = None, None if window is None else window.places
         if past is not None and window is not None and window.share is not None:
             chosen = most_turned(window, value, past.value)
-            x, value, cos, sin, given = (None if a is None else take(a, chosen) for a in (x, value, *rope, sight[2]))
-            rope = (cos, sin)
-            sight = sight._replace(query_segments=take(sight.query_segments, chosen), query_given=given)
+            x, value, cos, sin = (take(a, chosen) for a in (x, value, *rope))
+            rope, sight = (cos, sin), sight.of(chosen)
             places = places_of(window, chosen, past.key.shape[1])
         query = apply_rope(project("query", c.heads, axes.HEADS), *rope)
         key = apply_rope(project("key", c.kv_heads, axes.KV_HEADS), *rope)
-        if past is not None:
+        if past is not None and places is not None:
             key, value = put(past.key, places, key), put(past.value, places, value)
         query = constrain(query, axes.BATCH, axes.LENGTH, axes.ACT_HEADS, axes.HEAD_DIM)
         key = constrain(key, axes.BATCH, axes.KV_LENGTH, axes.ACT_KV_HEADS, axes.HEAD_DIM)
@@ -326,9 +325,7 @@ class Backbone(nn.Module):
             raise ValueError("attention_mask = 'prefix' needs to know which positions are given: ModelInputs.given")
         sight = Sight(segment_ids, key_segments, given, given)
         if kept is not None and window is not None:
-            positions = window.take(positions)
-            given = None if given is None else window.take(given)
-            sight = sight._replace(query_segments=window.take(segment_ids), query_given=given)
+            positions, sight = window.take(positions), sight.of(window.places)
         rope = rope_tables(positions, c.head_dim, c.rope_theta)
         x, kept = self.layers(x, rope, sight, kept, window)
         return self.norm(x), kept

@@ -145,7 +145,7 @@ def _layout(canvas: Canvas, plan: Plan, config: SamplerConfig) -> Layout:
     batch = len(plan.steps)
     asked, last = start.copy(), start + size
     if len(start) > batch:
-        shift = (start[batch:] - start[:batch])[:, None]
+        shift: Any = (start[batch:] - start[:batch])[:, None]
         partners = [config.guidance.partners(x[:batch, None], shift) for x in (start, last)]
         asked[batch:], last[batch:] = (np.asarray(x)[:, 0] for x in partners)
     block = int((plan.stop - plan.start).max(initial=0)) if config.blocks.size else 0
