@@ -68,11 +68,14 @@ class PromptCache(Cache, word="prompt"):
         needed = self._needed(layout)
         if self.columns and self.columns < needed:
             raise UserError(f"cache.columns = {self.columns} is less than the {needed} that these answers need; set 0")
-        return dataclasses.replace(self, columns=min(self.columns or bucket(needed, MULTIPLE), layout.length))
+        return dataclasses.replace(self, columns=min(self.columns or self._rounded(needed), layout.length))
 
     def _needed(self, layout: Layout) -> int:
         """Columns of the row that needs the most; under `shifted` alignment the first is predicted one before."""
         return int((layout.reach - layout.start).max(initial=0)) + 1
+
+    def _rounded(self, needed: int) -> int:
+        return bucket(needed, MULTIPLE)
 
     def init(self, denoiser: Denoiser, canvas: Canvas) -> Any:
         if denoiser.keep is None or denoiser.renew is None:
@@ -159,6 +162,9 @@ class DualCache(PromptCache, word="dual"):
 
     def _needed(self, layout: Layout) -> int:
         return min(super()._needed(layout), layout.block + 1)
+
+    def _rounded(self, needed: int) -> int:
+        return needed  # as settings say, not as answers come
 
     def _due(self, state: Kept, call: Call) -> jax.Array:
         return super()._due(state, call) | (state.start != call.start)
