@@ -21,6 +21,7 @@ from omnidiff_jax.sampling.canvas import (
 from omnidiff_jax.sampling.confidence import Confidence, Halton, MaskgitPlus, RandomOrder, TopkMargin
 from omnidiff_jax.sampling.config import ASR_LENGTH, TTS_LENGTH, LengthRule, PromptLength, SamplerConfig
 from omnidiff_jax.sampling.denoiser import Denoiser, module_denoiser
+from omnidiff_jax.sampling.drafting import Drafting, Verify
 from omnidiff_jax.sampling.filters import Filters
 from omnidiff_jax.sampling.guidance import Guidance, ReleasedGuidance, random_text_prompt, unconditional_canvas
 from omnidiff_jax.sampling.loop import sample
@@ -48,6 +49,7 @@ __all__ = [
     "Confidence",
     "CosineSchedule",
     "Denoiser",
+    "Drafting",
     "EntropyBound",
     "Filters",
     "Guidance",
@@ -76,6 +78,7 @@ __all__ = [
     "Stopping",
     "Threshold",
     "TopkMargin",
+    "Verify",
     "answer_tokens",
     "blank",
     "build_canvas",
