@@ -207,10 +207,7 @@ def decoding() -> ConfigDict:
 
 
 def fast() -> ConfigDict:
-    """What differs with `--preset=fast`, where `decoding` takes more calls than the gate's quarter, or twice as many.
-
-    `omnidiff compare` passed both on 300 cases of `scenes` (docs/nano.md).
-    """
+    """What differs with `--preset=fast`: two tasks that the gate passed with fewer calls (docs/performance.md)."""
 
     def least(value: float) -> ConfigDict:
         return ConfigDict({"sampler": ConfigDict({"reveal": ConfigDict({"least": value})})})

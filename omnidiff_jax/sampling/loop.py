@@ -197,15 +197,9 @@ def advance(denoiser: Denoiser, canvas: Canvas, plan: Plan, noise: jax.Array, ca
     for _ in range(1, rows):
         states.append(follow(carry.drafting, states[-1]))
     wide = repeated(dataclasses.replace(canvas, allowed=None), batch, rows)
-    predictions, cache = predict(
-        denoiser,
-        dataclasses.replace(wide, allowed=canvas.allowed),
-        *repeated((plan, noise), batch, rows),
-        stacked(states),
-        carry.calls,
-        repeated(carry.cache, batch, rows),
-        code,
-    )
+    plans, noises, kept = repeated((plan, noise, carry.cache), batch, rows)
+    wide = dataclasses.replace(wide, allowed=canvas.allowed)
+    predictions, cache = predict(denoiser, wide, plans, noises, stacked(states), carry.calls, kept, code)
     last, *others = parted(predictions, rows)
     now, agreed = follow(last, begun), jnp.ones((batch,), bool)
     for draft, ahead in zip(states[1:], others, strict=True):
@@ -215,5 +209,6 @@ def advance(denoiser: Denoiser, canvas: Canvas, plan: Plan, noise: jax.Array, ca
         last, now = chosen(agreed, (ahead, follow(ahead, now)), (last, now))
     # Of the steps of a call one counts.
     result = dataclasses.replace(now.result, steps=jnp.minimum(now.result.steps, begun.result.steps + 1))
-    kept = config.drafting.keep(last, canvas.mask_id)
-    return Carry(carry.calls + 1, now.step, now.column, result, now.reveal, kept, cache if rows == 1 else carry.cache)
+    drafting = config.drafting.keep(last, canvas.mask_id)
+    cache = cache if rows == 1 else carry.cache
+    return Carry(carry.calls + 1, now.step, now.column, result, now.reveal, drafting, cache)
