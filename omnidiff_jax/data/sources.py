@@ -130,10 +130,17 @@ class JsonlRecords:
         paths = []
         for name in names:
             try:
-                paths.append(str(safe_join(self._root, name)))
+                paths.append(str(safe_join(self._root, self._within(name))))
             except (UserError, OSError, RuntimeError) as error:
                 raise RejectedRecord("path leads out of the media folder", f"{where}: {error}") from error
         return tuple(paths)
+
+    def _within(self, name: str) -> str:
+        """The path under the root, of an absolute one that lies there: released manifests hold such."""
+        root = os.fspath(self._root)
+        if os.path.isabs(name) and os.path.commonpath([root, name]) == os.path.abspath(root):
+            return os.path.relpath(name, root)
+        return name
 
 
 def _messages(content: Any, where: str) -> tuple[Message, ...]:

@@ -163,7 +163,8 @@ def _checked(source: Opened) -> BinaryIO:
         _check_wav_length(source)
     elif head[:3] == b"ID3" or head[:1] == b"\xff":
         return io.BytesIO(indexed(raw.read()))
-    # Seeking what Python has buffered would leave the descriptor where it is.
+    raw.seek(0)
+    # Seeking what Python has buffered leaves the descriptor where it is.
     if not isinstance(raw, io.BytesIO):
         os.lseek(raw.fileno(), 0, os.SEEK_SET)
     return raw
