@@ -1,10 +1,13 @@
 """Readers of corpora: each on a miniature of its true layout, the index of tars, what is said of what is wrong."""
 
+import io
+import json
 import pickle
 
 import corpora
 import numpy as np
 import pytest
+import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,9 +15,12 @@ from data_pipelines.readers.corpora import CORPORA
 from data_pipelines.readers.index import FAULT
 from data_pipelines.readers.layouts import tars
 from data_pipelines.readers.reader import CORPUS_READERS, open_corpus
+from experiments import data as data_command
+from omnidiff_jax.cli import guard
 from omnidiff_jax.codecs.encode import load_media
 from omnidiff_jax.codecs.judgment import check_trainable
 from omnidiff_jax.data.readers import SourceConfig, check_learned, raw_records
+from omnidiff_jax.data.sources import JsonlRecords
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.media.audio import read_audio, write_wav
 from omnidiff_jax.records import AUDIO_TAG, Medium, RejectedRecord, Waveform
@@ -213,3 +219,86 @@ def test_segments_are_the_stretch_of_the_whole(tmp_path):
     for start, end in ((1.0, 1.0), (2.0, 3.0), (0.0, 9.0)):
         with pytest.raises(UserError, match="1.50 s long"):
             read_audio(Medium("a", str(tmp_path / "a.wav"), start=start, end=end))
+
+
+def test_another_form_given_as_json_lines_is_named(tmp_path):
+    corpora.make("laion", tmp_path)
+    corpora.make("globe", tmp_path)
+    for pattern, reader in (("*.tar", "tar"), ("*.parquet", "parquet")):
+        with pytest.raises(UserError, match=f"not JSON lines; read it with reader={reader}$"):
+            JsonlRecords(next(tmp_path.rglob(pattern)))
+
+
+def test_absolute_paths_are_taken_where_they_lie_under_the_root(tmp_path):
+    corpora.write_png(tmp_path / "in" / "a.png", corpora.picture(3))
+    turns = [{"role": "user", "content": "<|image|>what?"}, {"role": "assistant", "content": "red"}]
+    rows = [
+        {"messages": turns, "images": [str(tmp_path / name)]} for name in ("in/a.png", "in/../b.png", "inner/a.png")
+    ]
+    manifest = corpora.lines(tmp_path / "a.jsonl", rows)
+    assert len(reasons(JsonlRecords(manifest, tmp_path / "in"))[1]) == 1
+    assert reasons(JsonlRecords(manifest, "/"))[0] == {"missing image": 2}
+
+
+def test_mp3_without_an_index_is_read_to_its_end(tmp_path):
+    """What LAME writes with -t: a decoder estimates the length from the first frames, here silent ones."""
+    rng = np.random.default_rng(0)
+    for rate in (16000, 44100):
+        wave = np.concatenate([np.zeros(rate * 4), rng.normal(0, 0.1, rate * 4)]).astype(np.float32)
+        buffer = io.BytesIO()
+        soundfile.write(buffer, wave, rate, format="MP3", bitrate_mode="VARIABLE", compression_level=0.4)
+        content = buffer.getvalue()
+        first = content.index(b"\xff", 4 + content.index(b"Xing"))
+        while content[first + 1] & 0xE6 != 0xE2:
+            first = content.index(b"\xff", first + 1)
+        bare = content[first:]
+        assert abs(soundfile.info(io.BytesIO(bare)).duration - 8) > 1
+        assert read_audio(Medium("a.mp3", content=bare)).seconds == pytest.approx(8, abs=0.1)
+        assert read_audio(Medium("a.mp3", content=content)).seconds == pytest.approx(8, abs=0.01)
+        # A header that announces two frames more than there are.
+        at = content.index(b"Xing") + 8
+        frames = int.from_bytes(content[at : at + 4], "big") + 2
+        more = content[:at] + frames.to_bytes(4, "big") + content[at + 4 :]
+        assert read_audio(Medium("a.mp3", content=more)).seconds == pytest.approx(8, abs=0.1)
+    with pytest.raises(UserError, match="empty"):
+        read_audio(Medium("a.mp3", content=b""))
+
+
+def test_turns_that_nothing_answers_are_no_part_of_a_sample(tmp_path):
+    def turns(*contents):
+        return [
+            {"role": role, "content": text} for role, text in zip(("user", "assistant") * 2, contents, strict=False)
+        ]
+
+    rows = [{"messages": turns("a", "b", "c", "d")}, {"messages": turns("a", "", "c", "d")}]
+    rows += [{"messages": turns("a", "b", "c")}, {"messages": [*turns("a", "b", "c"), *turns("e")]}]
+    corpora.parquet(tmp_path / "train.parquet", [row | {"id": str(n)} for n, row in enumerate(rows)])
+    rejected, usable = reasons(opened("tulu3", tmp_path))
+    assert rejected == {"blank assistant message": 1}
+    assert [[message.content for message in record.messages] for record in usable] == [
+        ["a", "b", "c", "d"],
+        ["a", "b"],
+        ["a", "b"],
+    ]
+    # A manifest's own lines are taken as they are written, or not at all.
+    dangling = reasons(JsonlRecords(corpora.lines(tmp_path / "a.jsonl", rows)))[0]
+    assert dangling == {"blank assistant message": 1, "last message is not the assistant's": 2}
+
+
+def test_a_source_is_looked_at_with_any_reader(tmp_path, capsys):
+    corpora.make("common_voice", tmp_path)
+    clips = tmp_path / "cv-corpus-21" / "en" / "clips"
+    (clips / "clip_0.mp3").write_bytes(b"")
+    command = data_command.COMMAND
+    words = ["check", str(tmp_path), "--reader=common_voice", f"--report={tmp_path / 'report.html'}", "--json"]
+    assert guard(command.program, lambda: command.call(data_command.run, words)) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (report["accepted"], report["rejected"]) == (1, {"unusable audio": 1})
+    assert report["languages"] == {"en": 1} and report["tasks"] == {"asr": 1}
+    assert report["amounts_to"]["measured"] == 1 and report["amounts_to"]["tokens"] > 10
+    page = (tmp_path / "report.html").read_text()
+    assert "data:audio/wav;base64," in page and "Seconds of audio" in page and "empty (0 bytes)" in page
+    assert "http" not in page
+    (clips / "clip_1.mp3").write_bytes(b"no sound")
+    assert guard(command.program, lambda: command.call(data_command.run, words[:3])) == 2
+    assert "nothing in" in capsys.readouterr().err
