@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import io
 import json
 
 import numpy as np
