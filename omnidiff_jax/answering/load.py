@@ -19,6 +19,7 @@ from omnidiff_jax.data.mixture import Stage
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.fetching import fetch_ahead, local_copy
 from omnidiff_jax.files import path
+from omnidiff_jax.models.backbone import layers_apart
 from omnidiff_jax.models.omni import OmniModel
 from omnidiff_jax.models.quantized import check_devices, quantize_params
 from omnidiff_jax.runs import stored as runs
@@ -184,4 +185,5 @@ def denoiser(run: ModelRun, params: Any, quantize: str = "") -> Denoiser:
     whole = program.whole(params)
     if quantize:
         whole = quantize_params(whole, quantize, give_up=True)
-    return module_denoiser(OmniModel(program.model), whole, program.loss_config.alignment)
+    apart = layers_apart(whole, program.model.backbone)
+    return module_denoiser(OmniModel(program.model), apart, program.loss_config.alignment)

@@ -39,7 +39,7 @@ def module_denoiser(module: Any, params: Any, alignment: str = "shifted") -> Den
     Args:
         module: has methods `embed_inputs(ModelInputs) -> [B, L, D]` and `logits(hidden, start, stop)`, and a submodule
             `backbone` with `embed(tokens)` and `__call__(embeddings, positions, segment_ids)`.
-        params: its unboxed parameters.
+        params: its unboxed parameters; a tuple of arrays stands for what is stacked from them.
         alignment: of its logits.
     """
     return Denoiser(params, *_functions(module), alignment)
@@ -49,10 +49,18 @@ def module_denoiser(module: Any, params: Any, alignment: str = "shifted") -> Den
 def _functions(module: Any) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
     """The three functions of `module`; cached, because jit knows functions by identity."""
 
+    def whole(params: Any) -> dict[str, Any]:
+        """The variables; XLA takes a stack apart again where it is sliced."""
+
+        def apart(x: Any) -> bool:
+            return type(x) is tuple
+
+        return {"params": jax.tree.map(lambda x: jnp.stack(x) if apart(x) else x, params, is_leaf=apart)}
+
     def prepare(params: Any, canvas: Canvas) -> dict[str, jax.Array]:
         inputs = canvas.inputs
         known = dataclasses.replace(inputs, tokens=jnp.maximum(inputs.tokens, 0))
-        embeddings = module.apply({"params": params}, known, method="embed_inputs")
+        embeddings = module.apply(whole(params), known, method="embed_inputs")
         if canvas.prompt_embeddings is not None:
             positions = jnp.arange(inputs.tokens.shape[1])[None, :]
             in_prompt = positions < canvas.answer_start[:, None]
@@ -71,9 +79,9 @@ def _functions(module: Any) -> tuple[Callable[..., Any], Callable[..., Any], Cal
         return module.backbone(embeddings, context["positions"], context["segment_ids"])
 
     def hidden(params: Any, tokens: jax.Array, context: dict[str, jax.Array]) -> jax.Array:
-        return module.apply({"params": params}, tokens, context, method=embed_and_run)
+        return module.apply(whole(params), tokens, context, method=embed_and_run)
 
     def logits(params: Any, rows: jax.Array, start: int = 0, stop: int | None = None) -> jax.Array:
-        return module.apply({"params": params}, rows, start, stop, method="logits")
+        return module.apply(whole(params), rows, start, stop, method="logits")
 
     return prepare, hidden, logits

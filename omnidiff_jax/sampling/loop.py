@@ -70,6 +70,7 @@ def sample(
     config: SamplerConfig,
     seed: int | Sequence[int] = 0,
     unconditional: Canvas | None = None,
+    most_steps: int | None = None,
 ) -> SampleResult:
     """Fills the masked positions of `canvas`.
 
@@ -83,12 +84,16 @@ def sample(
         config: how to decode.
         seed: of the noise (temperatures above 0, random order), unused otherwise; one for all examples or for each.
         unconditional: from `unconditional_canvas`; needed by guidance, else ignored.
+        most_steps: as many of the planned steps are taken, and what they leave stays masked: to compile without the
+            wait. None = all.
 
     Raises:
         UserError: guidance without `unconditional`, or allowed sets over another vocabulary than the model's.
     """
     generate = np.asarray(canvas.generate)
     plan = make_plan(config, generate, np.asarray(canvas.answer_start), np.asarray(canvas.answer_length))
+    if most_steps is not None:
+        plan = plan._replace(steps=np.minimum(plan.steps, np.int32(most_steps)))
     length = generate.shape[1]
     allowed = None if canvas.allowed is None else np.asarray(canvas.allowed)
     span = config.candidates.span(allowed, np.asarray(canvas.groups)[generate])
