@@ -134,8 +134,8 @@ def _group(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 # What may differ between the model that weights were made with and the one that goes on from them: how it is computed,
 # how fresh weights are drawn, quirks of training, and facts that a released checkpoint does not hold.
 FREE = {
-    "vocab_size", "dtype", "attention", "remat", "scan_layers", "init_stddev", "embed_stddev", "residual_stddev",
-    "padding_idx", "padding_visible", "queries", "position_table", "padding", "max_positions",
+    "vocab_size", "dtype", "attention", "attention_mask", "remat", "scan_layers", "init_stddev", "embed_stddev",
+    "residual_stddev", "padding_idx", "padding_visible", "queries", "position_table", "padding", "max_positions",
 }  # fmt: skip
 
 

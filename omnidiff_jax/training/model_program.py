@@ -91,7 +91,8 @@ class OmniProgram(TrainProgram):
         self, params: Any, batch: Batch, key: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         corrupted = corrupt(batch, self.seed, self.masking, self.vocabulary)
-        inputs = dataclasses.replace(batch.inputs, tokens=corrupted.tokens)
+        # What may be masked is the answer, in every turn; all else is given.
+        inputs = dataclasses.replace(batch.inputs, tokens=corrupted.tokens, given=~batch.targets)
         params = self.whole(params)
         with logical_rules(self.sharding):
             hidden = OmniModel(self.model).apply({"params": params}, inputs)
