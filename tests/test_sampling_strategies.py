@@ -96,9 +96,9 @@ class EveryNth(Cache):
         context = super().init(denoiser, canvas)
         return context, jnp.zeros_like(denoiser.hidden(denoiser.params, canvas.inputs.tokens, context)), jnp.int32(0)
 
-    def hidden(self, denoiser, tokens, state, step):
+    def hidden(self, denoiser, tokens, state, call):
         context, kept, runs = state
-        fresh = step % self.every == 0
+        fresh = call.number % self.every == 0
         kept = jax.lax.cond(fresh, lambda: denoiser.hidden(denoiser.params, tokens, context), lambda: kept)
         return kept, (context, kept, runs + fresh)
 

@@ -1,4 +1,4 @@
-"""What one GPU is measured on: the largest part of the 7B backbone that it trains with AdamW, and the whole of it sampled.
+"""What one GPU is measured on: as much of the 7B backbone as it trains with AdamW, and the whole of it sampled.
 
 omnidiff bench train --config=experiments/configs/bench_gpu.py:dots --shrink_to_fit     nothing computed twice
 omnidiff bench train --config=experiments/configs/bench_gpu.py:full --shrink_to_fit     the most layers

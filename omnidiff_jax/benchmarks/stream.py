@@ -70,7 +70,7 @@ class Stream:
         counts = engine.counts
         latency = np.array([answered.seconds + late[answered.number] for answered in done.values()])
         waited = np.array([answered.waited + late[answered.number] for answered in done.values()])
-        equal = self._equal_alone(requests, [done[number].result.tokens for number in sorted(done)])
+        equal = self._equal_alone(requests, [np.asarray(done[number].result.tokens) for number in sorted(done)])
         details = {
             "requests": len(requests),
             "requests_per_second": len(requests) / seconds,
@@ -86,7 +86,7 @@ class Stream:
             "latency_p99": float(np.quantile(latency, 0.99)),
             "equal_alone": equal,
         }
-        tokens = np.stack([done[number].result.tokens for number in sorted(done)])
+        tokens = np.stack([np.asarray(done[number].result.tokens) for number in sorted(done)])
         need = self._need(requests, [done[number] for number in sorted(done)], counts.steps)
         return Filled(seconds, tokens, counts.steps, need, details=details, alone=equal == 1.0)
 

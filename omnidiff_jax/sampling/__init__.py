@@ -23,6 +23,7 @@ from omnidiff_jax.sampling.config import ASR_LENGTH, TTS_LENGTH, LengthRule, Pro
 from omnidiff_jax.sampling.denoiser import Denoiser, module_denoiser
 from omnidiff_jax.sampling.filters import Filters
 from omnidiff_jax.sampling.guidance import Guidance, ReleasedGuidance, random_text_prompt, unconditional_canvas
+from omnidiff_jax.sampling.keeping import DualCache, FeatureCache, PromptCache
 from omnidiff_jax.sampling.loop import sample
 from omnidiff_jax.sampling.penalties import (
     PaperPosition,
@@ -48,7 +49,9 @@ __all__ = [
     "Confidence",
     "CosineSchedule",
     "Denoiser",
+    "DualCache",
     "EntropyBound",
+    "FeatureCache",
     "Filters",
     "Guidance",
     "Halton",
@@ -58,6 +61,7 @@ __all__ = [
     "Position",
     "Prefill",
     "Prompt",
+    "PromptCache",
     "PromptLength",
     "RandomOrder",
     "ReleasedBlocks",

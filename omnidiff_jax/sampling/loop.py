@@ -16,6 +16,7 @@ import numpy as np
 
 from omnidiff_jax import rng
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.sampling.cache import Call, Layout
 from omnidiff_jax.sampling.candidates import Span
 from omnidiff_jax.sampling.canvas import Canvas, bucket
 from omnidiff_jax.sampling.config import SamplerConfig
@@ -88,7 +89,8 @@ def sample(
             wait. None = all.
 
     Raises:
-        UserError: guidance without `unconditional`, or allowed sets over another vocabulary than the model's.
+        UserError: guidance without `unconditional`, allowed sets over another vocabulary than the model's, or a cache
+            that cannot serve the canvas.
     """
     generate = np.asarray(canvas.generate)
     plan = make_plan(config, generate, np.asarray(canvas.answer_start), np.asarray(canvas.answer_length))
@@ -104,6 +106,7 @@ def sample(
                 "unconditional_canvas, or set guidance.scale = 0"
             )
         canvas = stack_canvases(canvas, unconditional)
+    config = dataclasses.replace(config, cache=config.cache.fitted(_layout(canvas, plan, config)))
     code = compiled(config, int(generate.sum()), canvas.generate.size, span)
     rows = len(plan.steps)
     seeds = [*seed, *[0] * (rows - len(seed))] if isinstance(seed, Sequence) else [seed] * rows
@@ -134,8 +137,24 @@ def trace_sampler(
     order = abstract(rows, length, dtype=jnp.float32) if fixed else None
     plan: Any = Plan(abstract(rows, steps, dtype=jnp.float32), columns, columns, abstract(rows), order)
     noise = jax.eval_shape(lambda: rng.streams([0] * rows, "sampling"))
+    every: Any = np.zeros(len(canvas.generate), np.int32)
+    layout = Layout(length, every, every, every + answer, min(config.blocks.size, answer))
+    config = dataclasses.replace(config, cache=config.cache.fitted(layout))
     code = compiled(config, rows * answer, canvas.generate.size, span)
     return _run.trace(denoiser, canvas, plan, noise, code=code, length=length)
+
+
+def _layout(canvas: Canvas, plan: Plan, config: SamplerConfig) -> Layout:
+    """What a cache is told of `canvas`, host arrays of R rows."""
+    start, size = np.asarray(canvas.answer_start), np.asarray(canvas.answer_length)
+    batch = len(plan.steps)
+    asked, last = start.copy(), start + size
+    if len(start) > batch:
+        shift: Any = (start[batch:] - start[:batch])[:, None]
+        partners = [config.guidance.partners(x[:batch, None], shift) for x in (start, last)]
+        asked[batch:], last[batch:] = (np.asarray(x)[:, 0] for x in partners)
+    block = int((plan.stop - plan.start).max(initial=0)) if config.blocks.size else 0
+    return Layout(canvas.generate.shape[1], start, asked, np.maximum(last, start + size), block)
 
 
 def compiled(config: SamplerConfig, masks: int, positions: int, span: Span | None) -> Compiled:
@@ -207,12 +226,13 @@ def advance(denoiser: Denoiser, canvas: Canvas, plan: Plan, noise: jax.Array, ca
     columns = jnp.arange(generate.shape[1])[None, :]
     offsets = columns - canvas.answer_start[:batch, None]
     in_answer = (offsets >= 0) & (offsets < answer_length[:, None])
-    vocab_size = _vocab_size(denoiser, canvas, config, carry.cache)
     step, result, before = carry.step[:, None], carry.result, carry.result.tokens
     masked = generate & (before == mask_id)
     at = jnp.minimum(carry.column, plan.ratio.shape[1] - 1)[:, None]
     ratio, start, stop = (jnp.take_along_axis(x, at, axis=1) for x in (plan.ratio, plan.start, plan.stop))
     running_block = (columns >= start) & (columns < stop) & (carry.column < plan.steps)[:, None]
+    call = _call(canvas, carry.calls, start[:, 0], jnp.where(carry.column < plan.steps, stop[:, 0], start[:, 0]))
+    vocab_size = _vocab_size(denoiser, canvas, config, carry.cache, call)
     eligible = masked & running_block
     count = eligible.sum(axis=1, keepdims=True, dtype=jnp.int32)
     share = (count.astype(jnp.float32) * ratio).astype(jnp.int32)
@@ -232,7 +252,7 @@ def advance(denoiser: Denoiser, canvas: Canvas, plan: Plan, noise: jax.Array, ca
         factor=config.position.factor(offsets, answer_length, masked, progress),
         keys=keys("tokens") if config.filters.draws else None,
     )
-    hidden, cache = config.cache.hidden(denoiser, _with_unconditional(canvas, before), carry.cache, carry.calls)
+    hidden, cache = config.cache.hidden(denoiser, _with_unconditional(canvas, before), carry.cache, call)
     ids = code.span or Span(0, vocab_size, False)
     head = functools.partial(denoiser.logits, denoiser.params, start=ids.start, stop=ids.stop)
     scored = eligible | written
@@ -273,13 +293,22 @@ def advance(denoiser: Denoiser, canvas: Canvas, plan: Plan, noise: jax.Array, ca
     return Carry(carry.calls + 1, carry.step + 1, column, result, decision.state, cache)
 
 
-def _vocab_size(denoiser: Denoiser, canvas: Canvas, config: SamplerConfig, state: Any) -> int:
+def _call(canvas: Canvas, number: jax.Array, start: jax.Array, stop: jax.Array) -> Call:
+    """The step as a cache sees it, from the running blocks [B] of the conditional rows."""
+    batch = len(start)
+    if len(canvas.answer_start) == batch:
+        return Call(number, start, stop)
+    shift = canvas.answer_start[batch:] - canvas.answer_start[:batch]
+    return Call(number, *(jnp.concatenate([x, x + shift]) for x in (start, stop)))
+
+
+def _vocab_size(denoiser: Denoiser, canvas: Canvas, config: SamplerConfig, state: Any, call: Call) -> int:
     """V, without running anything.
 
     Raises:
         UserError: allowed sets of another vocabulary.
     """
-    hidden, _ = jax.eval_shape(config.cache.hidden, denoiser, canvas.inputs.tokens, state, jnp.int32(0))
+    hidden, _ = jax.eval_shape(config.cache.hidden, denoiser, canvas.inputs.tokens, state, call)
     row = jax.ShapeDtypeStruct((1, hidden.shape[-1]), hidden.dtype)
     size = jax.eval_shape(denoiser.logits, denoiser.params, row).shape[-1]
     if canvas.allowed is not None and canvas.allowed.shape[1] != size:
