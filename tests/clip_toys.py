@@ -1,5 +1,5 @@
-"""A small CLIP of random weights in transformers' form. `python tests/clip_toys.py` records what transformers says of it
-(needs the extra `torch`)."""
+"""A small CLIP of random weights in transformers' form. `python tests/clip_toys.py` records what transformers says of
+it (needs the extra `torch`)."""
 
 import json
 from pathlib import Path

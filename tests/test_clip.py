@@ -42,15 +42,26 @@ def test_vectors_are_those_that_transformers_gives(judge, tmp_path):
     check(judge, clip_toys.record(tmp_path / "clip"))
 
 
-@pytest.mark.parametrize(("patch", "vision", "text"), [(14, (1024, 24, 16), (768, 12, 12)), (32, (768, 12, 12), (512, 12, 8))])
+@pytest.mark.parametrize(
+    ("patch", "vision", "text"), [(14, (1024, 24, 16), (768, 12, 12)), (32, (768, 12, 12), (512, 12, 8))]
+)
 def test_released_sizes_have_the_tensors_that_transformers_has(patch, vision, text):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
 
     def tower(width, layers, heads):
-        return {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers, "num_attention_heads": heads}
+        return {
+            "hidden_size": width,
+            "intermediate_size": 4 * width,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+        }
 
-    content = {"projection_dim": text[0], "text_config": tower(*text), "vision_config": tower(*vision) | {"patch_size": patch}}
+    content = {
+        "projection_dim": text[0],
+        "text_config": tower(*text),
+        "vision_config": tower(*vision) | {"patch_size": patch},
+    }
     with torch.device("meta"):
         theirs = transformers.CLIPModel(transformers.CLIPConfig(**content)).state_dict()
     empty = {name: np.broadcast_to(np.float32(0), tuple(tensor.shape)) for name, tensor in theirs.items()}

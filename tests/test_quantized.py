@@ -8,14 +8,20 @@ import numpy as np
 import pytest
 from flax.core import meta
 from jax.sharding import NamedSharding
+from tiny_run import untrained, write_config
 
 import omnidiff_jax
+from experiments.common import load_config
+from omnidiff_jax.codecs.tokenizers import open_tokenizers
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.models.backbone import BackboneConfig
 from omnidiff_jax.models.omni import OmniConfig, OmniModel, init_params
-from omnidiff_jax.models.quantized import Weights, check_devices, contract, quantize_params
+from omnidiff_jax.models.quantized import Weights, check_devices, contract, quantize_array, quantize_params
+from omnidiff_jax.runs import stored
+from omnidiff_jax.runs.stored import newest, open_here, restore, restore_quantized
 from omnidiff_jax.sharding.mesh import MeshConfig, make_mesh
 from omnidiff_jax.sharding.rules import logical_rules, param_specs
+from omnidiff_jax.training import initial, lora, model_program
 
 pytest.importorskip("qwix")
 
@@ -136,15 +142,6 @@ def test_abstract_parameters_have_the_real_ones_shapes(params):
     )
 
 
-def test_the_float_ones_are_given_up_where_asked(params):
-    copies = jax.tree.map(jnp.copy, params)
-    held = quantize_params(copies, "int8", give_up=True)
-    assert copies["backbone"]["head"].is_deleted() and not copies["backbone"]["norm"]["scale"].is_deleted()
-    np.testing.assert_array_equal(
-        held["backbone"]["head"].values, quantize_params(params, "int8")["backbone"]["head"].values
-    )
-
-
 def test_refusals(params):
     with pytest.raises(UserError, match="did you mean 'int8'"):
         quantize_params(params, "int9")
@@ -153,6 +150,71 @@ def test_refusals(params):
             check_devices("fp8")
         with pytest.raises(UserError, match="fp8"):
             omnidiff_jax.load("nano", quantize="fp8")
+
+
+def opened(config, folder):
+    untrained(config, folder)
+    found = newest(folder)
+    return found, open_here(found.config, open_tokenizers(found.config.tokenizers))
+
+
+def same_but_for_a_step(ours, theirs):
+    """Equal, but where rounding of the floats moved a value over a boundary."""
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        if one.dtype != jnp.int8:
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+            continue
+        steps = np.abs(np.asarray(one, np.int32) - np.asarray(other, np.int32))
+        assert steps.max() <= 1 and steps.mean() < 1e-3
+
+
+@pytest.fixture(scope="module")
+def run_config(tmp_path_factory):
+    config = load_config(str(write_config(tmp_path_factory.mktemp("quantized"))))
+    config.batch_size = 8
+    return config
+
+
+def test_loading_holds_one_float_array_at_a_time_and_image_rows_are_sums(run_config, tmp_path, monkeypatch):
+    found, run = opened(run_config, tmp_path / "run")
+    assert run.program.image_factors
+    whole, events = quantize_params(run.program.whole(restore(found, run)), "int8"), []
+
+    def told(function, place):
+        def told_function(*arguments):
+            events.append(arguments[place])
+            return function(*arguments)
+
+        return told_function
+
+    monkeypatch.setattr(initial, "_load", told(initial._load, 1))
+    monkeypatch.setattr(stored, "quantize_array", told(quantize_array, 0))
+    same_but_for_a_step(restore_quantized(found, run, "int8"), whole)
+    assert len(events) > 20 and events[::2] == events[1::2]  # quantized before the next one is read
+    sizes = [leaf_of(run.program.init(jax.random.key(0)), path).size for path in events[::2]]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def leaf_of(tree, path):
+    for key in path.split("/"):
+        tree = tree[key]
+    return tree
+
+
+def test_lora_is_added_before_its_matrices_are_quantized(run_config, tmp_path, monkeypatch):
+    def trained(*arguments):
+        return jax.tree.map(lambda x: x + 0.1, lora.init_lora(*arguments))
+
+    monkeypatch.setattr(model_program, "init_lora", trained)
+    config = run_config.copy_and_resolve_references()
+    config.lora.rank = 2
+    found, run = opened(config, tmp_path / "run")
+    floats = restore(found, run)
+    whole = quantize_params(run.program.whole(floats), "int8")
+    same_but_for_a_step(restore_quantized(found, run, "int8"), whole)
+    query = "backbone/layers/attention/query/kernel"
+    assert np.abs(leaf_of(back(whole), query) - leaf_of(floats, query)).max() > 0.01
 
 
 def test_the_shipped_model_answers():

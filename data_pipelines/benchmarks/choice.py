@@ -14,11 +14,10 @@ from omnidiff_jax.evaluation.choices import LETTERS, Letters, lettered, open_rig
 from omnidiff_jax.evaluation.intervals import Ratios
 from omnidiff_jax.evaluation.transcripts import one_line
 
-SEED_LAYOUTS = (
-    "a folder with SEED-Bench-2-plus-text-rich.json and text_rich/, or VLMEvalKit's SEEDBench2_Plus.tsv"
-)
+SEED_LAYOUTS = "a folder with SEED-Bench-2-plus-text-rich.json and text_rich/, or VLMEvalKit's SEEDBench2_Plus.tsv"
 MMMU_LAYOUTS = (
-    "the parquet files of MMMU/MMMU (validation-*.parquet, a folder a subject or merged), or VLMEvalKit's MMMU_DEV_VAL.tsv"
+    "the parquet files of MMMU/MMMU (validation-*.parquet, a folder a subject or merged), or VLMEvalKit's "
+    "MMMU_DEV_VAL.tsv"
 )
 _PICTURES = [f"image_{number}" for number in range(1, 8)]
 
@@ -53,7 +52,9 @@ def read_seed(data: str, protocol: Protocol) -> Iterator[Item]:
         for row in files.table_rows(tables[0]):
             options = [row.text(letter) for letter in "ABCD"]
             picture, name = row.media.get("image"), row.text("index")
-            yield _choice(row.text("category"), name, row.text("question"), options, row.text("answer"), picture, protocol)
+            yield _choice(
+                row.text("category"), name, row.text("question"), options, row.text("answer"), picture, protocol
+            )
         return
     found = files.found(place, "SEED-Bench-2-plus-text-rich.json")
     if not found:
@@ -117,9 +118,7 @@ def _mmmu_table(path: Path, protocol: Protocol) -> Iterator[Item]:
         subject = row.cells.get("category", "")
         name, picture = row.cells.get("id") or row.text("index"), row.media.get("image")
         kept = {"answers": [row.text("answer")], "subject": subject, "pictures": 1}
-        yield _choice(
-            "validation", name, row.text("question"), options, row.text("answer"), picture, protocol, **kept
-        )
+        yield _choice("validation", name, row.text("question"), options, row.text("answer"), picture, protocol, **kept)
 
 
 def _list(text: str, where: str) -> list[str]:
@@ -191,12 +190,12 @@ def exports(answered: Sequence[Answered], protocol: Protocol) -> dict[str, str]:
     return {"answers.json": json.dumps(told, indent=1) + "\n", "vlmevalkit.tsv": "".join(rows)}
 
 
-_SELECT = (
-    "Question: {question}\nOptions:\n{options}\nPlease select the correct answer from the options above. "
-)
+_SELECT = "Question: {question}\nOptions:\n{options}\nPlease select the correct answer from the options above. "
 _DIRECT = "{question}\n{options}\nAnswer with the option's letter from the given choices directly."
 _OMNI = (("Omni-Diffusion v1", 34.5, "arXiv 2603.06577v1"), ("Omni-Diffusion (ICML)", 34.7, "ICML 2026 version"))
-_KIT = Protocol("VLMEvalKit's prompt and exact matching; that the paper's number is of it is probable", _SELECT, "vlmevalkit")
+_KIT = Protocol(
+    "VLMEvalKit's prompt and exact matching; that the paper's number is of it is probable", _SELECT, "vlmevalkit"
+)
 
 SEED2PLUS = Benchmark(
     "SEED-Bench-2-Plus, text-rich pictures",

@@ -15,8 +15,9 @@ from omnidiff_jax.evaluation.intervals import Ratios
 
 SUBSET = "subset.csv"
 LAYOUTS = (
-    "a folder with captions_val2014.json or captions_val2017.json (or in annotations/), or Karpathy's dataset_coco.json, "
-    f"and the pictures in val2014/ or val2017/; {SUBSET}, lines IMAGE_ID,CAPTION_ID, says which captions are drawn"
+    "a folder with captions_val2014.json or captions_val2017.json (or in annotations/), or Karpathy's "
+    f"dataset_coco.json, and the pictures in val2014/ or val2017/; {SUBSET}, lines IMAGE_ID,CAPTION_ID, says which "
+    "captions are drawn"
 )
 SPOKEN_LAYOUTS = f"{LAYOUTS}; and SpokenCOCO_val.json with its wavs (data[].image, captions[].text, wav)"
 
@@ -99,7 +100,9 @@ def _official(content: Any, path: Path) -> list[Caption]:
     try:
         named = {image["id"]: str(image["file_name"]) for image in content["images"]}
         told = content["annotations"]
-        return [Caption(str(a["image_id"]), str(a["id"]), str(a["caption"]).strip(), named[a["image_id"]]) for a in told]
+        return [
+            Caption(str(a["image_id"]), str(a["id"]), str(a["caption"]).strip(), named[a["image_id"]]) for a in told
+        ]
     except (KeyError, TypeError) as error:
         raise UserError(f"{path}: not COCO's captions ({error} is missing)") from error
 
@@ -118,9 +121,8 @@ def _chosen(place: Path, captions: Sequence[Caption], protocol: Protocol) -> lis
         by_picture.setdefault(caption.picture, []).append(caption)
     rng = np.random.default_rng(int(protocol.settings["seed"]))
     chosen = [found[rng.integers(len(found))] for found in by_picture.values()]
-    rng.shuffle(chosen)  # type: ignore[arg-type]
-    most = int(protocol.settings["pictures"])
-    return chosen[:most] if most else chosen
+    most = int(protocol.settings["pictures"]) or len(chosen)
+    return [chosen[i] for i in rng.permutation(len(chosen))[:most]]
 
 
 def score(answered: Sequence[Answered], protocol: Protocol) -> Scores:
@@ -141,7 +143,7 @@ def exports(answered: Sequence[Answered], protocol: Protocol) -> Mapping[str, st
 
 
 _PAPER = Protocol(
-    "which captions and which CLIP were used is not said: one caption of each picture by a seed, ViT-L/14 as GILL's code",
+    "which captions and which CLIP were used is not said: one caption of a picture, by a seed; ViT-L/14 as GILL's code",
     judge="picture",
     settings={"seed": "0", "pictures": "5000"},
 )

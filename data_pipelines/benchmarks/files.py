@@ -137,7 +137,7 @@ def parquet_rows(paths: Sequence[Path], media: Sequence[str]) -> Iterator[Row]:
 def table_rows(path: Path, media: str = "image") -> Iterator[Row]:
     """Rows of a tab-separated table with a header, as VLMEvalKit keeps them; one row in memory at a time.
 
-    A cell may be quoted and hold line breaks. A short `media` cell is the index of the row whose picture this one shares.
+    A cell may be quoted and hold line breaks. A short `media` cell is the index of a row whose picture this one shares.
 
     Raises:
         UserError: a file that cannot be read, or a row of another number of cells.
@@ -153,9 +153,11 @@ def table_rows(path: Path, media: str = "image") -> Iterator[Row]:
         if len(cells) != len(header):
             raise UserError(f"{path}, byte {start}: {len(cells)} cells under {len(header)} columns")
         row = dict(zip(header, cells, strict=True))
-        picture, held = row.pop(media, ""), {}
+        picture = row.pop(media, "")
+        held: dict[str, Medium] = {}
         if len(picture) > 64:
-            held[media] = shared[row.get("index", "")] = TableMedium(str(path), start, len(content), header, media)
+            held[media] = TableMedium(str(path), start, len(content), header, media)
+            shared[row.get("index", "")] = held[media]
         elif picture:
             if picture not in shared:
                 raise UserError(f"{path}, byte {start}: {media} is that of row {picture}, which does not come before")

@@ -12,8 +12,8 @@ from omnidiff_jax.evaluation.benchmark import Answered, Benchmark, Item, Medium,
 
 SPLIT = "test-clean"
 LAYOUTS = (
-    "a folder of OpenSLR 12 (SPK/CH/SPK-CH.trans.txt beside SPK-CH-UTT.flac), parquet files with text, audio and id, or "
-    "JSON lines with messages and audios"
+    "a folder of OpenSLR 12 (SPK/CH/SPK-CH.trans.txt beside SPK-CH-UTT.flac), parquet files with text, audio and id, "
+    "or JSON lines with messages and audios"
 )
 
 
@@ -81,7 +81,9 @@ LIBRISPEECH = Benchmark(
     {SPLIT: (2620,)},
     {
         "released": _RELEASED,
-        "paper": dataclasses.replace(_RELEASED, note="that the paper's number was made by the released script is likely"),
+        "paper": dataclasses.replace(
+            _RELEASED, note="that the paper's number was made by the released script is likely"
+        ),
         "lmms_eval": Protocol("Whisper's normaliser, as lmms-eval has it", normaliser="whisper"),
     },
     read,

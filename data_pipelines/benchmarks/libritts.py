@@ -13,8 +13,8 @@ from omnidiff_jax.evaluation.transcripts import word_edits
 
 SPLIT = "test-clean"
 LAYOUTS = (
-    "a folder of OpenSLR 60 (SPK/CH/NAME.wav, .normalized.txt, .original.txt), parquet files with text_normalized, audio "
-    "and id, or JSON lines with messages and audios"
+    "a folder of OpenSLR 60 (SPK/CH/NAME.wav, .normalized.txt, .original.txt), parquet files with text_normalized, "
+    "audio and id, or JSON lines with messages and audios"
 )
 _ASKED = "Convert the text to speech.\n"
 
@@ -85,8 +85,8 @@ LIBRITTS = Benchmark(
     {
         "released": dataclasses.replace(
             _WHISPER,
-            note="tools/evaluate_libritts.py of the released code: whisper-large-v3, WeTextProcessing; sentences without "
-            "speech left out; which column of text it read is not known",
+            note="tools/evaluate_libritts.py of the released code: whisper-large-v3, WeTextProcessing; sentences "
+            "without speech left out; which column of text it read is not known",
             normaliser="released_speech",
             settings={"text": "normalized", "silent": "left out"},
         ),

@@ -35,8 +35,8 @@ COGNITION: Mapping[str, int] = {
 }
 _SINGLE = "{question}\nAnswer the question using a single word or phrase."
 POPE_LAYOUTS = (
-    "a folder with coco_pope_{random,popular,adversarial}.json (JSON lines) and the pictures of COCO val2014 in val2014/ "
-    "or beside them, or VLMEvalKit's POPE.tsv"
+    "a folder with coco_pope_{random,popular,adversarial}.json (JSON lines) and the pictures of COCO val2014 in "
+    "val2014/ or beside them, or VLMEvalKit's POPE.tsv"
 )
 MME_LAYOUTS = (
     "MME_Benchmark_release_version with a folder a task (X.jpg beside X.txt, or images/ and questions_answers_YN/), a "
@@ -90,7 +90,7 @@ def _said(answered: Sequence[Answered], protocol: Protocol) -> list[str]:
 
 
 def score_pope(answered: Sequence[Answered], protocol: Protocol) -> Scores:
-    """In percent: F1, over all questions or as the mean of the splits' F1s, accuracy, precision, recall, share of yes."""
+    """In percent: F1, of all questions or as the mean of the splits' F1s, accuracy, precision, recall, share of yes."""
     said = _said(answered, protocol)
     found = detections(said, [one.item.truth["answer"] for one in answered])
     numbers = {name: dataclasses.replace(ratios, weights=100 * ratios.weights) for name, ratios in found.items()}
@@ -115,7 +115,13 @@ def vlmevalkit(answered: Sequence[Answered], protocol: Protocol) -> str:
     """Predictions as VLMEvalKit's `PRED_FORMAT=tsv` has them; what breaks a line is a space."""
     rows = ["index\tcategory\tquestion\tanswer\tprediction\n"]
     for one in answered:
-        cells = (one.item.name, one.item.split, one.item.truth.get("question", ""), one.item.truth["answer"], one.said(protocol))
+        cells = (
+            one.item.name,
+            one.item.split,
+            one.item.truth.get("question", ""),
+            one.item.truth["answer"],
+            one.said(protocol),
+        )
         rows.append("\t".join(one_line(str(cell)) for cell in cells) + "\n")
     return "".join(rows)
 
@@ -138,10 +144,14 @@ def _mme_questions(data: str, protocol: Protocol) -> Iterator[Item]:
     if tables:
         for row in files.table_rows(tables[0]):
             file = row.text("image_path")
-            yield _question(row.text("category"), file, row.text("question"), row.text("answer"), row.media["image"], protocol)
+            yield _question(
+                row.text("category"), file, row.text("question"), row.text("answer"), row.media["image"], protocol
+            )
         return
     results = files.first(place, "eval_tool/Your_Results", "Your_Results")
-    nested = files.first(place, "MME_Benchmark_release_version/MME_Benchmark", "MME_Benchmark_release_version", "MME_Benchmark")
+    nested = files.first(
+        place, "MME_Benchmark_release_version/MME_Benchmark", "MME_Benchmark_release_version", "MME_Benchmark"
+    )
     root, read = nested or place, False
     for task in (*PERCEPTION, *COGNITION):
         if (root / task).is_dir():
@@ -225,28 +235,37 @@ def read_spoken(data: str, protocol: Protocol) -> Iterator[Item]:
     place = files.folder(data, MME_LAYOUTS)
     manifest = place / "spoken.tsv"
     if not manifest.is_file():
-        raise UserError(f"{manifest} is missing: the spoken questions are not published; make a table TASK, FILE, LINE, WAV")
+        raise UserError(
+            f"{manifest} is missing: the spoken questions are not published; make a table TASK, FILE, LINE, WAV"
+        )
     wavs: dict[tuple[str, str, int], str] = {}
     with open(manifest, encoding="utf-8", newline="") as file:
         for number, cells in enumerate(csv.reader(file, delimiter="\t"), start=1):
             if len(cells) != 4 or not cells[2].isdigit():
-                raise UserError(f"{manifest}, line {number}: must be TASK, FILE, LINE (from 1) and WAV, with tabs between")
+                raise UserError(
+                    f"{manifest}, line {number}: must be TASK, FILE, LINE (from 1) and WAV, with tabs between"
+                )
             wavs[cells[0], cells[1], int(cells[2])] = cells[3]
     for item in read_mme(data, protocol):
         wav = wavs.pop((item.split, str(item.truth["file"]), int(item.name.rpartition(" ")[2])), None)
         if wav:
             yield dataclasses.replace(item, task="spoken_vqa", text="", audio=files.beside(place, wav))
     if wavs:
-        raise UserError(f"{manifest}: {len(wavs)} lines name no question, such as {', '.join(map(str, next(iter(wavs))))}")
+        raise UserError(
+            f"{manifest}: {len(wavs)} lines name no question, such as {', '.join(map(str, next(iter(wavs))))}"
+        )
 
 
 _POPE = Protocol(
-    "POPE's own question and reading; headline as LLaVA's table has it. Which was used is not said; the paper's 76.6 is "
-    "probably an F1",
+    "POPE's own question and reading; headline as LLaVA's table has it. Which was used is not said; the paper's 76.6 "
+    "is probably an F1",
     reads="pope",
     settings={"headline": "mean F1 of the splits"},
 )
-_POPE_SOURCE = "github.com/AoiDragon/POPE (output/coco; MIT) and COCO val2014 (cocodataset.org; annotations CC BY 4.0, Flickr terms)"
+_POPE_SOURCE = (
+    "github.com/AoiDragon/POPE (output/coco; MIT) and COCO val2014 (cocodataset.org; annotations CC BY 4.0, pictures "
+    "under Flickr's terms)"
+)
 _OMNI = ("Omni-Diffusion v1", "Omni-Diffusion (ICML)")
 _FROM = ("arXiv 2603.06577v1", "ICML 2026 version")
 

@@ -17,7 +17,7 @@ from omnidiff_jax.records import AUDIO_TAG, EncodedExample, Message, Record, Rej
 from omnidiff_jax.sampling.canvas import Answer, Canvas, Prompt, blank, bucket, build_canvas, known
 from omnidiff_jax.sampling.config import SamplerConfig
 from omnidiff_jax.sampling.denoiser import Denoiser
-from omnidiff_jax.sampling.guidance import random_text_prompt, unconditional_canvas
+from omnidiff_jax.sampling.guidance import random_text_prompt, stack_canvases, unconditional_canvas
 from omnidiff_jax.sampling.likelihood import likelihood_bound
 from omnidiff_jax.sampling.loop import sample
 from omnidiff_jax.sampling.results import SampleResult, film, finish_reasons
@@ -174,30 +174,40 @@ class Generator:
         prompts, answers = self._written(queries)
         rows = self._rows if len(queries) > 1 else None
         canvas = self._canvas(prompts, answers, _ids(queries), self._multiple, rows, _names(queries))
-        empty = self._unconditional(queries[0].decoding, canvas, prompts, queries)
+        others = self._others(prompts, queries)
+        empty = self._unconditional(canvas, others, self._multiple) if others else None
         result = sample(self._denoiser, canvas, self._sampler(queries[0]), [query.seed for query in queries], empty)
         return self._read(canvas, result, answers, queries, strips)
 
     def _stream(self, queries: Sequence[Query], strips: bool) -> list[Response]:
-        """More than one batch of one kind of answer and decoding, without guidance: through an engine."""
+        """More than one batch of one kind of answer and decoding: through an engine."""
         parts = [queries[start : start + self._rows] for start in range(0, len(queries), self._rows)]
         written = [self._written(part) for part in parts]
-        works = [
-            Work(prompt, answer, self._sampler(query), query.seed, query.request_id)
-            for part, pairs in zip(parts, written, strict=True)
-            for query, prompt, answer in zip(part, *pairs, strict=True)
-        ]
-        length = bucket(max(len(work.prompt.tokens) + len(work.answer) for work in works), self._multiple)
+        works = []
+        for part, pairs in zip(parts, written, strict=True):
+            others: Sequence[Prompt | None] = self._others(pairs[0], part) or [None] * len(part)
+            works += [
+                Work(prompt, answer, self._sampler(query), query.seed, query.request_id, other)
+                for query, prompt, answer, other in zip(part, *pairs, others, strict=True)
+            ]
+        both = [(prompt, work) for work in works for prompt in (work.prompt, work.unconditional) if prompt is not None]
+        length = bucket(max(len(prompt.tokens) + len(work.answer) for prompt, work in both), self._multiple)
+        # Room for speech in every canvas or in none, whoever joins.
+        frames = length if any(len(prompt.frame_counts) for prompt, _ in both) else 0
         canvases = [
-            self._canvas(*pairs, _ids(part), length, self._rows, _names(part))
+            self._canvas(*pairs, _ids(part), length, self._rows, _names(part), frames)
             for part, pairs in zip(parts, written, strict=True)
         ]
 
         def lay_out(new: Sequence[Work], rows: int) -> Canvas:
             prompts, answers = [work.prompt for work in new], [work.answer for work in new]
-            return self._canvas(prompts, answers, [work.request_id for work in new], length, rows)
+            ids = [work.request_id for work in new]
+            canvas = self._canvas(prompts, answers, ids, length, rows, frames=frames)
+            others = [work.unconditional for work in new if work.unconditional is not None]
+            return stack_canvases(canvas, self._unconditional(canvas, others, length)) if others else canvas
 
-        engine = Engine(self._denoiser, lay_out, *room(works, canvases), slots=self._rows)
+        laid = [lay_out(works[start : start + self._rows], self._rows) for start in range(0, len(works), self._rows)]
+        engine = Engine(self._denoiser, lay_out, *room(works, laid), slots=self._rows)
         # The longest first, so that the last ones do not finish alone.
         numbers = {engine.submit(works[i]): i for i in reversed(range(len(works)))}
         results = {numbers[done.number]: done.result for done in engine.run()}
@@ -234,6 +244,7 @@ class Generator:
         multiple: int,
         rows: int | None,
         names: Sequence[str] = (),
+        frames: int = 0,
     ) -> Canvas:
         return build_canvas(
             prompts,
@@ -246,6 +257,7 @@ class Generator:
             rows=rows,
             limit=self._limit,
             names=names,
+            frames=frames,
         )
 
     def _encode(self, queries: Sequence[Query]) -> list[EncodedExample]:
@@ -279,17 +291,18 @@ class Generator:
             )
         return hole.reshape(rows, size // rows, columns, size // columns).any(axis=(1, 3)).reshape(-1)
 
-    def _unconditional(
-        self, decoding: Decoding, canvas: Canvas, prompts: Sequence[Prompt], queries: Sequence[Query]
-    ) -> Canvas | None:
+    def _others(self, prompts: Sequence[Prompt], queries: Sequence[Query]) -> list[Prompt]:
+        """Unconditional prompts of one batch; none without guidance."""
+        decoding, layout = queries[0].decoding, self.codecs.layout
         if decoding.sampler.guidance.scale == 0:
-            return None
-        layout = self.codecs.layout
+            return []
         if decoding.unconditional == "empty":
-            others = [Prompt(layout.prompt([*_systems(query.messages), Message("user", "")])) for query in queries]
-        else:
-            others = [self._random(prompt, query) for prompt, query in zip(prompts, queries, strict=True)]
-        return unconditional_canvas(canvas, others, layout.vocabulary, speech=layout.speech, multiple=self._multiple)
+            return [Prompt(layout.prompt([*_systems(query.messages), Message("user", "")])) for query in queries]
+        return [self._random(prompt, query) for prompt, query in zip(prompts, queries, strict=True)]
+
+    def _unconditional(self, canvas: Canvas, others: Sequence[Prompt], multiple: int) -> Canvas:
+        layout = self.codecs.layout
+        return unconditional_canvas(canvas, others, layout.vocabulary, speech=layout.speech, multiple=multiple)
 
     def _random(self, prompt: Prompt, query: Query) -> Prompt:
         """`prompt` with random text for its request, words and media alike; what was said before stays."""

@@ -19,8 +19,9 @@ from omnidiff_jax.data.mixture import Stage
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.fetching import fetch_ahead, local_copy
 from omnidiff_jax.files import path
+from omnidiff_jax.models.backbone import layers_apart
 from omnidiff_jax.models.omni import OmniModel
-from omnidiff_jax.models.quantized import check_devices, quantize_params
+from omnidiff_jax.models.quantized import check_devices
 from omnidiff_jax.runs import stored as runs
 from omnidiff_jax.runs.config import RunConfig, run_config
 from omnidiff_jax.runs.opening import ModelRun
@@ -78,11 +79,16 @@ def load(
         ready = open_tokenizers(opened.tokenizers)
         check_tokenizers(found.config.tokenizers, ready, name)
         run = runs.open_here(opened, ready)
-        return _model(run, ready, runs.restore(found, run), quantize, rows, seed, name)
+        params = (
+            runs.restore_quantized(found, run, quantize) if quantize else run.program.whole(runs.restore(found, run))
+        )
+        return _model(run, ready, params, rows, seed, name)
     opened = _with(_preset(config or weights_config(place), preset, name), decoding, tokenizers)
     ready = open_tokenizers(opened.tokenizers)
-    run = runs.open_here(dataclasses.replace(opened, init=dataclasses.replace(opened.init, folder=str(place))), ready)
-    return _model(run, ready, _weights(run), quantize, rows, seed, name)
+    init = dataclasses.replace(opened.init, folder=str(place))
+    run = runs.open_here(dataclasses.replace(opened, init=init), ready)
+    params = runs.read_quantized(init, run, quantize) if quantize else run.program.whole(_weights(run))
+    return _model(run, ready, params, rows, seed, name)
 
 
 def _place(what: str | os.PathLike[str]) -> Path:
@@ -165,10 +171,10 @@ def _weights(run: ModelRun) -> Any:
         return run.initial_params(abstract_state(run).params)
 
 
-def _model(run: ModelRun, tokenizers: Tokenizers, params: Any, quantize: str, rows: int, seed: int, name: str) -> Model:
+def _model(run: ModelRun, tokenizers: Tokenizers, params: Any, rows: int, seed: int, name: str) -> Model:
     config = run.config
     generator = Generator(
-        denoiser(run, params, quantize),
+        denoiser(run, params),
         tokenizers.codecs,
         config.decoding,
         rows=rows,
@@ -178,10 +184,8 @@ def _model(run: ModelRun, tokenizers: Tokenizers, params: Any, quantize: str, ro
     return Model(generator, config.decoding, name)
 
 
-def denoiser(run: ModelRun, params: Any, quantize: str = "") -> Denoiser:
-    """A run's model as the sampler sees it; quantized, the float matrices of `params` are given up."""
+def denoiser(run: ModelRun, params: Any) -> Denoiser:
+    """A run's model as the sampler sees it, of parameters that are `whole`, or `quantized`."""
     program = run.program
-    whole = program.whole(params)
-    if quantize:
-        whole = quantize_params(whole, quantize, give_up=True)
-    return module_denoiser(OmniModel(program.model), whole, program.loss_config.alignment)
+    apart = layers_apart(params, program.model.backbone)
+    return module_denoiser(OmniModel(program.model), apart, program.loss_config.alignment)

@@ -1,4 +1,4 @@
-"""A public benchmark as data: its questions, the protocols that it is asked and scored by, and a row of a table of them."""
+"""A public benchmark as data: its questions, the protocols it is asked and scored by, and a row of a table of them."""
 
 import collections
 import dataclasses
@@ -6,7 +6,8 @@ import hashlib
 import json
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol as Interface
+from typing import Any
+from typing import Protocol as Interface
 
 from omnidiff_jax.answering.media import to_audio, to_image
 from omnidiff_jax.answering.queries import Request
@@ -233,7 +234,8 @@ def census(benchmark: Benchmark, items: Sequence[Item]) -> Census:
     Raises:
         UserError: two items of one split with one name.
     """
-    digest, missing, absent = hashlib.sha256(), [], 0
+    digest, absent = hashlib.sha256(), 0
+    missing: list[str] = []
     seen: set[tuple[str, str]] = set()
     for item in items:
         if item.key in seen:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,18 @@ from omnidiff_jax.config import choose, to_dict
 from omnidiff_jax.errors import UserError, notice
 from omnidiff_jax.evaluation import stages
 from omnidiff_jax.evaluation.benchmark import Benchmark, Census, Item, Protocol, census, limited
+from omnidiff_jax.evaluation.exam import named
 from omnidiff_jax.evaluation.judges.named import judge_for
 from omnidiff_jax.evaluation.report import write_report
 from omnidiff_jax.evaluation.scorecard import read_scorecard, write_scorecard
 from omnidiff_jax.evaluation.standing import markdown, rows, standing
 from omnidiff_jax.files import write_bytes
 from omnidiff_jax.tasks.decodings import DECODINGS
-from omnidiff_jax.tasks.registry import Decoding
+from omnidiff_jax.tasks.registry import Decoding, task
 
 STAGES = ("generate", "judge", "score")
 FOLDER = "benchmarks"
+SETTINGS = "decoding.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Sitting:
         decoding: "protocol" = the set that it names, "own" = as the model is decoded anyway, or a set's name.
         judges: words of `judges.named`.
         limit: most items of each split, 0 = all.
-        stages: which are gone through.
+        through: which of `STAGES`.
         share: which samples are this process's.
         rows: samples that are asked together.
     """
@@ -45,13 +46,13 @@ class Sitting:
     decoding: str = "protocol"
     judges: tuple[str, ...] = ()
     limit: int = 0
-    stages: tuple[str, ...] = STAGES
+    through: tuple[str, ...] = STAGES
     share: stages.Share = stages.Share()
     rows: int = 64
 
 
-# Settings by task -> a model that is decoded so, and its settings of any task.
-Opened = Callable[[Mapping[str, Decoding]], tuple[stages.Answers, Callable[[str], Decoding]]]
+# Settings by task, {} = its own -> a model that is decoded so.
+Opened = Callable[[Mapping[str, Decoding]], stages.Answers]
 
 
 def chosen_protocol(exam: str, benchmark: Benchmark, word: str) -> tuple[str, Protocol]:
@@ -96,26 +97,31 @@ def sit(exam: str, benchmark: Benchmark, data: str, folder: Path, sitting: Sitti
         UserError: data, protocol or judge that cannot be, or results of another model in `folder`.
     """
     name, protocol = chosen_protocol(exam, benchmark, sitting.protocol)
-    judge = judge_for(list(sitting.judges), protocol.judge) if set(sitting.stages) & {"judge", "score"} else None
+    judge = judge_for(list(sitting.judges), protocol.judge) if set(sitting.through) & {"judge", "score"} else None
     everything = list(benchmark.read(data, protocol))
     found = census(benchmark, everything)
-    for line in _faults(benchmark, found):
-        notice(f"{exam}: {line}")
+    if faults := _faults(benchmark, found):
+        notice(f"{exam}: {named(faults)}")
     items = limited(everything, sitting.limit)
     if not items:
         raise UserError(f"{exam}: {data} holds no items; {benchmark.layouts}")
     place = folder / FOLDER / f"{exam}-{name}"
     word = protocol.decoding if sitting.decoding == "protocol" else sitting.decoding
     settings = {} if word in ("", "own") else _set(word, items)
-    if "generate" in sitting.stages:
+    if "generate" in sitting.through:
         told = {"model": sitting.model, "step": sitting.step, "data": found.digest, "protocol": name}
-        stages.open_run(place, told | {"decoding": word or "own", "settings": _plain(settings)})
+        stages.open_run(place, told | {"decoding": word or "own"})
         _generate(exam, items, protocol, opened, settings, place, sitting)
-    if "judge" in sitting.stages and judge is not None:
+    if "judge" in sitting.through and judge is not None:
         judged = stages.judge_speech if protocol.judge == "speech" else stages.judge_pictures
         judged(items, judge, place, sitting.share)
-    if "score" not in sitting.stages:
+    if "score" not in sitting.through:
         return {}
+    before = _told(place / "run.json").get("data", found.digest)
+    if before != found.digest:
+        raise UserError(
+            f"{place} holds answers to other data ({before[:12]}, now {found.digest[:12]}); name them by --data"
+        )
     gathered = stages.gather(items, protocol, place, getattr(judge, "name", ""))
     entry = standing(
         benchmark,
@@ -124,7 +130,7 @@ def sit(exam: str, benchmark: Benchmark, data: str, folder: Path, sitting: Sitti
         found,
         gathered,
         judge=getattr(judge, "name", ""),
-        decoding=_run(place).get("settings") or {"as": word or "own"},
+        decoding=_told(place / SETTINGS),
     )
     for file, content in benchmark.exports(gathered.answered, protocol).items():
         write_bytes(place / "exports" / file, content.encode())
@@ -137,12 +143,7 @@ def _set(word: str, items: Sequence[Item]) -> dict[str, Decoding]:
     return {task: found[task] for task in dict.fromkeys(item.task for item in items) if task in found}
 
 
-def _plain(settings: Mapping[str, Decoding]) -> dict[str, Any]:
-    return {task: to_dict(decoding) for task, decoding in settings.items()}
-
-
-def _run(place: Path) -> dict[str, Any]:
-    path = place / "run.json"
+def _told(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
@@ -158,7 +159,9 @@ def _generate(
     done = stages.read_lines(place, stages.ANSWERS)
     if all(item.key in done or not sitting.share.takes(item.key) for item in items):
         return
-    model, _ = opened(settings)
+    model = opened(settings)
+    tasks = dict.fromkeys(item.task for item in items)
+    stages.open_run(place, {name: to_dict(model.decoding(task(name))) for name in tasks}, SETTINGS)
     stages.generate(exam, items, protocol, model, place, sitting.share, sitting.rows)
 
 
@@ -179,19 +182,6 @@ def publish(folder: Path, entries: Mapping[str, Mapping[str, Any]], step: int) -
     write_report(folder / report, "omnidiff_jax: public benchmarks", scorecard, [], {})
     table = rows(exams)
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table)
-
-
-def sit_all(
-    benchmarks: Mapping[str, Benchmark], data: Mapping[str, str], folder: Path, sitting: Sitting, opened: Opened
-) -> dict[str, dict[str, Any]]:
-    """Several benchmarks after each other; a word on stderr of each. Arguments as `sit`'s, data by exam."""
-    entries = {}
-    for exam, benchmark in benchmarks.items():
-        entry = sit(exam, benchmark, data[exam], folder, sitting, opened)
-        if entry:
-            entries[exam] = entry
-            metric, value = next(iter(entry["metrics"].items()))
-            told = f"{exam}: {metric} {value:.4g}, {entry['n']} of {entry['of']}, {entry['unparsed']} unparsed"
-            print(told, file=sys.stderr, flush=True)
-    return entries
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table
+    )

@@ -15,7 +15,7 @@ from PIL import Image
 
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.evaluation.scorecard import labelled, span
-from omnidiff_jax.evaluation.standing import page
+from omnidiff_jax.evaluation.standing import page as standings
 from omnidiff_jax.records import Waveform
 
 _STYLE = """
@@ -80,7 +80,7 @@ def write_report(
     parts = [f"<h1>{html.escape(title)}</h1>", "<h2>Scorecard</h2>"]
     parts += [f"<p>{html.escape(note)}</p>"] if note else []
     parts.append(_scores(scorecard))
-    if published := page(scorecard.get("exams", {})):
+    if published := standings(scorecard.get("exams", {})):
         parts += ["<h2>Beside what was published</h2>", published]
     if metrics:
         parts += ["<h2>Training</h2>", _curves(metrics)]

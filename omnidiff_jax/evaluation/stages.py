@@ -11,7 +11,8 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol as Interface
+from typing import Any
+from typing import Protocol as Interface
 
 import numpy as np
 
@@ -19,13 +20,14 @@ from omnidiff_jax.answering.media import to_image
 from omnidiff_jax.answering.queries import Request, Response
 from omnidiff_jax.errors import UserError, notice
 from omnidiff_jax.evaluation.benchmark import Answered, Item, Protocol, heard
+from omnidiff_jax.evaluation.exam import named
 from omnidiff_jax.evaluation.lines import Key, LineWriter, read_lines
 from omnidiff_jax.files import write_bytes
 from omnidiff_jax.media.audio import read_audio, wav_bytes
 from omnidiff_jax.media.image import png_bytes, read_image
 from omnidiff_jax.progress import Progress
 from omnidiff_jax.records import Waveform
-from omnidiff_jax.tasks.registry import Task, task
+from omnidiff_jax.tasks.registry import Decoding, Task, task
 
 ANSWERS, REFERENCES = "answers", "references"
 # Share of the items that may be unreadable.
@@ -42,6 +44,10 @@ class Answers(Interface):
     def bounds(
         self, task: Task, requests: Sequence[Request], answers: Sequence[Sequence[str]], draws: int
     ) -> list[np.ndarray]: ...
+
+    def decoding(self, task: Task) -> Decoding: ...
+
+    def check(self, task: Task, request: Request) -> None: ...
 
 
 class SpeechJudge(Interface):
@@ -82,17 +88,18 @@ class Share:
         return f"{self.number}-of-{self.of}"
 
 
-def open_run(folder: Path, told: Mapping[str, Any]) -> None:
-    """Says once whose answers a folder holds, in `run.json`; they are never mixed with those of another.
+def open_run(folder: Path, told: Mapping[str, Any], file: str = "run.json") -> None:
+    """Says once whose answers a folder holds; they are never mixed with those of another.
 
     Args:
         folder: of one exam under one protocol.
-        told: model, data, protocol, decoding: JSON.
+        told: model, data, protocol, settings: JSON.
+        file: that says it.
 
     Raises:
         UserError: the folder is of another model, of other data or settings.
     """
-    path = folder / "run.json"
+    path = folder / file
     if not path.exists():
         write_bytes(path, (json.dumps(told, indent=1, sort_keys=True) + "\n").encode())
         return
@@ -120,14 +127,15 @@ def generate(
         rows: samples whose media are in memory and that are asked together.
 
     Returns:
-        how many could not be asked, since a medium of theirs cannot be read.
+        how many were passed over: a medium of theirs cannot be read, or they are more than the model takes.
 
     Raises:
-        UserError: those are more than one in a hundred.
+        UserError: more than one in a hundred cannot be read.
     """
     done = read_lines(folder, ANSWERS)
     waiting = [item for item in items if item.key not in done and share.takes(item.key)]
     unreadable: list[str] = []
+    unasked: list[str] = []
     with LineWriter(folder, ANSWERS, str(share)) as lines, Progress(len(waiting), label=exam) as progress:
         for start, batch in _alike(waiting, rows):
             asked = []
@@ -139,13 +147,36 @@ def generate(
                     if len(unreadable) > max(UNREADABLE * len(items), 1):
                         told = f"{len(unreadable)} of {len(items)} items cannot be read; the last: {unreadable[-1]}"
                         raise UserError(f"{exam}: {told}") from error
-            if asked:
-                for item, answer in _answered(asked, protocol, model, folder):
-                    lines.add(item.key, answer)
+            try:
+                answers = _answered(asked, protocol, model, folder)
+            except UserError:
+                # One by one only now: it costs the encoding of all media again.
+                kept = _askable(asked, model, unasked)
+                if len(kept) == len(asked):
+                    raise
+                answers = _answered(kept, protocol, model, folder)
+            for item, answer in answers:
+                lines.add(item.key, answer)
             progress.update(start + len(batch))
-    for line in unreadable:
-        notice(f"{exam}: {line}")
-    return len(unreadable)
+    for what, those in (("cannot be read", unreadable), ("are more than the model takes", unasked)):
+        if those:
+            notice(f"{exam}: {len(those)} items {what} and are passed over; {named(those)}")
+    return len(unreadable) + len(unasked)
+
+
+Asked = Sequence[tuple[Item, Request]]
+
+
+def _askable(asked: Asked, model: Answers, unasked: list[str]) -> Asked:
+    """The batch without what the model refuses, which is added to `unasked`."""
+    kept = []
+    for item, request in asked:
+        try:
+            model.check(task(item.task), request)
+            kept.append((item, request))
+        except UserError as error:
+            unasked.append(f"{item.where}: {error}")
+    return kept
 
 
 def _alike(items: Sequence[Item], rows: int) -> Iterator[tuple[int, Sequence[Item]]]:
@@ -159,9 +190,9 @@ def _alike(items: Sequence[Item], rows: int) -> Iterator[tuple[int, Sequence[Ite
         start = stop
 
 
-def _answered(
-    asked: Sequence[tuple[Item, Request]], protocol: Protocol, model: Answers, folder: Path
-) -> Iterator[tuple[Item, dict[str, Any]]]:
+def _answered(asked: Asked, protocol: Protocol, model: Answers, folder: Path) -> list[tuple[Item, dict[str, Any]]]:
+    if not asked:
+        return []
     chosen, began = task(asked[0][0].task), time.perf_counter()
     ranked = [pair for pair in asked if protocol.draws and pair[0].truth.get("options")]
     generated = [pair for pair in asked if not (protocol.draws and pair[0].truth.get("options"))]
@@ -172,11 +203,13 @@ def _answered(
     )
     responses = model(chosen, [request for _, request in generated]) if generated else []
     seconds = (time.perf_counter() - began) / len(asked)
+    found: list[tuple[Item, dict[str, Any]]] = []
     for (item, _), costs in zip(ranked, bounds, strict=True):
-        yield item, {"text": "", "bounds": np.asarray(costs).tolist(), "seconds": seconds}
+        found.append((item, {"text": "", "bounds": np.asarray(costs).tolist(), "seconds": seconds}))
     for (item, _), response in zip(generated, responses, strict=True):
         told = {"text": response.text, "finish": response.finish, "steps": response.steps, "seconds": seconds}
-        yield item, told | _kept(item, response, folder)
+        found.append((item, told | _kept(item, response, folder)))
+    return found
 
 
 def _kept(item: Item, response: Response, folder: Path) -> dict[str, str]:
@@ -294,7 +327,8 @@ def gather(items: Sequence[Item], protocol: Protocol, folder: Path, judge: str =
     if stem and (left := [item for item in there if item.key not in judged]):
         raise UserError(f"{folder}: {len(left)} of {len(there)} answers are not judged yet ({left[0].where})")
     answered = [Answered(item, answers[item.key], judged.get(item.key, {})) for item in there]
-    turned = answered[max(len(there) // 2, 1) :] + answered[: max(len(there) // 2, 1)]
+    # Not turned by half: what alternates, as yes and no do, would meet its like.
+    turned = [answered[i] for i in np.random.default_rng(0).permutation(len(answered))]
     if protocol.judge:
         truths = [Answered(item, _real(item), real[item.key]) for item in there if item.key in real]
     else:

@@ -87,7 +87,7 @@ _HEAD = ("exam", "metric", "published", "ours", "95 %", "n of n", "unparsed", "s
 
 def rows(exams: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """The benchmarks of a scorecard as a table, the head first: headline metrics, and others that were published."""
-    table = [(*_HEAD, "seconds")]
+    table: list[tuple[str, ...]] = [(*_HEAD, "seconds")]
     for exam, entry in exams.items():
         if "benchmark" not in entry:
             continue

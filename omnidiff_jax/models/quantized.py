@@ -70,30 +70,33 @@ class Weights:
         return self.values.shape
 
 
-def quantize_params(params: Any, word: str, *, give_up: bool = False) -> Any:
+def quantize_params(params: Any, word: str) -> Any:
     """A model's parameters with the large matrices of its backbone quantized, one by one; all else as it is.
 
     Args:
         params: of `OmniModel`, unboxed, on devices, or abstract ones (`jax.ShapeDtypeStruct`).
         word: one of `QUANTIZATIONS`.
-        give_up: delete each float matrix once it is quantized, so that both are never there as a whole.
 
     Raises:
         UserError: an unknown word, or a dtype that these devices have no products of.
     """
-    chosen = choose(QUANTIZATIONS, word, "quantization")
     check_devices(word, params)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: quantize_array("/".join(str(key.key) for key in path), leaf, word), params
+    )
 
-    def one(path: Any, leaf: Any) -> Any:
-        channels = _channels("/".join(str(key.key) for key in path), leaf.ndim)
-        if channels is None:
-            return leaf
-        found = _quantized(leaf, channels, chosen)
-        if give_up and isinstance(leaf, jax.Array):
-            leaf.delete()
-        return found
 
-    return jax.tree_util.tree_map_with_path(one, params)
+def quantize_array(path: str, leaf: Any, word: str) -> Any:
+    """One parameter of `quantize_params`, by its "/"-joined path; it waits until the floats are no longer needed.
+
+    Raises:
+        UserError: an unknown word.
+    """
+    chosen, channels = choose(QUANTIZATIONS, word, "quantization"), _channels(path, leaf.ndim)
+    if channels is None:
+        return leaf
+    found = _quantized(leaf, channels, chosen)
+    return found if isinstance(leaf, jax.ShapeDtypeStruct) else jax.block_until_ready(found)
 
 
 def check_devices(word: str, params: Any = None) -> None:

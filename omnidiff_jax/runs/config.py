@@ -244,8 +244,9 @@ def _decoding(default: Mapping[str, Any], given: Any) -> dict[str, Any]:
     """Settings of a task with those that a config names. A rule of length that names its rate is whole: it is not of
     the default's kind, which may count something else."""
     settings: dict[str, Any] = overlaid(default, given)
-    if hasattr(given.get("adaptive"), "keys") and "rate" in given["adaptive"]:
-        settings["adaptive"] = given["adaptive"]
+    rule = given.get("adaptive") if hasattr(given, "keys") else None  # what else it may be, `build` refuses
+    if rule is not None and hasattr(rule, "keys") and "rate" in rule:
+        settings["adaptive"] = rule
     return settings
 
 

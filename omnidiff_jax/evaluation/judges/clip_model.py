@@ -1,4 +1,4 @@
-"""CLIP (arXiv 2103.00020) in Flax: pictures and texts to vectors of one space, with the weights of transformers' form."""
+"""CLIP (arXiv 2103.00020) in Flax: pictures and texts to vectors of one space, by weights of transformers' form."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -220,6 +220,8 @@ def _check(params: Any, wanted: Any, where: str) -> None:
     expected = {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(wanted)}
     for name, shape in expected.items():
         if found.get(name) != shape:
-            raise UserError(f"{where}: {name} must be {shape}, it is {found.get(name, 'missing')}; copy the folder again")
+            raise UserError(
+                f"{where}: {name} must be {shape}, it is {found.get(name, 'missing')}; copy the folder again"
+            )
     if left := found.keys() - expected.keys():
         raise UserError(f"{where}: {min(left)} is more than its config.json tells of; copy the folder again")

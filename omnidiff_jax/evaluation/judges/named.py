@@ -64,7 +64,9 @@ def open_judge(word: str, reads: str) -> Any:
         fitting = ", ".join(other for other, one in JUDGES.items() if one.reads == reads)
         raise UserError(f"--judge={word} reads {kind.reads}; this exam needs one of {reads}: {fitting}")
     if bool(rest) != bool(kind.needs):
-        raise UserError(f"--judge={word}: {f'name {kind.needs}: {name}:FOLDER' if kind.needs else f'{name} takes nothing'}")
+        raise UserError(
+            f"--judge={word}: {f'name {kind.needs}: {name}:FOLDER' if kind.needs else f'{name} takes nothing'}"
+        )
     folder = Path(rest).expanduser()
     if kind.needs and not folder.is_dir():
         raise UserError(f"--judge={word}: {folder} is no folder; it must be {kind.needs}")
@@ -82,5 +84,7 @@ def judge_for(words: list[str], reads: str) -> Any:
     for word in words:
         if choose(JUDGES, word.partition(":")[0], "judge").reads == reads:
             return open_judge(word, reads)
-    fitting = " or ".join(f"--judge={name}{':FOLDER' if one.needs else ''}" for name, one in JUDGES.items() if one.reads == reads)
+    fitting = " or ".join(
+        f"--judge={name}{':FOLDER' if one.needs else ''}" for name, one in JUDGES.items() if one.reads == reads
+    )
     raise UserError(f"--judge is missing: the answers are {reads}, which is read by {fitting}")

@@ -31,7 +31,9 @@ class WhisperJudge:
         elif (folder / "model.safetensors").is_file() and (folder / "preprocessor_config.json").is_file():
             self._hear = _by_transformers(folder)
         else:
-            raise UserError(f"{folder} is no Whisper: it has neither model.bin nor model.safetensors with its processor")
+            raise UserError(
+                f"{folder} is no Whisper: it has neither model.bin nor model.safetensors with its processor"
+            )
         self.name = f"whisper-{fingerprint([folder])[:8]}"
 
     def hear(self, speech: Waveform) -> str:
@@ -62,7 +64,9 @@ def _by_transformers(folder: Path) -> Any:
     try:
         from transformers import pipeline
     except ImportError as error:
-        raise UserError(f"{folder}: a Whisper of transformers needs the extra torch: pip install 'omnidiff_jax[torch]'") from error
+        raise UserError(
+            f"{folder}: a Whisper of transformers needs the extra torch: pip install 'omnidiff_jax[torch]'"
+        ) from error
     try:
         listen = pipeline("automatic-speech-recognition", model=str(folder))
     except (RuntimeError, ValueError, OSError) as error:
