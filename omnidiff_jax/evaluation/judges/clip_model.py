@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from omnidiff_jax.config import choose
+from omnidiff_jax.config import Count, Natural, choose
 from omnidiff_jax.errors import UserError
 
 _EPSILON = 1e-5
@@ -29,10 +29,10 @@ class TowerConfig:
         activation: a key of `ACTIVATIONS`.
     """
 
-    width: int = 512
-    hidden: int = 2048
-    layers: int = 12
-    heads: int = 8
+    width: Count = 512
+    hidden: Count = 2048
+    layers: Count = 12
+    heads: Count = 8
     activation: str = "quick_gelu"
 
 
@@ -50,12 +50,12 @@ class ClipConfig:
 
     text: TowerConfig = TowerConfig()
     vision: TowerConfig = TowerConfig(768, 3072, 12, 12)
-    vocab_size: int = 49408
-    tokens: int = 77
-    end: int = 2
-    image_size: int = 224
-    patch: int = 32
-    projection: int = 512
+    vocab_size: Count = 49408
+    tokens: Count = 77
+    end: Natural = 2
+    image_size: Count = 224
+    patch: Count = 32
+    projection: Count = 512
 
     @classmethod
     def of_json(cls, content: Mapping[str, Any], where: str) -> "ClipConfig":
