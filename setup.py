@@ -49,8 +49,12 @@ EXTRAS = {
     # Paths in buckets: `gs://…`, `s3://…`.
     "gcs": ["gcsfs>=2026.9", "google-auth>=2.30"],
     "s3": ["s3fs>=2026.9"],
+    # Public benchmarks: Whisper's normaliser and Whisper as a judge; tables in parquet.
+    "benchmarks": ["faster-whisper>=1.2,<2", "pyarrow>=20", "whisper-normalizer>=0.1.15,<0.2"],
     # The attention backend of this name.
     "tokamax": ["tokamax>=0.0.12"],
+    # Weights in eight bits.
+    "quantize": ["qwix>=0.1.8"],
     # To read `.pt` weights (safetensors need no torch), and for the tests and benchmarks beside other people's code.
     "torch": ["torch>=2.6", "transformers>=4.51,<6"],
     "dev": [
@@ -64,6 +68,7 @@ EXTRAS = {
         "pytest>=8.4",
         "pytest-timeout>=2.4",
         "pytest-xdist>=3.8",
+        "qwix>=0.1.8",
         "ruff>=0.14",
         "s3fs>=2026.9",
         "setuptools>=77",

@@ -162,7 +162,7 @@ def get_config() -> ConfigDict:
         }
     )
     config.decoding = decoding()
-    config.fast = ConfigDict()  # what differs with --preset=fast, by task
+    config.fast = decoding()  # --preset=fast: no less good than one token a step (docs/nano.md), so the default too
     return config
 
 

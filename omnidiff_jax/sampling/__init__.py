@@ -19,7 +19,7 @@ from omnidiff_jax.sampling.canvas import (
     known,
 )
 from omnidiff_jax.sampling.confidence import Confidence, Halton, MaskgitPlus, RandomOrder, TopkMargin
-from omnidiff_jax.sampling.config import ASR_LENGTH, TTS_LENGTH, LengthRule, SamplerConfig
+from omnidiff_jax.sampling.config import ASR_LENGTH, TTS_LENGTH, LengthRule, PromptLength, SamplerConfig
 from omnidiff_jax.sampling.denoiser import Denoiser, module_denoiser
 from omnidiff_jax.sampling.filters import Filters
 from omnidiff_jax.sampling.guidance import Guidance, ReleasedGuidance, random_text_prompt, unconditional_canvas
@@ -62,6 +62,7 @@ __all__ = [
     "Prefill",
     "Prompt",
     "PromptCache",
+    "PromptLength",
     "RandomOrder",
     "ReleasedBlocks",
     "ReleasedCandidates",

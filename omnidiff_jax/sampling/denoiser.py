@@ -52,7 +52,7 @@ def module_denoiser(module: Any, params: Any, alignment: str = "shifted") -> Den
         module: has methods `embed_inputs(ModelInputs) -> [B, L, D]` and `logits(hidden, start, stop)`, and a submodule
             `backbone` with `embed(tokens)`, `__call__(embeddings, positions, segment_ids, given)`, and `keep` and
             `renew` as `models.backbone.Backbone` has them.
-        params: its unboxed parameters.
+        params: its unboxed parameters; a tuple of arrays stands for what is stacked from them.
         alignment: of its logits.
     """
     prepare, hidden, logits, keep, renew = _functions(module)
@@ -63,10 +63,18 @@ def module_denoiser(module: Any, params: Any, alignment: str = "shifted") -> Den
 def _functions(module: Any) -> tuple[Callable[..., Any], ...]:
     """The functions of `module`; cached, because jit knows functions by identity."""
 
+    def whole(params: Any) -> dict[str, Any]:
+        """The variables; XLA takes a stack apart again where it is sliced."""
+
+        def apart(x: Any) -> bool:
+            return type(x) is tuple
+
+        return {"params": jax.tree.map(lambda x: jnp.stack(x) if apart(x) else x, params, is_leaf=apart)}
+
     def prepare(params: Any, canvas: Canvas) -> dict[str, jax.Array]:
         inputs = canvas.inputs
         known = dataclasses.replace(inputs, tokens=jnp.maximum(inputs.tokens, 0))
-        embeddings = module.apply({"params": params}, known, method="embed_inputs")
+        embeddings = module.apply(whole(params), known, method="embed_inputs")
         in_prompt = jnp.arange(inputs.tokens.shape[1])[None, :] < canvas.answer_start[:, None]
         if canvas.prompt_embeddings is not None:
             embeddings = jnp.where(in_prompt[..., None], canvas.prompt_embeddings.astype(embeddings.dtype), embeddings)
@@ -103,12 +111,12 @@ def _functions(module: Any) -> tuple[Callable[..., Any], ...]:
         return module.backbone.renew(embedded(module, *rows), *rows_of(context), kept, places, share)
 
     def hidden(params: Any, tokens: jax.Array, context: dict[str, jax.Array]) -> jax.Array:
-        return module.apply({"params": params}, tokens, context, method=run)
+        return module.apply(whole(params), tokens, context, method=run)
 
     def keep(
         params: Any, tokens: jax.Array, context: dict[str, jax.Array], share: float | None = None
     ) -> tuple[jax.Array, Any]:
-        return module.apply({"params": params}, tokens, context, share, method=run_and_keep)
+        return module.apply(whole(params), tokens, context, share, method=run_and_keep)
 
     def renew(
         params: Any,
@@ -118,10 +126,10 @@ def _functions(module: Any) -> tuple[Callable[..., Any], ...]:
         places: jax.Array,
         share: float | None = None,
     ) -> tuple[jax.Array, Any]:
-        hidden, fresh = module.apply({"params": params}, tokens, context, kept, places, share, method=run_some)
+        hidden, fresh = module.apply(whole(params), tokens, context, kept, places, share, method=run_some)
         return hidden, kept if share is None else fresh
 
     def logits(params: Any, rows: jax.Array, start: int = 0, stop: int | None = None) -> jax.Array:
-        return module.apply({"params": params}, rows, start, stop, method="logits")
+        return module.apply(whole(params), rows, start, stop, method="logits")
 
     return prepare, hidden, logits, keep, renew

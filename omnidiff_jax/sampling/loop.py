@@ -71,6 +71,7 @@ def sample(
     config: SamplerConfig,
     seed: int | Sequence[int] = 0,
     unconditional: Canvas | None = None,
+    most_steps: int | None = None,
 ) -> SampleResult:
     """Fills the masked positions of `canvas`.
 
@@ -84,6 +85,8 @@ def sample(
         config: how to decode.
         seed: of the noise (temperatures above 0, random order), unused otherwise; one for all examples or for each.
         unconditional: from `unconditional_canvas`; needed by guidance, else ignored.
+        most_steps: as many of the planned steps are taken, and what they leave stays masked: to compile without the
+            wait. None = all.
 
     Raises:
         UserError: guidance without `unconditional`, allowed sets over another vocabulary than the model's, or a cache
@@ -91,6 +94,8 @@ def sample(
     """
     generate = np.asarray(canvas.generate)
     plan = make_plan(config, generate, np.asarray(canvas.answer_start), np.asarray(canvas.answer_length))
+    if most_steps is not None:
+        plan = plan._replace(steps=np.minimum(plan.steps, np.int32(most_steps)))
     length = generate.shape[1]
     allowed = None if canvas.allowed is None else np.asarray(canvas.allowed)
     span = config.candidates.span(allowed, np.asarray(canvas.groups)[generate])
@@ -146,7 +151,8 @@ def _layout(canvas: Canvas, plan: Plan, config: SamplerConfig) -> Layout:
     asked, last = start.copy(), start + size
     if len(start) > batch:
         shift: Any = (start[batch:] - start[:batch])[:, None]
-        partners = [config.guidance.partners(x[:batch, None], shift) for x in (start, last)]
+        ends: Any = (start[:batch, None], last[:batch, None])
+        partners = [config.guidance.partners(x, shift) for x in ends]
         asked[batch:], last[batch:] = (np.asarray(x)[:, 0] for x in partners)
     block = int((plan.stop - plan.start).max(initial=0)) if config.blocks.size else 0
     return Layout(canvas.generate.shape[1], start, asked, np.maximum(last, start + size), block)
