@@ -72,10 +72,10 @@ def test_the_condition_feels_no_answer(params):
     def run(x):
         return backbone.apply({"params": params["backbone"]}, x, POSITIONS, SEGMENTS, given)
 
-    felt = jax.jit(jax.grad(lambda x: (run(x)[0, :9] ** 2 * given[0, :9, None]).sum()))(x)
+    felt = jax.jit(jax.grad(lambda x: (run(x)[0, :9] ** 3 * given[0, :9, None]).sum()))(x)
     assert (np.abs(felt[0, :9]).max(axis=-1) > 1e-4).tolist() == given[0, :9].tolist()
     assert not np.asarray(felt[0, 9:]).any()
-    felt = jax.jit(jax.grad(lambda x: (run(x)[0, 3] ** 2).sum()))(x)
+    felt = jax.jit(jax.grad(lambda x: (run(x)[0, 3] ** 3).sum()))(x)
     assert (np.abs(felt[0]).max(axis=-1) > 1e-6).tolist() == [True] * 9 + [False] * 7
     alone = backbone.apply(
         {"params": params["backbone"]}, x[:, 9:14], POSITIONS[:, 9:14], SEGMENTS[:, 9:14], given[:, 9:14]

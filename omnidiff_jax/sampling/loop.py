@@ -135,7 +135,8 @@ def _layout(canvas: Canvas, plan: Plan, config: SamplerConfig) -> Layout:
     asked, last = start.copy(), start + size
     if len(start) > batch:
         shift: Any = (start[batch:] - start[:batch])[:, None]
-        partners = [config.guidance.partners(jnp.asarray(x[:batch, None]), shift) for x in (start, last)]
+        ends: Any = (start[:batch, None], last[:batch, None])
+        partners = [config.guidance.partners(x, shift) for x in ends]
         asked[batch:], last[batch:] = (np.asarray(x)[:, 0] for x in partners)
     block = int((plan.stop - plan.start).max(initial=0)) if config.blocks.size else 0
     return Layout(canvas.generate.shape[1], start, asked, np.maximum(last, start + size), block)
