@@ -17,7 +17,7 @@ STAMP := .venv/.complete
 GPU_PYTHON ?= $(BIN)/python
 GPU_PLATFORM ?= cuda
 # Ways to sample that are measured on a GPU; with `released` where GPU_PYTHON, or SAMPLER_FLAGS=--torch_python=…, has torch.
-GPU_VARIANTS ?= exact,restricted,fast,int8,batch8,engine
+GPU_VARIANTS ?= exact,restricted,fast,cached,int8,batch8,engine
 PACKAGES := omnidiff_jax experiments data_pipelines
 
 .DEFAULT_GOAL := help

@@ -46,6 +46,8 @@ EXTRAS = {
     # The outside judge of speech and the figures of the report: what `evaluate` needs and a training pod does not.
     # pocketsphinx 5.1 has no wheel for CPython 3.12.
     "eval": ["matplotlib>=3.10", "pocketsphinx>=5.0.4,<5.1"],
+    # Corpora in parquet.
+    "parquet": ["pyarrow>=19"],
     # Paths in buckets: `gs://…`, `s3://…`.
     "gcs": ["gcsfs>=2026.9", "google-auth>=2.30"],
     "s3": ["s3fs>=2026.9"],
@@ -65,6 +67,7 @@ EXTRAS = {
         "hypothesis>=6.130",
         "moto[s3,server]>=5.2",
         "mypy>=1.18",
+        "pyarrow>=19",
         "pytest>=8.4",
         "pytest-timeout>=2.4",
         "pytest-xdist>=3.8",

@@ -15,10 +15,10 @@ this code skips (unmasked positions' logits, other segments' keys) it is credite
 `sampler` fills the same answers with the same random weights in each variant, in turn: `released`, the released
 algorithm in plain PyTorch (where --torch_python has it); `released-style`, the same in plain JAX; `exact`, our sampler
 of it; `rolled`, with the layers in a loop; `allowed`, where only tokens of the answer's kind may stand, and
-`restricted`, which computes no others; `fast`, which reveals whatever it is sure of; `int8`, weights and activations in
-eight bits; `batch8`, eight answers at once; `engine`, eight slots under a Poisson stream of mixed requests. All take
-the most likely token. With --released_steps `released` takes some of its steps, on the canvases of `exact`, and its
-time is extrapolated.
+`restricted`, which computes no others; `fast`, which reveals whatever it is sure of; `cached`, with the prompt's keys
+and values kept; `int8`, weights and activations in eight bits; `batch8`, eight answers at once; `engine`, eight slots
+under a Poisson stream of mixed requests. All take the most likely token. With --released_steps `released` takes some of
+its steps, on the canvases of `exact`, and its time is extrapolated. A floor is that of all positions at every step.
 """
 
 import dataclasses

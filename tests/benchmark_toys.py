@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import io
 import json
 
 import numpy as np
@@ -52,8 +53,6 @@ def png(shade=0):
 
 
 def picture64(shade=0):
-    import io
-
     buffer = io.BytesIO()
     Image.fromarray(np.full((24, 40, 3), shade, np.uint8)).save(buffer, format="PNG")
     return base64.b64encode(buffer.getvalue()).decode()

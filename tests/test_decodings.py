@@ -11,7 +11,7 @@ from omnidiff_jax.errors import UserError
 from omnidiff_jax.evaluation.decodings import Sat, gate, sit_ways, way
 from omnidiff_jax.evaluation.exam import Case, Exam, Measure
 from omnidiff_jax.evaluation.intervals import Ratios
-from omnidiff_jax.sampling import Halton, Threshold
+from omnidiff_jax.sampling import Halton, Threshold, Verify
 from omnidiff_jax.tasks.registry import task
 
 TASK = task("captioning")
@@ -28,6 +28,7 @@ def sat(hits, calls, higher=True):
         ("halton:4", "steps", 4),
         ("threshold:0.7", "reveal", Threshold(least=0.7)),
         ("schedule", "steps_per_token", 1.0),
+        ("verify:5", "drafting", Verify(drafts=5)),
     ],
 )
 def test_a_word_means_settings(word, field, value):

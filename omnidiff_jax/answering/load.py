@@ -50,7 +50,8 @@ def load(
         preset: "exact", or "fast": fewer calls of the model, by the settings that its config has for that
             (`RunConfig.fast`; docs say what they cost).
         quantize: "int8_weights", "int8" (weights and activations) or "fp8": the large matrices in eight bits
-            (docs/performance.md says what that costs and where it pays); "" leaves them as they are.
+            (docs/performance.md says what that costs and where it pays), each as it is read, so that the floats are
+            never there as a whole; "" leaves them as they are.
         decoding: settings by task that differ from these, in the groups of `Decoding`.
         tokenizers: folders of weights only: where the tokenizers lie (`TokenizersConfig`), if not beside the weights.
         config: folders of weights only: everything else about the model, such as its longest row.
@@ -79,16 +80,16 @@ def load(
         ready = open_tokenizers(opened.tokenizers)
         check_tokenizers(found.config.tokenizers, ready, name)
         run = runs.open_here(opened, ready)
-        params = (
-            runs.restore_quantized(found, run, quantize) if quantize else run.program.whole(runs.restore(found, run))
-        )
-        return _model(run, ready, params, rows, seed, name)
+        if quantize:
+            return _model(run, ready, runs.restore_quantized(found, run, quantize), rows, seed, name)
+        return _model(run, ready, run.program.whole(runs.restore(found, run)), rows, seed, name)
     opened = _with(_preset(config or weights_config(place), preset, name), decoding, tokenizers)
     ready = open_tokenizers(opened.tokenizers)
     init = dataclasses.replace(opened.init, folder=str(place))
     run = runs.open_here(dataclasses.replace(opened, init=init), ready)
-    params = runs.read_quantized(init, run, quantize) if quantize else run.program.whole(_weights(run))
-    return _model(run, ready, params, rows, seed, name)
+    if quantize:
+        return _model(run, ready, runs.read_quantized(init, run, quantize), rows, seed, name)
+    return _model(run, ready, run.program.whole(_weights(run)), rows, seed, name)
 
 
 def _place(what: str | os.PathLike[str]) -> Path:

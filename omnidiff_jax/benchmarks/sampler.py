@@ -14,7 +14,7 @@ from omnidiff_jax.benchmarks.fillers import Filled, Filler, Loop, Opener, Plain,
 from omnidiff_jax.benchmarks.stream import Stream
 from omnidiff_jax.config import choose
 from omnidiff_jax.errors import UserError
-from omnidiff_jax.sampling import Candidates, RestrictedCandidates, SamplerConfig, Threshold
+from omnidiff_jax.sampling import Candidates, PromptCache, RestrictedCandidates, SamplerConfig, Threshold
 from omnidiff_jax.training.operations.goodput import Compilations
 
 
@@ -55,6 +55,7 @@ VARIANTS = {
             equals=("allowed",),
         ),
         Variant("fast", functools.partial(Loop, change=changed(reveal=Threshold()))),
+        Variant("cached", functools.partial(Loop, change=changed(cache=PromptCache()))),
         Variant("int8", functools.partial(Loop, quantize="int8"), equals=("exact",)),
         Variant("batch8", Loop, rows=8, equals=("exact",)),
         Variant("engine", Stream, rows=8),

@@ -14,7 +14,7 @@ from omnidiff_jax.config import suggest
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.evaluation.exam import Exam, askable, interval
 from omnidiff_jax.evaluation.intervals import Difference, Ratios, paired
-from omnidiff_jax.sampling import Confidence, Reveal
+from omnidiff_jax.sampling import Confidence, Drafting, Reveal
 
 OWN = "own"
 # The number that may stand behind a way's word.
@@ -24,9 +24,16 @@ _NUMBERS = {
     "entropy_bound": "sampler.reveal.gamma",
     "stable": "sampler.reveal.least",
     "revise": "sampler.reveal.least",
+    "verify": "sampler.drafting.drafts",
 }
 # What a way says nothing of is as plain as can be, whatever the model's own settings are.
-_PLAIN: dict[str, Any] = {"sampler.steps": None, "sampler.steps_per_token": 1.0, "sampler.reveal.kind": "schedule"}
+_PLAIN: dict[str, Any] = {
+    "sampler.steps": None,
+    "sampler.steps_per_token": 1.0,
+    "sampler.reveal.kind": "schedule",
+    "sampler.drafting.kind": "off",
+}
+_WHOLE = ("sampler.steps", "sampler.drafting.drafts")
 
 
 def way(word: str) -> dict[str, Any]:
@@ -34,26 +41,28 @@ def way(word: str) -> dict[str, Any]:
 
     Args:
         word: "own", the model's own settings; a kind of `sampler.reveal`, with its number ("threshold:0.7",
-            "entropy_bound:0.1", "schedule", which reveals one position a step, "schedule:8", in 8 steps); or a kind of
-            `sampler.confidence` ("halton", "halton:8").
+            "entropy_bound:0.1", "schedule", which reveals one position a step, "schedule:8", in 8 steps); a kind of
+            `sampler.confidence` ("halton", "halton:8"); or "verify:3", `schedule` with so many drafts a call.
 
     Raises:
         UserError: an unknown word, or no number behind it.
     """
     kind, _, number = word.partition(":")
-    reveals, orders = ([found.kind for found in group.kinds()] for group in (Reveal, Confidence))
+    reveals, orders, drafts = ([found.kind for found in group.kinds()] for group in (Reveal, Confidence, Drafting))
     if kind == OWN and not number:
         return {}
     if kind in reveals:
         settings = {**_PLAIN, "sampler.reveal.kind": kind}
     elif kind in orders:
         settings = {**_PLAIN, "sampler.confidence.kind": kind}
+    elif kind in drafts:
+        settings = {**_PLAIN, "sampler.drafting.kind": kind}
     else:
-        raise UserError(f"way {word!r}: {suggest(kind, (OWN, *reveals, *orders))}")
+        raise UserError(f"way {word!r}: {suggest(kind, (OWN, *reveals, *orders, *drafts))}")
     if number:
         key = _NUMBERS.get(kind, "sampler.steps")
         try:
-            settings[key] = int(number) if key == "sampler.steps" else float(number)
+            settings[key] = int(number) if key in _WHOLE else float(number)
         except ValueError:
             raise UserError(f"way {word!r}: {number!r} is not a number of {key}") from None
     return settings

@@ -21,6 +21,7 @@ from omnidiff_jax.sampling.canvas import (
 from omnidiff_jax.sampling.confidence import Confidence, Halton, MaskgitPlus, RandomOrder, TopkMargin
 from omnidiff_jax.sampling.config import ASR_LENGTH, TTS_LENGTH, LengthRule, PromptLength, SamplerConfig
 from omnidiff_jax.sampling.denoiser import Denoiser, module_denoiser
+from omnidiff_jax.sampling.drafting import Drafting, Verify
 from omnidiff_jax.sampling.filters import Filters
 from omnidiff_jax.sampling.guidance import Guidance, ReleasedGuidance, random_text_prompt, unconditional_canvas
 from omnidiff_jax.sampling.keeping import DualCache, FeatureCache, PromptCache
@@ -49,6 +50,7 @@ __all__ = [
     "Confidence",
     "CosineSchedule",
     "Denoiser",
+    "Drafting",
     "DualCache",
     "EntropyBound",
     "FeatureCache",
@@ -80,6 +82,7 @@ __all__ = [
     "Stopping",
     "Threshold",
     "TopkMargin",
+    "Verify",
     "answer_tokens",
     "blank",
     "build_canvas",

@@ -12,6 +12,7 @@ from omnidiff_jax.config import Choice
 from omnidiff_jax.sampling.cache import Cache
 from omnidiff_jax.sampling.candidates import Candidates, ReleasedCandidates
 from omnidiff_jax.sampling.confidence import Confidence
+from omnidiff_jax.sampling.drafting import Drafting
 from omnidiff_jax.sampling.filters import Filters
 from omnidiff_jax.sampling.guidance import Guidance, ReleasedGuidance
 from omnidiff_jax.sampling.penalties import Position, ReleasedPosition, ReleasedRepetition, Repetition
@@ -37,6 +38,7 @@ class SamplerConfig:
         stopping: when an answer is done before its steps are.
         candidates: which tokens can be predicted at all.
         cache: what of a step is kept for the next.
+        drafting: whether a call takes steps ahead.
         rows_per_chunk: rows of logits that exist at once; bounds memory at rows * V * 4 bytes.
     """
 
@@ -53,6 +55,7 @@ class SamplerConfig:
     stopping: Stopping = Stopping()
     candidates: Candidates = Candidates()
     cache: Cache = Cache()
+    drafting: Drafting = Drafting()
     rows_per_chunk: int = 256
 
     def __post_init__(self):
@@ -61,6 +64,7 @@ class SamplerConfig:
         within(self, "steps_per_token", LEAST, 1)
         within(self, "rows_per_chunk", 1, POSITIONS)
         self.reveal.check(self.confidence, self.repetition)
+        self.drafting.check(self.cache)
 
     @classmethod
     def released(
