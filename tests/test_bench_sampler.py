@@ -128,6 +128,7 @@ def test_variants_are_rows_of_a_table(params):
         assert speed.times_floor == pytest.approx(speed.seconds_per_sample / speed.floor_seconds)
 
 
+@pytest.mark.slow
 def test_a_picture_of_nothing_but_its_codes(params):
     names = ("allowed", "restricted", "fast", "int8")
     chosen, job = [VARIANTS[name] for name in names], work(params, "t2i")
@@ -141,7 +142,7 @@ def test_a_picture_of_nothing_but_its_codes(params):
     assert ((tokens >= VOCABULARY.image.start) & (tokens < VOCABULARY.image.stop)).all()
 
 
-@pytest.mark.parametrize("setting", ["text", "s2i"])
+@pytest.mark.parametrize("setting", [pytest.param("text", marks=pytest.mark.slow), "s2i"])
 def test_a_stream_is_answered_as_each_request_alone(params, setting):
     job = dataclasses.replace(work(params, setting, steps=4), requests=24)
     (engine,) = bench_sampler([VARIANTS["engine"]], job, calls=1, ceiling=1e12, bandwidth=1e12)

@@ -65,7 +65,20 @@ def test_the_lock_lies_within_the_ranges(metadata: dict[str, Any], python: str) 
     assert SpecifierSet(metadata["python_requires"]).contains(f"{python}.0")
     pins = locked(python)
     extras = metadata["extras_require"]
-    known = {"tpu", "cuda", "build", "eval", "benchmarks", "quantize", "gcs", "s3", "tokamax", "torch", "dev"}
+    known = {
+        "tpu",
+        "cuda",
+        "build",
+        "eval",
+        "benchmarks",
+        "parquet",
+        "quantize",
+        "gcs",
+        "s3",
+        "tokamax",
+        "torch",
+        "dev",
+    }
     assert set(extras) == known
     for text in [*metadata["install_requires"], *extras["eval"], *extras["dev"]]:
         requirement = Requirement(text)

@@ -216,6 +216,7 @@ def test_the_keys_of_a_config_stay():
         "blocks": {"form": "even", "size": 0},
         "stopping": {"end_id": None},
         "candidates": "real",
+        "drafting": {"kind": "off", "drafts": 3},
         "rows_per_chunk": 256,
     }
     unused = {"form": "off", "gamma": 0.7, "maximum": 3.0}
