@@ -15,6 +15,9 @@ BIN := .venv/bin
 STAMP := .venv/.complete
 # An interpreter with a jax that sees the GPU; the project's own is given one where none is named.
 GPU_PYTHON ?= $(BIN)/python
+GPU_PLATFORM ?= cuda
+# Ways to sample that are measured on a GPU; with `released` where GPU_PYTHON, or SAMPLER_FLAGS=--torch_python=…, has torch.
+GPU_VARIANTS ?= exact,restricted,fast,cached,int8,batch8,engine
 PACKAGES := omnidiff_jax experiments data_pipelines
 
 .DEFAULT_GOAL := help
@@ -73,11 +76,16 @@ soak: $(STAMP)  ## SOAK=DIR: 20 kills of two processes, then 2, 1 and 4 processe
 
 # Of a GPU's memory jax takes three quarters if not told otherwise.
 bench-gpu: export XLA_PYTHON_CLIENT_MEM_FRACTION ?= 0.92
-bench-gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),.venv/.cuda)  ## unattended: the largest 7B-family steps that fit this GPU
+bench-gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),.venv/.cuda)  ## unattended: the largest 7B-family steps that fit this GPU, and its sampler
 	@status=0; \
 	for remat in dots full; do \
-		JAX_PLATFORMS=cuda $(GPU_PYTHON) -m omnidiff_jax.cli bench train --shrink_to_fit --steps=10 --json \
+		JAX_PLATFORMS=$(GPU_PLATFORM) $(GPU_PYTHON) -m omnidiff_jax.cli bench train --shrink_to_fit --steps=10 --json \
 			--config=experiments/configs/bench_gpu.py:$$remat $(BENCH_FLAGS) || status=1; \
+	done; \
+	for setting in t2i:$(GPU_VARIANTS) greedy:exact s2i:exact,restricted; do \
+		JAX_PLATFORMS=$(GPU_PLATFORM) $(GPU_PYTHON) -m omnidiff_jax.cli bench sampler --json --sampler_steps=50 --calls=2 \
+			--config=experiments/configs/bench_gpu.py:sampler --setting=$${setting%%:*} --variants=$${setting#*:} \
+			$(SAMPLER_FLAGS) || status=1; \
 	done; \
 	exit $$status
 
@@ -97,14 +105,14 @@ test: $(STAMP)  ## lint, type check and the test suite
 	@status=0; \
 	$(MAKE) --no-print-directory lint || status=1; \
 	$(MAKE) --no-print-directory typecheck || status=1; \
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(PYTEST_FLAGS) || status=1; \
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_FLAGS) || status=1; \
 	exit $$status
 
 test-slow: $(STAMP)  ## the tests that train for minutes
 	$(BIN)/python -m pytest -q -m slow
 
 test-torch: .venv/.torch  ## what other people's readers make of our files, and we of theirs (installs the extra `torch`)
-	$(BIN)/python -m pytest -q tests/test_transformers.py tests/test_convert.py tests/test_bench_sampler.py
+	$(BIN)/python -m pytest -q tests/test_transformers.py tests/test_convert.py tests/test_bench_sampler.py tests/test_clip.py
 
 .venv/.torch: $(STAMP)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint requirements.lock -e ".[torch]"

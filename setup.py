@@ -46,11 +46,17 @@ EXTRAS = {
     # The outside judge of speech and the figures of the report: what `evaluate` needs and a training pod does not.
     # pocketsphinx 5.1 has no wheel for CPython 3.12.
     "eval": ["matplotlib>=3.10", "pocketsphinx>=5.0.4,<5.1"],
+    # Corpora in parquet.
+    "parquet": ["pyarrow>=19"],
     # Paths in buckets: `gs://…`, `s3://…`.
     "gcs": ["gcsfs>=2026.9", "google-auth>=2.30"],
     "s3": ["s3fs>=2026.9"],
+    # Public benchmarks: Whisper's normaliser and Whisper as a judge; tables in parquet.
+    "benchmarks": ["faster-whisper>=1.2,<2", "pyarrow>=20", "whisper-normalizer>=0.1.15,<0.2"],
     # The attention backend of this name.
     "tokamax": ["tokamax>=0.0.12"],
+    # Weights in eight bits.
+    "quantize": ["qwix>=0.1.8"],
     # To read `.pt` weights (safetensors need no torch), and for the tests and benchmarks beside other people's code.
     "torch": ["torch>=2.6", "transformers>=4.51,<6"],
     "dev": [
@@ -61,9 +67,11 @@ EXTRAS = {
         "hypothesis>=6.130",
         "moto[s3,server]>=5.2",
         "mypy>=1.18",
+        "pyarrow>=19",
         "pytest>=8.4",
         "pytest-timeout>=2.4",
         "pytest-xdist>=3.8",
+        "qwix>=0.1.8",
         "ruff>=0.14",
         "s3fs>=2026.9",
         "setuptools>=77",

@@ -5,7 +5,7 @@
     omnidiff bench train --config=experiments/configs/bench_gpu.py:dots --shrink_to_fit    what fits this GPU
     omnidiff bench input --config=experiments/configs/dream7b.py                     tokens/s a core, how full rows are
     omnidiff bench sampler --config=experiments/configs/bench_mid.py --sampler_steps=50    an image, in variants
-    omnidiff bench sampler --setting=s2i --variant=exact --variant=released --torch_python=PYTHON    two of them
+    omnidiff bench sampler --setting=s2i --variants=exact,released --torch_python=PYTHON       two of them
     omnidiff bench checkpoint --config=experiments/configs/bench_mid.py --folder=DIR       how long training stands
 
 `train` measures the config's backbone under the released vocabulary, without a speech encoder, on one packed batch of
@@ -14,7 +14,11 @@ this code skips (unmasked positions' logits, other segments' keys) it is credite
 
 `sampler` fills the same answers with the same random weights in each variant, in turn: `released`, the released
 algorithm in plain PyTorch (where --torch_python has it); `released-style`, the same in plain JAX; `exact`, our sampler
-of it; `rolled`, with the layers in a loop; `batch8`, eight answers at once. All take the most likely token.
+of it; `rolled`, with the layers in a loop; `allowed`, where only tokens of the answer's kind may stand, and
+`restricted`, which computes no others; `fast`, which reveals whatever it is sure of; `cached`, with the prompt's keys
+and values kept; `int8`, weights and activations in eight bits; `batch8`, eight answers at once; `engine`, eight slots
+under a Poisson stream of mixed requests. All take the most likely token. With --released_steps `released` takes some of
+its steps, on the canvases of `exact`, and its time is extrapolated. A floor is that of all positions at every step.
 """
 
 import dataclasses
@@ -39,7 +43,7 @@ from omnidiff_jax.benchmarks.checkpoint import bench_checkpoint
 from omnidiff_jax.benchmarks.fillers import Work, random_params
 from omnidiff_jax.benchmarks.input import H200_TOKENS_PER_SECOND, bench_input
 from omnidiff_jax.benchmarks.matmul import matmul_flops, memory_bandwidth
-from omnidiff_jax.benchmarks.sampler import VARIANTS, bench_sampler, choose_variants
+from omnidiff_jax.benchmarks.sampler import VARIANTS, SamplerSpeed, bench_sampler, choose_variants
 from omnidiff_jax.benchmarks.settings import SETTINGS
 from omnidiff_jax.benchmarks.train import Trainer, TrainSpeed, device_bytes, measure, peak_bytes
 from omnidiff_jax.benchmarks.versus import Side, compare
@@ -56,7 +60,11 @@ SHRINK = COMMAND.switch("shrink_to_fit", "take layers away until the step fits t
 BATCHES = COMMAND.integer("batches", "batches measured by `input`", 20, minimum=1)
 EXAMPLES = COMMAND.integer("examples", "distinct samples of `input`'s set", 4000, minimum=1)
 SETTING = COMMAND.choice("setting", "what `sampler` fills", tuple(SETTINGS), default="t2i")
-VARIANT = COMMAND.strings("variant", f"of `sampler`, all that run if none is named: {', '.join(VARIANTS)}")
+CHOSEN = COMMAND.string(
+    "variants", f"of `sampler`, with commas between; all that run if left out: {', '.join(VARIANTS)}"
+)
+RELEASED_STEPS = COMMAND.integer("released_steps", "steps that `released` takes, evenly spaced; 0 = all", 0, minimum=0)
+REQUESTS = COMMAND.integer("requests", "of `engine`'s stream", 200, minimum=1)
 SAMPLER_STEPS = COMMAND.integer("sampler_steps", "steps of `sampler`", default=10, minimum=1)
 CALLS = COMMAND.integer("calls", "calls measured by `sampler`", default=3, minimum=1)
 SAVES = COMMAND.integer("saves", "saves measured by `checkpoint`", 3, minimum=1)
@@ -184,12 +192,20 @@ def read(config: RunConfig) -> dict:
 def fill(config: RunConfig) -> dict:
     """A setting's answers filled in by the config's backbone, in variants."""
     python = TORCH_PYTHON.value or sys.executable
-    chosen, left_out = choose_variants(VARIANT.value, python)
-    if left_out:
-        print(f"left out: {left_out}", file=sys.stderr, flush=True)
+    names = [name.strip() for name in (CHOSEN.value or "").split(",") if name.strip()]
+    chosen, left_out = choose_variants(names, python)
+    for why in left_out:
+        print(f"left out: {why}", file=sys.stderr, flush=True)
     backbone, setting = backbone_config(config), str(SETTING.value)
     work = Work(
-        SETTINGS[setting], SAMPLER_STEPS.value or 1, backbone, random_params(backbone), VOCABULARY, torch_python=python
+        SETTINGS[setting],
+        SAMPLER_STEPS.value or 1,
+        backbone,
+        random_params(backbone),
+        VOCABULARY,
+        torch_python=python,
+        released_steps=RELEASED_STEPS.value or 0,
+        requests=REQUESTS.value or 1,
     )
     ceiling, bandwidth = matmul_flops(config.dtype), memory_bandwidth()
     speeds = bench_sampler(chosen, work, CALLS.value or 1, ceiling, bandwidth)
@@ -197,12 +213,20 @@ def fill(config: RunConfig) -> dict:
         same = "".join(f"; tokens of {name}: {'as' if so else 'OTHERS'}" for name, so in speed.tokens_equal_to.items())
         print(
             f"{speed.name:14} {speed.seconds_per_sample:.2f} s a sample ({speed.seconds_per_step:.3f} s a step, "
-            f"{speed.steps} steps), {speed.seconds_per_sample / speed.floor_seconds:.1f} times the floor of "
+            f"{steps_of(speed)} steps), {speed.times_floor:.1f} times the floor of "
             f"{speed.floor_seconds:.2f} s; {speed.peak_bytes / 2**30:.2f} GiB, compiled in {speed.compile_seconds:.0f} "
             f"s, {speed.compilations_after_warmup} compilations later{same}"
         )
+        if speed.stream:
+            print("               " + ", ".join(f"{name} {value:.3g}" for name, value in speed.stream.items()))
     rates = {"matmul_flops_measured": ceiling, "memory_bandwidth_measured": bandwidth}
     return {"setting": setting, "variants": [dataclasses.asdict(speed) for speed in speeds]} | rates
+
+
+def steps_of(speed: SamplerSpeed) -> str:
+    if speed.steps_taken == speed.steps:
+        return str(speed.steps)
+    return f"{speed.steps_taken} measured, extrapolated to {speed.steps}"
 
 
 def save(config: RunConfig) -> dict:

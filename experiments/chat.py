@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from experiments.common import Command
-from experiments.named_model import model_and_config, model_flags, preset_flag, seed_flag
+from experiments.named_model import model_and_config, model_flags, preset_flag, quantize_flag, seed_flag
 from omnidiff_jax.answering.conversation import ANSWERS
 from omnidiff_jax.answering.load import load
 from omnidiff_jax.answering.media import to_audio, to_image
@@ -33,6 +33,7 @@ COMMAND = Command("chat", __doc__)
 CONFIG = COMMAND.config(at_once=False)
 WORKDIR, MODEL = model_flags(COMMAND)
 PRESET = preset_flag(COMMAND)
+QUANTIZE = quantize_flag(COMMAND)
 ANSWER = COMMAND.choice("answer", "form of the answers", ANSWERS, default="text")
 OUT = COMMAND.string("out", "folder for pictures and speech", ".")
 LENGTH = COMMAND.integer("length", "positions of an answer (default: the task's)", minimum=1)
@@ -43,7 +44,11 @@ def run() -> None:
     folder = path(str(OUT.value))
     check_place(folder)
     what, options = model_and_config(CONFIG, WORKDIR.value, MODEL.value)
-    talk = Talk(load(what, rows=1, preset=str(PRESET.value), **options), str(ANSWER.value), seed_flag(SEED.value))
+    talk = Talk(
+        load(what, rows=1, preset=str(PRESET.value), quantize=QUANTIZE.value or "", **options),
+        str(ANSWER.value),
+        seed_flag(SEED.value),
+    )
     print(f"talking to {what}, answers in {talk.form}; /quit ends", file=sys.stderr)
     while (line := _read(talk.prompt())) is not None and line.strip() not in ("/quit", "/exit"):
         try:

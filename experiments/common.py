@@ -285,35 +285,40 @@ def _run_config_file(file: str) -> ConfigDict:
 
 
 @functools.cache
-def _added() -> tuple[tuple[str, dict[str, Any]], ...]:
-    """What a command line may add, with the value that says its type: a source, and its weight in a stage."""
+def _added() -> tuple[tuple[str, dict[str, Any] | None, Any], ...]:
+    """What a command line may add: a source with its columns and rules, and its weight in a stage.
+
+    With each, what a group that is not there holds at first, None = it must be there; and the value that says the type.
+    """
     # Readers import much, and few command lines add anything.
     from omnidiff_jax.data.readers import SourceConfig
 
     source = to_dict(SourceConfig(reader=""))
     return (
-        (rf"((?:data|held_out)\.sources\.[\w-]+)\.({'|'.join(source)})", source),
-        (r"(stages\.[\w-]+\.weights)\.([\w-]+)", {}),
+        (rf"((?:data|held_out)\.sources\.[\w-]+)\.({'|'.join(source)})", source, None),
+        (r"((?:data|held_out)\.sources\.[\w-]+\.columns)\.(\w+)", {}, ""),
+        (r"((?:data|held_out)\.sources\.[\w-]+\.rules)\.(\w+)", {}, False),
+        (r"(stages\.[\w-]+\.weights)\.([\w-]+)", None, 0.0),
     )
 
 
 def _add(config: ConfigDict, key: str) -> bool:
     """Makes room for a key of an open group; whether it is one."""
-    for pattern, fields in _added():
+    for pattern, fields, default in _added():
         match = re.fullmatch(pattern, key)
         if not match:
             continue
         place, parents = config, match[1].split(".")
         for depth, name in enumerate(parents):
             if name not in place:
-                if not fields or depth < len(parents) - 1:
+                if fields is None or depth < len(parents) - 1:
                     return False
                 with place.unlocked():
                     place[name] = ConfigDict(fields)
             place = place[name]
         with place.unlocked():
             if match[2] not in place:
-                place[match[2]] = fields.get(match[2], 0.0)
+                place[match[2]] = (fields or {}).get(match[2], default)
         return True
     return False
 

@@ -5,6 +5,7 @@
     omnidiff data build OUT --config=… --task=vqa --tfds=DIR --split=train   the same from a prepared TFDS data set
     omnidiff data build OUT --task=spoken_vqa --sdvi=vqa.jsonl               SDVI: a manifest's pairs, spoken
     omnidiff data check SET.jsonl                                            what training would accept and reject
+    omnidiff data check DIR --reader=librispeech --report=report.html        the same of any source, and a page
 
 --sdvi takes visual questions (--task=spoken_vqa) or image prompts (--task=s2i), drops what the rules of SDVI call not
 speakable, and writes a manifest with its media.
@@ -14,18 +15,21 @@ A manifest holds a line {"messages": [{"role", "content"}], "images": [paths], "
 
 import json
 from pathlib import Path
+from typing import Any
 
 from data_pipelines.scenes.tasks import speaker
 from data_pipelines.sdvi.build import build as build_sdvi
 from experiments.common import Command
 from experiments.programs import READERS
+from omnidiff_jax.codecs.tokenizers import open_tokenizers
 from omnidiff_jax.config import choose, suggest
 from omnidiff_jax.data.building import build_sets, described, encode_set
-from omnidiff_jax.data.check import check_jsonl, report_lines
-from omnidiff_jax.data.readers import SourceConfig, raw_records
+from omnidiff_jax.data.check import amounts_to, check_records, report_lines
+from omnidiff_jax.data.readers import SourceConfig, check_source, raw_records
+from omnidiff_jax.data.report import page
 from omnidiff_jax.data.storage import MANIFEST
 from omnidiff_jax.errors import UserError
-from omnidiff_jax.files import whole_folders
+from omnidiff_jax.files import whole_folders, write_bytes, written
 from omnidiff_jax.runs.config import run_config
 from omnidiff_jax.tasks.registry import TASKS
 
@@ -37,13 +41,19 @@ SPLIT = COMMAND.string("split", "of --tfds, or a slice of it such as train[:10%]
 SDVI = COMMAND.string("sdvi", "manifest of written questions or prompts to speak")
 TASK = COMMAND.choice("task", "task that the manifest's samples train or are checked for", tuple(TASKS))
 ROOT = COMMAND.string("root", "folder of the manifest's media (default: its own)")
+READER = COMMAND.string("reader", "of what is checked: jsonl, librispeech, folder, … (docs/data.md)")
+COLUMNS = COMMAND.strings("column", "FIELD=COLUMN of what is checked, such as text=sentence")
+REPORT = COMMAND.string("report", "where a page with histograms, pictures and sounds is written, such as report.html")
 PROCESSES = COMMAND.integer("processes", "worker processes (default: one a core)", minimum=1)
 AS_JSON = COMMAND.switch("json", "end with one line of JSON")
 
 
+_SHOWN = 12
+
+
 def run(action: str, path: str) -> None:
     if action == "check":
-        report = check_jsonl(path, ROOT.value, TASK.value)
+        report = _check(path)
         if not AS_JSON.value:
             print(*report_lines(report), sep="\n")
     elif action == "build":
@@ -57,6 +67,26 @@ def run(action: str, path: str) -> None:
         raise UserError(f"unknown action {action!r}; {suggest(action, ('build', 'check'))}")
     if AS_JSON.value:
         print(json.dumps(report))
+    if action == "check" and not report["accepted"]:
+        raise UserError(f"nothing in {path} can be trained on; the reasons stand above")
+
+
+def _check(path: str) -> dict[str, Any]:
+    columns = dict(pair.partition("=")[::2] for pair in COLUMNS.value)
+    source = SourceConfig(
+        READER.value or "jsonl", TASK.value or "", path, ROOT.value or "", str(SPLIT.value), columns=columns
+    )
+    reader = check_source("checked", source, {name: row for name, row in READERS.items() if row.gives == "records"})
+    records, _ = raw_records(source, reader)
+    report, shown = check_records(records, _SHOWN if REPORT.value else 0)
+    if REPORT.value:
+        config = run_config(CONFIG.value)
+        if shown:
+            codecs = open_tokenizers(config.tokenizers).codecs
+            report["amounts_to"] = amounts_to(report, shown, codecs, config.data.length, config.batch_size)
+        with written(REPORT.value) as place:
+            write_bytes(place, page(path, report, shown).encode())
+    return report
 
 
 def _build(out: Path) -> dict[str, dict[str, object]]:

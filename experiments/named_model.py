@@ -11,6 +11,7 @@ from experiments.common import Command, ConfigHolder
 from omnidiff_jax.answering.load import PRESETS
 from omnidiff_jax.config import suggest, to_dict
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.models.quantized import QUANTIZATIONS
 from omnidiff_jax.runs.config import run_config
 from omnidiff_jax.runs.stored import is_run
 from omnidiff_jax.tasks.registry import TASKS
@@ -28,6 +29,12 @@ def model_flags(command: Command) -> tuple[flags.FlagHolder[str | None], flags.F
 def preset_flag(command: Command) -> flags.FlagHolder[str | None]:
     """Adds `--preset`, as `omnidiff_jax.load` takes it."""
     return command.choice("preset", "fast: fewer calls of the model, if its config says how", PRESETS, default="exact")
+
+
+def quantize_flag(command: Command) -> flags.FlagHolder[str | None]:
+    """Adds `--quantize`, as `omnidiff_jax.load` takes it."""
+    kinds = "; ".join(f"{word}: {kind.summary}" for word, kind in QUANTIZATIONS.items())
+    return command.choice("quantize", f"hold the large matrices in eight bits ({kinds})", tuple(QUANTIZATIONS))
 
 
 def model_named(workdir: str | None, model: str | None) -> str:

@@ -16,6 +16,7 @@ import json
 import sys
 
 from experiments.common import Command
+from experiments.named_model import quantize_flag
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.preflight.compile import Sampling, preflight, render
 from omnidiff_jax.preflight.table import record
@@ -29,6 +30,7 @@ TASK = COMMAND.string("task", "whose decoding settings the sampler is compiled w
 ROWS = COMMAND.integer("rows", "canvases of the sampler, all devices together (default: one a device)", minimum=1)
 LENGTH = COMMAND.integer("length", "positions of a canvas", default=384, minimum=8)
 ANSWER = COMMAND.integer("answer", "positions to generate in a canvas", default=258, minimum=1)
+QUANTIZE = quantize_flag(COMMAND)
 RECORD = COMMAND.string("record", "Markdown file whose table gets this result as a row, such as docs/scaling.md")
 JSON = COMMAND.switch("json", "ends with one line of JSON")
 
@@ -38,7 +40,9 @@ def run() -> None:
     topology = TOPOLOGY.value or config.slice
     if not topology:
         raise UserError("--topology is missing: --topology=v5p:4x4x4, or a config with a preset (dream7b.py:v5p:4x4x4)")
-    asked = Sampling(str(TASK.value), ROWS.value or 0, int(LENGTH.value or 384), int(ANSWER.value or 258))
+    asked = Sampling(
+        str(TASK.value), ROWS.value or 0, int(LENGTH.value or 384), int(ANSWER.value or 258), QUANTIZE.value or ""
+    )
     result = preflight(config, topology, str(WHAT.value), asked)
     print(render(result))
     if RECORD.value:

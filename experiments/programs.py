@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from ml_collections import ConfigDict
 
+from data_pipelines.readers.reader import CORPUS_READERS
 from data_pipelines.scenes.exams import PLAIN, SCENES, SCENES_TUNING
 from data_pipelines.scenes.reader import SCENES_READER
 from data_pipelines.scenes.tokenizers.image import ImageTokenizerRun
@@ -26,7 +27,7 @@ from omnidiff_jax.runs.stored import is_run
 from omnidiff_jax.sharding.distributed import barrier, is_primary
 from omnidiff_jax.training.run import Run
 
-READERS: Mapping[str, Reader] = {**LIBRARY_READERS, "scenes": SCENES_READER, "tfds": TFDS_READER}
+READERS: Mapping[str, Reader] = {**LIBRARY_READERS, **CORPUS_READERS, "scenes": SCENES_READER, "tfds": TFDS_READER}
 EXAMS: Mapping[str, ExamSet] = {
     "scenes": SCENES,
     "plain": PLAIN,

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from experiments.common import Command
-from experiments.named_model import model_and_config, model_flags, preset_flag, seed_flag
+from experiments.named_model import model_and_config, model_flags, preset_flag, quantize_flag, seed_flag
 from omnidiff_jax.answering.load import load
 from omnidiff_jax.answering.model import Answer
 from omnidiff_jax.errors import UserError
@@ -29,6 +29,7 @@ COMMAND = Command("sample", __doc__)
 CONFIG = COMMAND.config(at_once=False)
 WORKDIR, MODEL = model_flags(COMMAND)
 PRESET = preset_flag(COMMAND)
+QUANTIZE = quantize_flag(COMMAND)
 TASK = COMMAND.choice("task", "what to do", tuple(TASKS), required=True)
 TEXT = COMMAND.string("text", "the request, question or caption", "")
 IMAGE = COMMAND.string("image", "picture to look at or to paint in")
@@ -60,7 +61,7 @@ def run() -> None:
     chosen.check_inputs(_given(asked), shown="--{}".format)
     out = out_file(chosen.answer, str(OUT.value))
     settings = {"steps": STEPS.value, "length": LENGTH.value, "temperature": TEMPERATURE.value}
-    answer = load(what, rows=1, preset=str(PRESET.value), **options).answer(
+    answer = load(what, rows=1, preset=str(PRESET.value), quantize=QUANTIZE.value or "", **options).answer(
         chosen.name,
         **asked,
         seed=seed,

@@ -39,12 +39,15 @@ class ModelInputs:
         segment_ids: int32 [B, L], sample number 1.. within the row, 0 = padding. Attention stays within a segment.
         positions: int32 [B, L], RoPE position, restarting at 0 in every sample.
         speech: frames of user audio, or None where the model hears nothing.
+        given: bool [B, L], the condition, which sees only itself where the model's attention mask is "prefix"; None
+            where nobody asks.
     """
 
     tokens: jax.Array
     segment_ids: jax.Array
     positions: jax.Array
     speech: SpeechFrames | None = None
+    given: jax.Array | None = None
 
 
 @struct.dataclass

@@ -28,6 +28,27 @@ class Waveform:
 
 
 @dataclasses.dataclass(frozen=True)
+class Medium:
+    """An image or audio file that is a part of something: of an archive, of a table, of a longer recording.
+
+    Attributes:
+        name: what it is called in messages.
+        path: of the file that holds it; "" where `content` does.
+        content: its bytes, where they are in memory.
+        offset, size: which bytes of `path` it is; size None = up to the end.
+        start, end: which seconds of the recording are meant; end None = up to its end.
+    """
+
+    name: str
+    path: str = ""
+    content: bytes | None = dataclasses.field(default=None, repr=False)
+    offset: int = 0
+    size: int | None = None
+    start: float = 0.0
+    end: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Message:
     """One turn: `role` is system, user or assistant; `content` may hold `<|image|>` and `<|audio|>` tags."""
 
@@ -43,8 +64,8 @@ class Record:
         sample_id: uint32, stable across runs: masks and pads are keyed by it.
         task: name of a registered task.
         messages: the turns; the assistant's content is the target.
-        images: uint8 [H, W, 3] arrays, or paths.
-        audios: `Waveform`s, or paths.
+        images: uint8 [H, W, 3] arrays, paths, or `Medium`s.
+        audios: `Waveform`s, paths, or `Medium`s.
         meta: what judges need (reference answers, the scene); never seen by the model.
     """
 

@@ -43,7 +43,8 @@ def heeded() -> Iterator[None]:
 
     An exception raised between two lines of Python may land in a callback that cannot pass it on (the garbage
     collector's); then it is raised again, and whatever error became of it is not shown. While an extension is being
-    imported nothing is raised: its C++ may end the process for it. Outside of the main thread, which is the only one that hears signals, nothing changes.
+    imported nothing is raised: its C++ may end the process for it. Outside of the main thread, which is the only one
+    that hears signals, nothing changes.
 
     Raises:
         Terminated, KeyboardInterrupt: a signal came and `with` did not end well.

@@ -31,6 +31,15 @@ hypothesis.settings.register_profile("search", deadline=None, max_examples=1000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
+# Of two workers one would end with one of these, alone.
+LONGEST = {f"test_{name}.py" for name in ("end_to_end", "buckets", "parity", "sampling_loop", "image_tokenizer")}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest come first."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Removes the session's compilation cache, once, after the last worker."""
     if _OWNS_CACHE and not hasattr(config, "workerinput"):

@@ -232,7 +232,7 @@ def test_a_run_answers_on_other_devices_with_its_own_alignment(tiny):
     run = open_here(config, open_tokenizers(config.tokenizers))
     assert run.config.model.attention == "chunked" and run.config.mesh == MeshConfig(fsdp=-1)
     assert config.model.attention == "splash"
-    assert denoiser(run, restore(found, run)).alignment == "same_position"
+    assert denoiser(run, run.program.whole(restore(found, run))).alignment == "same_position"
 
 
 def test_jsonl_is_trained_on_past_its_faults(tiny, media, tmp_path, capfd):

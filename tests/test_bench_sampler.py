@@ -37,11 +37,11 @@ def work(params, setting, steps=9):
 def same_work(fillers, seeds=(0, 1)):
     """The fillers' calls agree in tokens and in what each step chose; returns the first answer."""
     for seed in seeds:
-        first, *others = [filler.fill(seed) for filler in fillers]
+        first, *others = [filler.fill(seed, {}) for filler in fillers]
         for other in others:
             np.testing.assert_array_equal(other.tokens[0], first.tokens[0])
-            np.testing.assert_array_equal(other.committed, first.committed)
-            assert other.steps == first.steps
+            np.testing.assert_array_equal(other.need.operations, first.need.operations)
+            assert other.steps == first.steps == len(first.need.operations)
     return first.tokens[0]
 
 
@@ -79,22 +79,38 @@ def test_torch_fills_as_the_sampler_does(params, setting, open_torch):
 def test_torch_reads_bfloat16(open_torch):
     backbone = dataclasses.replace(BACKBONE, dtype="bfloat16")
     job = dataclasses.replace(work(random_params(backbone), "text", steps=1), backbone=backbone)
-    ours, theirs = Loop(job, 1).fill(0).tokens, open_torch(job).fill(0).tokens
+    ours, theirs = Loop(job, 1).fill(0, {}).tokens, open_torch(job).fill(0, {}).tokens
     assert (ours == theirs).mean() > 0.5  # all in one step, so that rounding does not grow
+
+
+def test_torch_takes_some_of_the_steps_of_another(params, open_torch):
+    job = dataclasses.replace(work(params, "s2i"), released_steps=4)
+    exact, torch = Loop(job, 1).fill(0, {}), open_torch(job)
+    torch.warm()
+    some = torch.fill(0, {"exact": exact})
+    np.testing.assert_array_equal(some.tokens, exact.tokens)
+    assert (some.taken, some.steps) == (4, 9) and some.need is exact.need
+    # What it would not have chosen is told: the last token to be revealed is another.
+    last = int(exact.when[0].argmax())
+    tokens = exact.tokens.copy()
+    tokens[0, last] = (tokens[0, last] + 1) % 200
+    job = dataclasses.replace(job, released_steps=9)
+    found = open_torch(job).fill(0, {"exact": dataclasses.replace(exact, tokens=tokens)}).tokens
+    assert found[0, last] == -1 and (found[0] == exact.tokens[0]).sum() == 259
 
 
 def test_settings_matter(params):
     """Each penalty and filter of t2i changes the answer, so that equal tokens say something."""
     job = work(params, "t2i")
-    whole = Plain(job, 1).fill(0).tokens
+    whole = Plain(job, 1).fill(0, {}).tokens
     for change in ({"repetition": 1.0}, {"position": 1.0}, {"top_k": 3}, {"top_p": 0.3}):
         other = dataclasses.replace(job, setting=dataclasses.replace(job.setting, **change))
-        assert not np.array_equal(Plain(other, 1).fill(0).tokens, whole), change
+        assert not np.array_equal(Plain(other, 1).fill(0, {}).tokens, whole), change
 
 
 def test_variants_are_rows_of_a_table(params):
     """A row of one's own: another sampler, compared with an earlier one."""
-    end = int(Loop(work(params, "text"), 1).fill(1).tokens[0, 0])
+    end = int(Loop(work(params, "text"), 1).fill(1, {}).tokens[0, 0])
     ended = Variant(
         "ended",
         lambda job, rows: Loop(job, rows, lambda sampler: dataclasses.replace(sampler, stopping=Stopping(end_id=end))),
@@ -107,15 +123,56 @@ def test_variants_are_rows_of_a_table(params):
     assert batch8.rows == 8 and batch8.seconds_per_sample * 8 == pytest.approx(sum(batch8.calls) / 2)
     assert exact.compilations_after_warmup == batch8.compilations_after_warmup == 0
     assert short.steps <= exact.steps == 9 and short.floor_seconds <= exact.floor_seconds
+    for speed in (exact, batch8, short):
+        assert speed.steps_taken == speed.steps
+        assert speed.times_floor == pytest.approx(speed.seconds_per_sample / speed.floor_seconds)
+
+
+@pytest.mark.slow
+def test_a_picture_of_nothing_but_its_codes(params):
+    names = ("allowed", "restricted", "fast", "int8")
+    chosen, job = [VARIANTS[name] for name in names], work(params, "t2i")
+    allowed, restricted, fast, int8 = bench_sampler(chosen, job, calls=1, ceiling=1e9, bandwidth=1e12)
+    assert restricted.tokens_equal_to == {"allowed": True} and fast.tokens_equal_to == {}
+    head = 2 * 32 * (VOCABULARY.size - 64) / 1e9
+    masks = 260 - np.arange(9) * 260 // 9
+    assert allowed.floor_seconds - restricted.floor_seconds == pytest.approx(head * masks.sum(), rel=0.02)
+    assert fast.steps <= 9 and int8.peak_bytes < allowed.peak_bytes
+    tokens = VARIANTS["restricted"].open(job, 1).fill(1, {}).tokens
+    assert ((tokens >= VOCABULARY.image.start) & (tokens < VOCABULARY.image.stop)).all()
+
+
+@pytest.mark.parametrize("setting", [pytest.param("text", marks=pytest.mark.slow), "s2i"])
+def test_a_stream_is_answered_as_each_request_alone(params, setting):
+    job = dataclasses.replace(work(params, setting, steps=4), requests=24)
+    (engine,) = bench_sampler([VARIANTS["engine"]], job, calls=1, ceiling=1e12, bandwidth=1e12)
+    assert engine.tokens_equal_to == {"alone": True} and engine.compilations_after_warmup == 0
+    stream = engine.stream
+    assert stream["requests"] == 24 and stream["equal_alone"] == 1 and engine.steps == stream["steps"] >= 4
+    assert 0 < stream["occupancy"] <= 1 and 0 < stream["padding"] < 1
+    assert 0 < stream["latency_p50"] <= stream["latency_p99"] and stream["wait_p50"] <= stream["latency_p50"]
+    assert engine.seconds_per_sample * 24 == pytest.approx(engine.calls[0])
+    assert 0 < engine.floor_seconds < engine.seconds_per_sample
+
+
+def test_what_follows_another_variant_needs_it(params):
+    class Late:
+        follows = "exact"
+
+        def close(self):
+            pass
+
+    with pytest.raises(UserError, match="follows variant exact"):
+        bench_sampler([Variant("late", lambda *_: Late())], work(params, "text"), calls=1, ceiling=1e9, bandwidth=1e9)
 
 
 def test_what_cannot_run_is_left_out_or_refused(tmp_path):
     nothing = str(tmp_path / "python")
-    chosen, why = choose_variants([], nothing)
+    chosen, (why,) = choose_variants([], nothing)
     assert [variant.name for variant in chosen] == [name for name in VARIANTS if name != "released"]
     assert nothing in why and "--torch_python" in why and "\n" not in why
     chosen, why = choose_variants(["batch8", "exact"], nothing)
-    assert [variant.name for variant in chosen] == ["exact", "batch8"] and why is None
+    assert [variant.name for variant in chosen] == ["exact", "batch8"] and why == []
     with pytest.raises(UserError, match="--torch_python"):
         choose_variants(["released"], nothing)
     with pytest.raises(UserError, match="did you mean 'exact'"):
@@ -136,8 +193,14 @@ def test_bench_sampler_says_what_the_contract_names(omnidiff, tmp_path):
     file = tmp_path / "small.py"
     file.write_text(textwrap.dedent(CONFIG))
     names = ("exact", "rolled")
-    words = [f"--variant={name}" for name in names]
-    words += ["--setting=text", "--sampler_steps=3", "--calls=2", "--json", "--config.dtype=float32"]
+    words = [
+        f"--variants={','.join(names)}",
+        "--setting=text",
+        "--sampler_steps=3",
+        "--calls=2",
+        "--json",
+        "--config.dtype=float32",
+    ]
     done = omnidiff("bench", "sampler", f"--config={file}", *words)
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads(done.stdout.splitlines()[-1])

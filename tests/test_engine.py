@@ -7,6 +7,7 @@ import pytest
 from sampling_toys import VOCABULARY, make_toy, toy_denoiser
 
 from omnidiff_jax.answering.engine import Engine, Work, room, suits
+from omnidiff_jax.errors import UserError
 from omnidiff_jax.sampling import (
     Blocks,
     Cache,
@@ -22,6 +23,7 @@ from omnidiff_jax.sampling import (
     sample,
 )
 from omnidiff_jax.sampling.canvas import AllowedSets
+from omnidiff_jax.sampling.guidance import stack_canvases, unconditional_canvas
 from omnidiff_jax.training.operations.goodput import Compilations
 
 SETS = AllowedSets(VOCABULARY, image=[VOCABULARY.image], text=[VOCABULARY.text])
@@ -37,10 +39,24 @@ def works(sampler: SamplerConfig, count: int = 11, seed: int = 0) -> list[Work]:
         answer = blank(int(rng.integers(1, 20)), VOCABULARY.mask, SETS[("image", "text")[number % 2]])
         own = dataclasses.replace(sampler, steps=int(rng.integers(1, 20)), blocks=Blocks(int(rng.choice([0, 4]))))
         made.append(Work(prompt, answer, own, seed=number % 3, request_id=1000 + number))
+    if sampler.guidance.scale > 0:
+        others = [Prompt(rng.integers(0, 6, rng.integers(1, 12)).astype(np.int32)) for _ in made]
+        made = [dataclasses.replace(work, unconditional=other) for work, other in zip(made, others, strict=True)]
     return made
 
 
 def lay_out(new: list[Work], rows: int):
+    canvas = conditional(new, rows)
+    other = unconditional(new, canvas)
+    return canvas if other is None else stack_canvases(canvas, other)
+
+
+def unconditional(new: list[Work], canvas):
+    others = [work.unconditional for work in new if work.unconditional is not None]
+    return unconditional_canvas(canvas, others, VOCABULARY, multiple=LENGTH) if others else None
+
+
+def conditional(new: list[Work], rows: int):
     return build_canvas(
         [work.prompt for work in new],
         [work.answer for work in new],
@@ -58,7 +74,8 @@ def engine_for(made: list[Work], denoiser) -> Engine:
 
 
 def alone(denoiser, work: Work):
-    return sample(denoiser, lay_out([work], 1), work.sampler, work.seed)
+    canvas = conditional([work], 1)
+    return sample(denoiser, canvas, work.sampler, work.seed, unconditional([work], canvas))
 
 
 def same(row, other) -> None:
@@ -75,15 +92,18 @@ def same(row, other) -> None:
         SamplerConfig(),
         SamplerConfig(filters=Filters(0.9, 0.95), repetition=ReleasedRepetition(1.3)),
         SamplerConfig(reveal=Threshold(least=0.3), stopping=Stopping(2)),
+        SamplerConfig(guidance=Guidance(1.5), repetition=ReleasedRepetition(1.3)),
     ],
-    ids=["greedy", "drawn", "threshold"],
+    ids=["greedy", "drawn", "threshold", "guided"],
 )
 def test_every_answer_is_the_one_given_alone(sampler: SamplerConfig) -> None:
-    denoiser, made = toy_denoiser(make_toy(1)), works(sampler)
+    denoiser, made = toy_denoiser(make_toy(1)), works(sampler, 5 if sampler.guidance.scale > 0 else 11)
     engine = engine_for(made, denoiser)
     numbers = [engine.submit(work) for work in made]
-    done = {answered.number: answered.result for answered in engine.run()}
-    assert sorted(done) == numbers and engine.idle
+    assert engine.waiting == len(made)
+    ended = list(engine.run())
+    done = {answered.number: answered.result for answered in ended}
+    assert sorted(done) == numbers and engine.idle and engine.waiting == 0
     for number, work in zip(numbers, made, strict=True):
         same(done[number], alone(denoiser, work))
     counts = engine.counts
@@ -92,6 +112,15 @@ def test_every_answer_is_the_one_given_alone(sampler: SamplerConfig) -> None:
     # Of its slots none was at work longer than its answer took.
     assert counts.busy == sum(int(result.steps) for result in done.values())
     assert counts.busy / SLOTS <= counts.steps < counts.busy
+    assert counts.longest_queue == len(made)
+    assert 0 < counts.loaded_slots < counts.slots and counts.occupancy < counts.loaded_occupancy <= 1
+    prompts = [prompt for work in made for prompt in (work.prompt, work.unconditional) if prompt is not None]
+    held = sum(len(prompt.tokens) for prompt in prompts)
+    held += sum(len(work.answer) for work in made) * len(prompts) // len(made)
+    assert counts.padding == pytest.approx(1 - held / (LENGTH * len(prompts)))
+    assert counts.waited == pytest.approx(sum(answered.waited for answered in ended))
+    assert counts.seconds == pytest.approx(sum(answered.seconds for answered in ended))
+    assert all(0 <= answered.waited < answered.seconds for answered in ended)
 
 
 def test_requests_come_and_go() -> None:
@@ -136,4 +165,8 @@ def test_an_engine_is_for_what_it_knows() -> None:
         pass
 
     assert suits(SamplerConfig()) and suits(SamplerConfig(reveal=Threshold()))
-    assert not suits(SamplerConfig(guidance=Guidance(1.0))) and not suits(SamplerConfig(cache=Mine()))
+    assert suits(SamplerConfig(guidance=Guidance(1.0))) and not suits(SamplerConfig(cache=Mine()))
+    guided = works(SamplerConfig(guidance=Guidance(1.0)), 3)
+    engine = engine_for(guided, toy_denoiser(make_toy(4)))
+    with pytest.raises(UserError, match=r"Work\.unconditional"):
+        engine.submit(dataclasses.replace(guided[0], unconditional=None))

@@ -165,6 +165,7 @@ def test_padding_and_neighbours_do_not_change_an_utterance(fixture, params):
     np.testing.assert_allclose(together[:1], decode(params, config, codes, long, [75]), atol=2e-5)
 
 
+@pytest.mark.slow
 def test_every_parameter_but_the_prompt_learns(fixture):
     config = build_steps(2, padding="masked", drop_rate=0.0)
     params = jax.jit(lambda: initial(config))()

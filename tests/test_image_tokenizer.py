@@ -258,6 +258,7 @@ def test_factors_part_what_a_code_says():
         ImageTokenizerProgram(training, pictures, pictures)
 
 
+@pytest.mark.slow
 def test_adversarial_term_trains_both_players():
     training = ImageTokenizerTraining(
         TINY,

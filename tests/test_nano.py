@@ -11,11 +11,13 @@ from data_pipelines.scenes.exams import SCORE, exam
 from data_pipelines.scenes.listener import listen
 from data_pipelines.scenes.scene_parser import parse_scene
 from data_pipelines.scenes.tasks import make_record
+from experiments.common import load_config
 from omnidiff_jax.conversion.to_orbax import to_orbax
 from omnidiff_jax.conversion.to_released import to_released
 from omnidiff_jax.evaluation.exam import sit
 from omnidiff_jax.media.image import is_plain
 from omnidiff_jax.records import Waveform
+from omnidiff_jax.runs.config import run_config
 from omnidiff_jax.tokenizers.assets import nano_dir, shipped_models
 from omnidiff_jax.words import word_error_rate
 
@@ -43,6 +45,17 @@ def test_plain_words_and_speech_are_understood(model):
     records = [make_record("asr", SCORE + index, "test") for index in range(8)]
     heard = model.answer_many([{"task": "asr", "audio": (r.audios[0].samples, r.audios[0].rate)} for r in records])
     assert word_error_rate([r.meta["answer"] for r in records], [answer.text for answer in heard]) < 0.15
+
+
+def test_the_fast_preset_is_that_of_the_config(model):
+    """What the gate passed: other thresholds for two tasks, everything else as ever."""
+    quick = omnidiff_jax.load("nano", rows=64, preset="fast")
+    differ = {name for name in quick.decoding if quick.decoding[name] != model.decoding[name]}
+    written = run_config(load_config("experiments/configs/nano.py", [])).fast
+    assert differ == set(written) == {"s2i", "inpainting"}
+    assert {name: quick.decoding[name].sampler.reveal for name in differ} == {
+        name: written[name].sampler.reveal for name in differ
+    }
 
 
 def test_a_picture_of_nothing_is_called_blank(model):

@@ -8,7 +8,7 @@ from flax.linen import meta
 from sampling_toys import VOCABULARY
 
 from omnidiff_jax.models.adapter import AdapterConfig
-from omnidiff_jax.models.backbone import BackboneConfig
+from omnidiff_jax.models.backbone import BackboneConfig, layers_apart
 from omnidiff_jax.models.omni import OmniConfig, OmniModel, init_params
 from omnidiff_jax.models.sanm import SpeechEncoderConfig
 from omnidiff_jax.sampling import (
@@ -58,3 +58,23 @@ def test_hidden_is_the_models_and_batches_do_not_matter():
     other = unconditional_canvas(alone, [Prompt(np.array([1], np.int32))], VOCABULARY, speech=SPEECH, multiple=16)
     np.testing.assert_array_equal(sample(denoiser, alone, config, unconditional=other).tokens[0], together.tokens[0])
     assert module_denoiser(OmniModel(CONFIG), params).hidden is denoiser.hidden  # equal modules share compiled code
+
+
+def test_layers_apart_are_the_same_model():
+    """Where the loop over them is unrolled, and then none is copied."""
+    backbone = dataclasses.replace(CONFIG.backbone, layers=3, scan_layers=False)
+    config = OmniConfig(backbone, speech_encoder=None)
+    params = meta.unbox(init_params(config, jax.random.key(0)))
+    apart = layers_apart(params, backbone)
+    assert layers_apart(params, dataclasses.replace(backbone, scan_layers=True)) is params
+    kernels = apart["backbone"]["layers"]["mlp"]["gate"]["kernel"]
+    assert isinstance(kernels, tuple) and len(kernels) == 3
+    canvas = build_canvas([Prompt(np.array([1, 2], np.int32))], [blank(5, VOCABULARY.mask)], VOCABULARY)
+    found = []
+    for these in (params, apart):
+        denoiser = module_denoiser(OmniModel(config), these)
+        context = denoiser.prepare(these, canvas)
+        step = jax.jit(denoiser.hidden).lower(these, canvas.inputs.tokens, context).compile()
+        found.append(np.asarray(step(these, canvas.inputs.tokens, context)))
+    np.testing.assert_array_equal(*found)
+    assert f"f32[3,{backbone.width}" not in step.as_text()

@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sampling_toys import VOCABULARY
 
+from omnidiff_jax.answering.load import weights_config
 from omnidiff_jax.config import build, to_dict
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.runs.config import run_config
 from omnidiff_jax.sampling import (
     ASR_LENGTH,
     TTS_LENGTH,
@@ -37,6 +39,7 @@ from omnidiff_jax.sampling.filters import nucleus
 from omnidiff_jax.sampling.guidance import stack_canvases
 from omnidiff_jax.sampling.plan import make_plan
 from omnidiff_jax.speech_frames import SpeechLayout
+from omnidiff_jax.tokenizers.assets import shipped_models
 
 MASK = VOCABULARY.mask
 
@@ -121,10 +124,30 @@ def test_config_builds_hashes_and_refuses():
 
 
 def test_length_rules():
-    assert TTS_LENGTH.length(10) == 35
-    assert ASR_LENGTH.length(37) == 7
-    assert LengthRule(0.2, minimum=4, maximum=9).length(3) == 4
-    assert LengthRule(0.2, minimum=4, maximum=9).length(300) == 9
+    assert TTS_LENGTH.length(10, 50) == 35
+    assert ASR_LENGTH.length(93, 142) == 28
+    assert LengthRule(0.2, minimum=4, maximum=9).length(3, 80) == 4
+    assert LengthRule(0.2, minimum=4, maximum=9).length(300, 80) == 9
+
+
+def test_rules_of_length_in_configs():
+    assert build(LengthRule, {"rate": 0.4, "minimum": 10}) == LengthRule(0.4, 10)  # as runs of before have it
+    assert build(LengthRule, {"of": "prompt", "rate": 0.2}) == ASR_LENGTH
+    assert to_dict(TTS_LENGTH) == {"rate": 3.5, "minimum": 1, "maximum": None}
+    assert to_dict(ASR_LENGTH)["of"] == "prompt"
+
+
+def test_a_rule_that_a_config_names_is_not_of_the_defaults_kind():
+    def asr(**given):
+        return run_config({"batch_size": 1, "stages": {"none": {"steps": 1}}, "decoding": {"asr": given}}).decoding[
+            "asr"
+        ]
+
+    assert asr().adaptive == ASR_LENGTH
+    assert asr(adaptive={"rate": 0.4, "minimum": 10}).adaptive == LengthRule(0.4, 10)
+    assert asr(adaptive={"maximum": 9}).adaptive == dataclasses.replace(ASR_LENGTH, maximum=9)
+    assert asr(adaptive=None, length=7).adaptive is None
+    assert weights_config(shipped_models()["nano"]).decoding["asr"].adaptive == LengthRule(0.4, 10)
 
 
 def test_canvas_layout_and_infilling():

@@ -89,10 +89,11 @@ def test_a_rule_of_ones_own_has_no_remnant() -> None:
     assert Filters(top_p=0.9, top_k=50).remnant(jnp.zeros((1, 8 * REMNANT))) is None
 
 
-@given(st.integers(1, 4096))
-def test_some_size_of_rest_suits_every_rest(chunk: int) -> None:
-    sizes = rest_sizes(chunk)
-    assert sizes[-1] == chunk and len(sizes) <= 6
+@given(st.integers(1, 4096), st.sampled_from([(8192, 6, 8), (176264, 12, 16)]))
+def test_some_size_of_rest_suits_every_rest(chunk: int, vocabulary: tuple[int, int, int]) -> None:
+    columns, most, part = vocabulary
+    sizes = rest_sizes(chunk, columns)
+    assert sizes[-1] == chunk and len(sizes) <= most
     for rest in {1, chunk // 3 + 1, chunk}:
         size = min(size for size in sizes if size >= rest)
-        assert size <= max(2 * rest, chunk // 8, 1)
+        assert size <= max(2 * rest, chunk // part, 1)

@@ -18,6 +18,7 @@ from omnidiff_jax.sampling import (
     Cache,
     Candidates,
     Confidence,
+    Drafting,
     Filters,
     Guidance,
     LengthRule,
@@ -40,7 +41,20 @@ from omnidiff_jax.sampling.loop import _run
 from omnidiff_jax.tasks.registry import Decoding
 
 MASK = VOCABULARY.mask
-GROUPS = (Schedule, Reveal, Confidence, Filters, Repetition, Position, Guidance, Blocks, Stopping, Candidates, Cache)
+GROUPS = (
+    Schedule,
+    Reveal,
+    Confidence,
+    Filters,
+    Repetition,
+    Position,
+    Guidance,
+    Blocks,
+    Stopping,
+    Candidates,
+    Cache,
+    Drafting,
+)
 KINDS = [kind for group in GROUPS for kind in group.kinds()]
 
 
@@ -96,9 +110,9 @@ class EveryNth(Cache):
         context = super().init(denoiser, canvas)
         return context, jnp.zeros_like(denoiser.hidden(denoiser.params, canvas.inputs.tokens, context)), jnp.int32(0)
 
-    def hidden(self, denoiser, tokens, state, step):
+    def hidden(self, denoiser, tokens, state, call):
         context, kept, runs = state
-        fresh = step % self.every == 0
+        fresh = call.number % self.every == 0
         kept = jax.lax.cond(fresh, lambda: denoiser.hidden(denoiser.params, tokens, context), lambda: kept)
         return kept, (context, kept, runs + fresh)
 
@@ -202,6 +216,7 @@ def test_the_keys_of_a_config_stay():
         "blocks": {"form": "even", "size": 0},
         "stopping": {"end_id": None},
         "candidates": "real",
+        "drafting": {"kind": "off", "drafts": 3},
         "rows_per_chunk": 256,
     }
     unused = {"form": "off", "gamma": 0.7, "maximum": 3.0}
@@ -264,10 +279,16 @@ def test_numbers_that_make_no_sense_are_refused(cls, field, whole):
         (LengthRule, "rate"),
     ],
 )
-@pytest.mark.parametrize("tiny", [5e-324, 1e-39, 1e-38])
+@pytest.mark.parametrize("tiny", [5e-324, 1e-39, 1e-38, -1e-38])
 def test_divisors_are_not_denormal(cls, field, tiny):
     with pytest.raises(UserError, match=f"{field} = {tiny!r} "):
         build(cls, {"rate": 1.0, field: tiny} if cls is LengthRule else {field: tiny})
+
+
+def test_top_p_of_nothing_is_refused():
+    """No token has a probability below 0; greedy is a temperature of 0."""
+    with pytest.raises(UserError, match=r"^top_p = 0.0 must be a number from 1e-06 to 1 \(1 is off\)$"):
+        Filters(top_p=0.0)
 
 
 def test_the_extremes_that_are_taken_make_sense():

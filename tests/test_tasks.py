@@ -8,11 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from omnidiff_jax.config import build, to_dict
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.records import AUDIO_TAG, IMAGE_TAG
+from omnidiff_jax.sampling.plan import total_steps
 from omnidiff_jax.tasks.answers import AnswerForms
 from omnidiff_jax.tasks.chat import ChatLayout, segments
-from omnidiff_jax.tasks.registry import TASKS, task
+from omnidiff_jax.tasks.decodings import DECODINGS
+from omnidiff_jax.tasks.registry import TASKS, Decoding, task
 from omnidiff_jax.vocabulary import Vocabulary
 
 NAMES = ("text_qa", "captioning", "vqa", "t2i", "asr", "tts", "spoken_qa", "s2i", "spoken_vqa", "inpainting")
@@ -122,7 +125,7 @@ def test_a_hole_keeps_the_other_codes():
 def test_lengths_follow_the_request():
     text, asr, tts = (task(name) for name in ("text_qa", "asr", "tts"))
     assert len(FORMS.build(text.answer, dataclasses.replace(text.decoding, length=7), 99)) == 7
-    assert len(FORMS.build(asr.answer, asr.decoding, 100)) == 20
+    assert len(FORMS.build(asr.answer, asr.decoding, 100, prompt=142)) == 28
     assert len(FORMS.build(tts.answer, tts.decoding, 10)) == 35
     spoken = FORMS.build(tts.answer, tts.decoding, 10)
     assert spoken.tokens[0] == VOCABULARY.begin_audio and (spoken.tokens[1:] == MASK).all()
@@ -198,3 +201,14 @@ def test_whatever_fills_a_canvas_can_be_read(name, length, seed):
         assert ((parsed.image >= 0) & (parsed.image < 30)).all()
     if parsed.speech is not None:
         assert ((parsed.speech >= 0) & (parsed.speech < 20)).all()
+
+
+def test_decoding_sets_are_the_released_scripts():
+    sets = DECODINGS["released"]
+    assert [len(FORMS.build("text", sets["asr"], 93, prompt=n)) for n in (142, 129)] == [28, 25]
+    halves = [total_steps(sets["asr"].sampler, length) for length in (25, 27, 28, 3000)]
+    assert halves == [12, 13, 14, 1500]  # L // 2
+    assert len(FORMS.build("text", sets["vqa"], 0)) == 8 == total_steps(sets["vqa"].sampler, 8)
+    for found in DECODINGS.values():
+        for name, decoding in found.items():
+            assert name in TASKS and build(Decoding, to_dict(decoding)) == decoding

@@ -162,7 +162,7 @@ def get_config() -> ConfigDict:
         }
     )
     config.decoding = decoding()
-    config.fast = ConfigDict()  # what differs with --preset=fast, by task
+    config.fast = fast()
     return config
 
 
@@ -204,3 +204,12 @@ def decoding() -> ConfigDict:
             "inpainting": settings(0),
         }
     )
+
+
+def fast() -> ConfigDict:
+    """What differs with `--preset=fast`: two tasks that the gate passed with fewer calls (docs/performance.md)."""
+
+    def least(value: float) -> ConfigDict:
+        return ConfigDict({"sampler": ConfigDict({"reveal": ConfigDict({"least": value})})})
+
+    return ConfigDict({"s2i": least(0.5), "inpainting": least(0.0)})

@@ -8,14 +8,16 @@ import collections
 import dataclasses
 import functools
 import itertools
+import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from omnidiff_jax import rng
+from omnidiff_jax.errors import UserError
 from omnidiff_jax.sampling.cache import Cache
 from omnidiff_jax.sampling.canvas import Answer, Canvas, Prompt
 from omnidiff_jax.sampling.config import SamplerConfig
@@ -35,6 +37,7 @@ class Work:
         sampler: how; of two works in one engine only steps, schedule and blocks may differ.
         seed: of its noise.
         request_id: uint32, which the noise is keyed by as well.
+        unconditional: the prompt that says less; needed by guidance.
     """
 
     prompt: Prompt
@@ -42,6 +45,7 @@ class Work:
     sampler: SamplerConfig
     seed: int = 0
     request_id: int = 0
+    unconditional: Prompt | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,10 +55,14 @@ class Done:
     Attributes:
         number: as `Engine.submit` gave it.
         result: of its one row: [L] and [S], numpy arrays.
+        waited: seconds in the queue.
+        seconds: from `submit` to the answer, the queue included.
     """
 
     number: int
     result: SampleResult
+    waited: float
+    seconds: float
 
 
 @dataclasses.dataclass
@@ -65,38 +73,68 @@ class Counts:
         steps: calls of the model.
         busy: slots that were at work, summed over the steps.
         slots: slots there were, summed over the steps.
+        loaded_busy, loaded_slots: the same, of the steps during which requests waited.
         joined, done, cancelled: requests.
+        longest_queue: most requests that waited at once.
+        positions: of the canvases of all that joined, unconditional ones included.
+        used: those of them that hold a prompt or an answer.
+        waited: seconds in the queue, of all that joined.
+        seconds: from `submit` to the answer, of all that are done.
     """
 
     steps: int = 0
     busy: int = 0
     slots: int = 0
+    loaded_busy: int = 0
+    loaded_slots: int = 0
     joined: int = 0
     done: int = 0
     cancelled: int = 0
+    longest_queue: int = 0
+    positions: int = 0
+    used: int = 0
+    waited: float = 0.0
+    seconds: float = 0.0
 
     @property
     def occupancy(self) -> float:
         """Share of the slots that were at work."""
         return self.busy / max(self.slots, 1)
 
+    @property
+    def loaded_occupancy(self) -> float:
+        """Share of the slots that were at work while requests waited."""
+        return self.loaded_busy / max(self.loaded_slots, 1)
+
+    @property
+    def padding(self) -> float:
+        """Share of the canvases' positions that hold nothing."""
+        return 1 - self.used / max(self.positions, 1)
+
 
 def suits(sampler: SamplerConfig) -> bool:
-    """Whether an engine can serve it: without guidance, and without a cache whose state it does not know."""
-    return sampler.guidance.scale == 0 and type(sampler.cache) is Cache
+    """Whether an engine can serve it: without a cache whose state it does not know."""
+    return type(sampler.cache) is Cache
 
 
 def room(works: Sequence[Work], canvases: Sequence[Canvas]) -> tuple[Compiled, int]:
-    """The code that serves works that lie on canvases of one shape, and the most steps that one of them takes."""
-    generates = [np.asarray(canvas.generate) for canvas in canvases]
-    sampler, masks = works[0].sampler, max(int(generate.sum(axis=1).max()) for generate in generates)
-    groups = [np.asarray(canvas.groups)[generate] for canvas, generate in zip(canvases, generates, strict=True)]
+    """The code that serves works that lie on canvases of one shape, and the most steps that one of them takes.
+
+    Args:
+        works: as many as lie on the canvases, in their order.
+        canvases: as the engine's `lay_out` makes them.
+    """
+    sampler = works[0].sampler
+    slots = len(canvases[0].generate) // (2 if sampler.guidance.scale > 0 else 1)
+    generates = [np.asarray(canvas.generate)[:slots] for canvas in canvases]
+    masks = max(int(generate.sum(axis=1).max()) for generate in generates)
+    groups = [np.asarray(canvas.groups)[:slots][generate] for canvas, generate in zip(canvases, generates, strict=True)]
     table = canvases[0].allowed
     span = sampler.candidates.span(None if table is None else np.asarray(table), np.concatenate(groups))
     rest = iter(works)
-    plans = [plan for canvas in canvases for plan in _plans(list(itertools.islice(rest, len(canvas.generate))), canvas)]
+    plans = [plan for canvas in canvases for plan in _plans(list(itertools.islice(rest, slots)), canvas)]
     columns = max(plan.ratio.shape[1] for plan in plans)  # a power of two
-    return compiled(sampler, len(generates[0]) * masks, generates[0].size, span), columns
+    return compiled(sampler, slots * masks, canvases[0].generate.size, span), columns
 
 
 def _plans(works: Sequence[Work], canvas: Canvas) -> list[Plan]:
@@ -125,7 +163,8 @@ class Engine:
 
         Args:
             denoiser: the model.
-            lay_out: (works, rows) -> their canvas, filled up to `rows`, always of the same shapes.
+            lay_out: (works, rows) -> their canvas, filled up to `rows`, always of the same shapes; under guidance
+                as many unconditional rows follow (`stack_canvases`).
             code: of every request, with room for all slots at once.
             columns: most steps of a request. `room` makes both.
             slots: requests at work at once.
@@ -136,11 +175,24 @@ class Engine:
         self._held: list[tuple[int, Work] | None] = [None] * slots
         self._state: State | None = None
         self._next = 0
+        self._submitted: dict[int, float] = {}
+        self._waited: dict[int, float] = {}
         self.counts = Counts()
 
     def submit(self, work: Work) -> int:
-        """Queues a request; the number its answer will have."""
+        """Queues a request; the number its answer will have.
+
+        Raises:
+            UserError: guidance without an unconditional prompt.
+        """
+        if work.sampler.guidance.scale > 0 and work.unconditional is None:
+            raise UserError(
+                f"guidance.scale = {work.sampler.guidance.scale} needs an unconditional prompt beside the request's; "
+                "give Work.unconditional, or set guidance.scale = 0"
+            )
         self._queue.append((self._next, work))
+        self._submitted[self._next] = time.perf_counter()
+        self.counts.longest_queue = max(self.counts.longest_queue, len(self._queue))
         self._next += 1
         return self._next - 1
 
@@ -153,12 +205,25 @@ class Engine:
             if held is not None and held[0] == number:
                 self._held[slot], found = None, True
         self.counts.cancelled += found
+        if found:
+            del self._submitted[number]
+            self._waited.pop(number, None)
         return found
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue."""
+        return len(self._queue)
 
     @property
     def idle(self) -> bool:
         """Whether nothing waits or is at work."""
         return not self._queue and not any(self._held)
+
+    def lower(self) -> Any:
+        """The step that `serve` runs, lowered; a request must have joined before."""
+        held = np.ones(self._slots, bool)
+        return _steps.lower(self._denoiser, self._state, held, jnp.int32(0), code=self._code)
 
     def run(self) -> Iterator[Done]:
         """Answers until nothing is left, each as soon as it is done; more may be submitted or cancelled meanwhile."""
@@ -181,13 +246,19 @@ class Engine:
         self.counts.steps += steps
         self.counts.slots += steps * self._slots
         self.counts.busy += int(at_work)
+        if self._queue:
+            self.counts.loaded_slots += steps * self._slots
+            self.counts.loaded_busy += int(at_work)
         left, result = np.asarray(busy), jax.tree.map(np.asarray, carry.result)
         done = []
         for slot, item in enumerate(self._held):
             if item is not None and not left[slot]:
-                done.append(Done(item[0], jax.tree.map(lambda x, slot=slot: x[slot], result)))
+                row = jax.tree.map(lambda x, slot=slot: x[slot], result)
+                seconds = time.perf_counter() - self._submitted.pop(item[0])
+                done.append(Done(item[0], row, self._waited.pop(item[0]), seconds))
                 self._held[slot] = None
         self.counts.done += len(done)
+        self.counts.seconds += sum(answered.seconds for answered in done)
         return done
 
     def _join(self) -> None:
@@ -195,11 +266,17 @@ class Engine:
         fresh = [slot for slot, item in enumerate(self._held) if item is None][: len(self._queue)]
         if not fresh:
             return
-        for slot in fresh:
-            self._held[slot] = self._queue.popleft()
-        works = [item[1] for slot in fresh if (item := self._held[slot]) is not None]
-        self.counts.joined += len(works)
+        items, now = [self._queue.popleft() for _ in fresh], time.perf_counter()
+        for slot, item in zip(fresh, items, strict=True):
+            self._held[slot] = item
+            self._waited[item[0]] = now - self._submitted[item[0]]
+        works = [work for _, work in items]
         canvas = self._lay_out(works, self._slots)
+        rows = len(canvas.generate) // self._slots
+        self.counts.joined += len(works)
+        self.counts.waited += sum(self._waited[number] for number, _ in items)
+        self.counts.positions += len(works) * rows * canvas.generate.shape[1]
+        self.counts.used += int((np.asarray(canvas.inputs.segment_ids) > 0).sum())
         plan = self._plan(works, canvas)
         noise = rng.streams([work.seed for work in works] + [0] * (self._slots - len(works)), "sampling")
         # Row i of what is new belongs to slot fresh[i]; all other slots keep theirs.
@@ -229,7 +306,7 @@ class Engine:
 
 
 class State(NamedTuple):
-    """The slots on the device."""
+    """The slots on the device; under guidance the canvas, and what a cache holds, has as many unconditional rows."""
 
     canvas: Canvas
     plan: Plan
@@ -244,10 +321,12 @@ def _new(denoiser: Denoiser, canvas: Canvas, plan: Plan, noise: jax.Array, *, co
 
 @jax.jit
 def _joined(old: State, new: State, source: jax.Array) -> State:
-    """`new`'s row source[i] in slot i, where it is not -1."""
-    fresh, rows = source >= 0, jnp.maximum(source, 0)
+    """`new`'s row source[i] in slot i, where it is not -1; an unconditional row goes with its conditional one."""
+    slots = len(source)
 
     def chosen(there: jax.Array, here: jax.Array) -> jax.Array:
+        fresh, rows = jnp.tile(source >= 0, len(there) // slots), jnp.maximum(source, 0)
+        rows = jnp.concatenate([rows + first for first in range(0, len(there), slots)])
         return jnp.where(fresh.reshape(-1, *[1] * (there.ndim - 1)), here[rows], there)
 
     table, calls = old.canvas.allowed, old.carry.calls

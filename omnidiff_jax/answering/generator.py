@@ -1,5 +1,6 @@
 """One path from queries to answers in their media: `omnidiff sample`, exams, chat and servers all decode here."""
 
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,10 +14,11 @@ from omnidiff_jax.codecs.encode import encode_prompts, fit_image
 from omnidiff_jax.codecs.media import Codecs
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.records import AUDIO_TAG, EncodedExample, Message, Record, RejectedRecord, Waveform
-from omnidiff_jax.sampling.canvas import Answer, Canvas, Prompt, bucket, build_canvas
+from omnidiff_jax.sampling.canvas import Answer, Canvas, Prompt, blank, bucket, build_canvas, known
 from omnidiff_jax.sampling.config import SamplerConfig
 from omnidiff_jax.sampling.denoiser import Denoiser
-from omnidiff_jax.sampling.guidance import random_text_prompt, unconditional_canvas
+from omnidiff_jax.sampling.guidance import random_text_prompt, stack_canvases, unconditional_canvas
+from omnidiff_jax.sampling.likelihood import likelihood_bound
 from omnidiff_jax.sampling.loop import sample
 from omnidiff_jax.sampling.results import SampleResult, film, finish_reasons
 from omnidiff_jax.sampling.stopping import Stopping
@@ -71,17 +73,26 @@ class Generator:
         """Settings that `task` is decoded with."""
         return self._decoding.get(task.name, task.decoding)
 
-    def __call__(self, task: Task, requests: Sequence[Request], *, strips: bool = False) -> list[Response]:
+    def decoded_by(self, decoding: Mapping[str, Decoding]) -> "Generator":
+        """The same model under other settings of some tasks."""
+        other = copy.copy(self)
+        other._decoding = {**self._decoding, **decoding}
+        return other
+
+    def __call__(
+        self, task: Task, requests: Sequence[Request], *, strips: bool = False, decoding: Decoding | None = None
+    ) -> list[Response]:
         """Answers requests of one task, in order.
 
         Args:
+            decoding: in place of the task's settings.
             strips: also return the answer's tokens after each step.
 
         Raises:
             UserError: a request lacks what the task needs, or does not fit the canvas.
         """
-        decoding = self.decoding(task)
-        queries = [task_query(task, request, decoding, self._seed) for request in requests]
+        chosen = decoding or self.decoding(task)
+        queries = [task_query(task, request, chosen, self._seed) for request in requests]
         if len(queries) > 1:
             queries = [dataclasses.replace(query, number=i) for i, query in enumerate(queries, start=1)]
         return self.decode(queries, strips=strips)
@@ -121,35 +132,82 @@ class Generator:
                 responses |= dict(zip(batch, answers, strict=True))
         return [responses[number] for number in range(len(queries))]
 
+    def bounds(
+        self, task: Task, requests: Sequence[Request], answers: Sequence[Sequence[str]], draws: int
+    ) -> list[np.ndarray]:
+        """How unlikely given answers in text are: bounds of `sampling.likelihood` over their words and the turn's end.
+
+        Args:
+            task: with an answer in text.
+            requests: of the task.
+            answers: some to each request.
+            draws: noise levels that the estimate is made of.
+
+        Returns:
+            for each request float32 [k, 2]: the bound on -log p in nats, and the positions it is a sum over.
+
+        Raises:
+            UserError: as `__call__`.
+        """
+        layout, decoding = self.codecs.layout, self.decoding(task)
+        queries = [task_query(task, request, decoding, self._seed) for request in requests]
+        asked = [(query, text) for query, texts in zip(queries, answers, strict=True) for text in texts]
+        mask, end = layout.vocabulary.mask, known(layout.encode_text("\n"))
+        found: list[np.ndarray] = []
+        for start in range(0, len(asked), self._rows):
+            part = asked[start : start + self._rows]
+            prompts = [_prompt(example) for example in self._encode([query for query, _ in part])]
+            said = [np.array([*layout.encode_text(text), layout.vocabulary.im_end], np.int32) for _, text in part]
+            ids, names = _ids([query for query, _ in part]), _names([query for query, _ in part])
+            blanks = [blank(len(ids_of), mask) + end for ids_of in said]
+            canvas = self._canvas(prompts, blanks, ids, self._multiple, self._rows, names)
+            tokens = np.array(canvas.inputs.tokens)
+            for row, prompt, ids_of in zip(tokens, prompts, said, strict=False):
+                row[len(prompt.tokens) : len(prompt.tokens) + len(ids_of)] = ids_of
+            nats = likelihood_bound(self._denoiser, canvas, tokens, draws, self._seed)
+            found += [np.array([bound, len(ids_of)], np.float32) for bound, ids_of in zip(nats, said, strict=False)]
+        ends = np.cumsum([len(texts) for texts in answers])
+        return [np.stack(found[stop - len(texts) : stop]) for stop, texts in zip(ends, answers, strict=True)]
+
     def _answer(self, queries: Sequence[Query], strips: bool) -> list[Response]:
         """One batch; all of one kind of answer and decoding."""
         prompts, answers = self._written(queries)
         rows = self._rows if len(queries) > 1 else None
         canvas = self._canvas(prompts, answers, _ids(queries), self._multiple, rows, _names(queries))
-        empty = self._unconditional(queries[0].decoding, canvas, prompts, queries)
+        others = self._others(prompts, queries)
+        empty = self._unconditional(canvas, others, self._multiple) if others else None
         result = sample(self._denoiser, canvas, self._sampler(queries[0]), [query.seed for query in queries], empty)
         return self._read(canvas, result, answers, queries, strips)
 
     def _stream(self, queries: Sequence[Query], strips: bool) -> list[Response]:
-        """More than one batch of one kind of answer and decoding, without guidance: through an engine."""
+        """More than one batch of one kind of answer and decoding: through an engine."""
         parts = [queries[start : start + self._rows] for start in range(0, len(queries), self._rows)]
         written = [self._written(part) for part in parts]
-        works = [
-            Work(prompt, answer, self._sampler(query), query.seed, query.request_id)
-            for part, pairs in zip(parts, written, strict=True)
-            for query, prompt, answer in zip(part, *pairs, strict=True)
-        ]
-        length = bucket(max(len(work.prompt.tokens) + len(work.answer) for work in works), self._multiple)
+        works = []
+        for part, pairs in zip(parts, written, strict=True):
+            others: Sequence[Prompt | None] = self._others(pairs[0], part) or [None] * len(part)
+            works += [
+                Work(prompt, answer, self._sampler(query), query.seed, query.request_id, other)
+                for query, prompt, answer, other in zip(part, *pairs, others, strict=True)
+            ]
+        both = [(prompt, work) for work in works for prompt in (work.prompt, work.unconditional) if prompt is not None]
+        length = bucket(max(len(prompt.tokens) + len(work.answer) for prompt, work in both), self._multiple)
+        # Room for speech in every canvas or in none, whoever joins.
+        frames = length if any(len(prompt.frame_counts) for prompt, _ in both) else 0
         canvases = [
-            self._canvas(*pairs, _ids(part), length, self._rows, _names(part))
+            self._canvas(*pairs, _ids(part), length, self._rows, _names(part), frames)
             for part, pairs in zip(parts, written, strict=True)
         ]
 
         def lay_out(new: Sequence[Work], rows: int) -> Canvas:
             prompts, answers = [work.prompt for work in new], [work.answer for work in new]
-            return self._canvas(prompts, answers, [work.request_id for work in new], length, rows)
+            ids = [work.request_id for work in new]
+            canvas = self._canvas(prompts, answers, ids, length, rows, frames=frames)
+            others = [work.unconditional for work in new if work.unconditional is not None]
+            return stack_canvases(canvas, self._unconditional(canvas, others, length)) if others else canvas
 
-        engine = Engine(self._denoiser, lay_out, *room(works, canvases), slots=self._rows)
+        laid = [lay_out(works[start : start + self._rows], self._rows) for start in range(0, len(works), self._rows)]
+        engine = Engine(self._denoiser, lay_out, *room(works, laid), slots=self._rows)
         # The longest first, so that the last ones do not finish alone.
         numbers = {engine.submit(works[i]): i for i in reversed(range(len(works)))}
         results = {numbers[done.number]: done.result for done in engine.run()}
@@ -173,8 +231,8 @@ class Generator:
         prompts = [_prompt(example) for example in self._encode(queries)]
         codes, holes = self._known(queries)
         answers = [
-            self.forms.build(kind, decoding, self._units(query), code, hole)
-            for query, code, hole in zip(queries, codes, holes, strict=True)
+            self.forms.build(kind, decoding, self._units(query), code, hole, len(prompt.tokens))
+            for query, prompt, code, hole in zip(queries, prompts, codes, holes, strict=True)
         ]
         return prompts, answers
 
@@ -186,6 +244,7 @@ class Generator:
         multiple: int,
         rows: int | None,
         names: Sequence[str] = (),
+        frames: int = 0,
     ) -> Canvas:
         return build_canvas(
             prompts,
@@ -198,6 +257,7 @@ class Generator:
             rows=rows,
             limit=self._limit,
             names=names,
+            frames=frames,
         )
 
     def _encode(self, queries: Sequence[Query]) -> list[EncodedExample]:
@@ -231,17 +291,18 @@ class Generator:
             )
         return hole.reshape(rows, size // rows, columns, size // columns).any(axis=(1, 3)).reshape(-1)
 
-    def _unconditional(
-        self, decoding: Decoding, canvas: Canvas, prompts: Sequence[Prompt], queries: Sequence[Query]
-    ) -> Canvas | None:
+    def _others(self, prompts: Sequence[Prompt], queries: Sequence[Query]) -> list[Prompt]:
+        """Unconditional prompts of one batch; none without guidance."""
+        decoding, layout = queries[0].decoding, self.codecs.layout
         if decoding.sampler.guidance.scale == 0:
-            return None
-        layout = self.codecs.layout
+            return []
         if decoding.unconditional == "empty":
-            others = [Prompt(layout.prompt([*_systems(query.messages), Message("user", "")])) for query in queries]
-        else:
-            others = [self._random(prompt, query) for prompt, query in zip(prompts, queries, strict=True)]
-        return unconditional_canvas(canvas, others, layout.vocabulary, speech=layout.speech, multiple=self._multiple)
+            return [Prompt(layout.prompt([*_systems(query.messages), Message("user", "")])) for query in queries]
+        return [self._random(prompt, query) for prompt, query in zip(prompts, queries, strict=True)]
+
+    def _unconditional(self, canvas: Canvas, others: Sequence[Prompt], multiple: int) -> Canvas:
+        layout = self.codecs.layout
+        return unconditional_canvas(canvas, others, layout.vocabulary, speech=layout.speech, multiple=multiple)
 
     def _random(self, prompt: Prompt, query: Query) -> Prompt:
         """`prompt` with random text for its request, words and media alike; what was said before stays."""

@@ -19,7 +19,9 @@ from omnidiff_jax.data.mixture import Stage
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.fetching import fetch_ahead, local_copy
 from omnidiff_jax.files import path
+from omnidiff_jax.models.backbone import layers_apart
 from omnidiff_jax.models.omni import OmniModel
+from omnidiff_jax.models.quantized import check_devices
 from omnidiff_jax.runs import stored as runs
 from omnidiff_jax.runs.config import RunConfig, run_config
 from omnidiff_jax.runs.opening import ModelRun
@@ -34,6 +36,7 @@ def load(
     rows: int = 8,
     seed: int = 0,
     preset: str = "exact",
+    quantize: str = "",
     decoding: Mapping[str, Any] | None = None,
     tokenizers: Mapping[str, Any] | None = None,
     config: RunConfig | None = None,
@@ -46,6 +49,9 @@ def load(
         seed: of the sampling noise of exams; requests name their own.
         preset: "exact", or "fast": fewer calls of the model, by the settings that its config has for that
             (`RunConfig.fast`; docs say what they cost).
+        quantize: "int8_weights", "int8" (weights and activations) or "fp8": the large matrices in eight bits
+            (docs/performance.md says what that costs and where it pays), each as it is read, so that the floats are
+            never there as a whole; "" leaves them as they are.
         decoding: settings by task that differ from these, in the groups of `Decoding`.
         tokenizers: folders of weights only: where the tokenizers lie (`TokenizersConfig`), if not beside the weights.
         config: folders of weights only: everything else about the model, such as its longest row.
@@ -55,6 +61,8 @@ def load(
             than those it was trained with, or damaged files.
     """
     rows, seed = whole(rows, "rows", 1, 1 << 16), whole(seed, "seed", 0, SEEDS)
+    if quantize:
+        check_devices(quantize)
     decoding = group(decoding, "decoding", '{"t2i": {"sampler": {"steps": 8}}}')
     tokenizers = group(tokenizers, "tokenizers", '{"image": FOLDER}')
     if not isinstance(config, RunConfig | None):
@@ -72,11 +80,16 @@ def load(
         ready = open_tokenizers(opened.tokenizers)
         check_tokenizers(found.config.tokenizers, ready, name)
         run = runs.open_here(opened, ready)
-        return _model(run, ready, runs.restore(found, run), rows, seed, name)
+        if quantize:
+            return _model(run, ready, runs.restore_quantized(found, run, quantize), rows, seed, name)
+        return _model(run, ready, run.program.whole(runs.restore(found, run)), rows, seed, name)
     opened = _with(_preset(config or weights_config(place), preset, name), decoding, tokenizers)
     ready = open_tokenizers(opened.tokenizers)
-    run = runs.open_here(dataclasses.replace(opened, init=dataclasses.replace(opened.init, folder=str(place))), ready)
-    return _model(run, ready, _weights(run), rows, seed, name)
+    init = dataclasses.replace(opened.init, folder=str(place))
+    run = runs.open_here(dataclasses.replace(opened, init=init), ready)
+    if quantize:
+        return _model(run, ready, runs.read_quantized(init, run, quantize), rows, seed, name)
+    return _model(run, ready, run.program.whole(_weights(run)), rows, seed, name)
 
 
 def _place(what: str | os.PathLike[str]) -> Path:
@@ -173,6 +186,7 @@ def _model(run: ModelRun, tokenizers: Tokenizers, params: Any, rows: int, seed: 
 
 
 def denoiser(run: ModelRun, params: Any) -> Denoiser:
-    """A run's model as the sampler sees it."""
+    """A run's model as the sampler sees it, of parameters that are `whole`, or `quantized`."""
     program = run.program
-    return module_denoiser(OmniModel(program.model), program.whole(params), program.loss_config.alignment)
+    apart = layers_apart(params, program.model.backbone)
+    return module_denoiser(OmniModel(program.model), apart, program.loss_config.alignment)

@@ -19,7 +19,9 @@ FREE = 100
 """Masked rows before the position penalty begins."""
 
 
-def fill(denoiser: Denoiser, canvas: Canvas, setting: Setting, steps: int) -> tuple[np.ndarray, list[int]]:
+def fill(
+    denoiser: Denoiser, canvas: Canvas, setting: Setting, steps: int, most_steps: int | None = None
+) -> tuple[np.ndarray, list[int]]:
     """Fills one canvas.
 
     Args:
@@ -27,6 +29,7 @@ def fill(denoiser: Denoiser, canvas: Canvas, setting: Setting, steps: int) -> tu
         canvas: of one row, or under guidance of two (`stack_canvases`).
         setting: filters, penalties and guidance.
         steps: T.
+        most_steps: of them; the rest stays masked.
 
     Returns:
         int32 [L] tokens, and how many positions each step chose.
@@ -36,7 +39,7 @@ def fill(denoiser: Denoiser, canvas: Canvas, setting: Setting, steps: int) -> tu
     in_answer = (columns >= 0) & (columns < int(canvas.answer_length[0]))
     context = prepare(denoiser, canvas)
     committed: list[int] = []
-    for number, share in enumerate(Schedule().ratios(min(steps, setting.answer))):
+    for number, share in enumerate(Schedule().ratios(min(steps, setting.answer))[:most_steps]):
         masked = generate[0] & (tokens[0] == canvas.mask_id)
         if not masked.any():
             break

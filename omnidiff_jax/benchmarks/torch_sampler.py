@@ -1,12 +1,14 @@
-"""The released sampler in plain PyTorch: logits of the whole vocabulary at every position, a sort for top-p, a Python
-loop over the tokens to penalise, a loop over steps that waits for the device.
+"""The released sampler in plain PyTorch, with the operations of the released code: logits of the whole vocabulary at
+every position, a sort for top-p, a Python loop over the tokens to penalise, penalties by boolean indexing, the most
+likely token of every position noted at each step (twice, once with its probability), a loop that waits for the device.
 
-What the released code computes and throws away (a second softmax, a key/value cache) is left out, and logits are
-float32 from the head on where it stays in the model's dtype: tokens are to be compared.
+Its key/value cache, which nothing reads, is left out, and logits are float32 from the head on where they stay in the
+model's dtype: tokens are to be compared.
 
 Run as a file of its own, by an interpreter that has torch: `python torch_sampler.py '{"weights": FOLDER, …}'`. For each
-line {"prompt", "unconditional"} on stdin it fills one answer and prints {"seconds", "tokens", "committed"}; at the end
-of stdin it prints {"peak_bytes"}.
+line {"prompt", "unconditional", "canvases"} on stdin it fills one answer and prints {"seconds", "tokens", "committed"},
+the latter two after and of each step; `canvases`, where there are some, are the steps to take: [number, tokens of the
+answer before it]. At the end of stdin it prints {"peak_bytes"}.
 """
 
 import json
@@ -77,8 +79,10 @@ def filtered(logits, top_p, top_k):
     return logits
 
 
-def repelled(logits, factor):
-    return torch.where(logits < 0, logits * factor, logits / factor)
+def repel(logits, factors):
+    """Makes logits less likely, in place; `factors` has their shape."""
+    logits[logits < 0] *= factors[logits < 0]
+    logits[logits >= 0] /= factors[logits >= 0]
 
 
 def decide(logits, answer, step, spec):
@@ -86,46 +90,67 @@ def decide(logits, answer, step, spec):
     logits = filtered(logits, spec["top_p"], spec["top_k"])
     if spec["repetition"] != 1 and step > 0:
         for token in set(answer.tolist()) - {0, spec["mask"]}:
-            logits[:, token] = repelled(logits[:, token], spec["repetition"])
+            repel(logits[:, token], torch.full_like(logits[:, token], spec["repetition"]))
     rows = len(logits)
     if spec["position"] != 1 and rows > FREE:
         depth = (torch.arange(rows, device=logits.device) - FREE).clamp(0) / (rows - FREE)
-        logits = repelled(logits, (1 + depth * (spec["position"] - 1))[:, None])
+        repel(logits, (1 + depth * (spec["position"] - 1))[:, None].repeat(1, logits.shape[-1]))
     probabilities = logits.softmax(-1)
+    _, token = probabilities.max(-1)
     confidence = (probabilities * (probabilities + 1e-10).log()).sum(-1)
-    return probabilities.argmax(-1), confidence
+    return token, confidence
 
 
-@torch.no_grad()
-def fill(model, spec, prompt, unconditional):
-    """Fills one answer; its tokens, and how many positions each step chose."""
-    device, start, length = spec["device"], len(prompt), spec["answer"]
-    answer = torch.full((length,), spec["mask"], device=device)
-    known = model.embed(torch.tensor(prompt, device=device))
-    rope = rope_of(spec, start + length, known.dtype)
-    times = torch.linspace(1, 1e-3, spec["steps"] + 1)
-    committed = []
-    for step in range(spec["steps"]):
+class Demo:
+    """One request: the released loop around the model."""
+
+    def __init__(self, model, spec, prompt, unconditional):
+        self.model, self.spec, self.unconditional = model, spec, unconditional
+        self.known = model.embed(torch.tensor(prompt, device=spec["device"]))
+        self.rope = rope_of(spec, len(prompt) + spec["answer"], self.known.dtype)
+        self.times = torch.linspace(1, 1e-3, spec["steps"] + 1)
+        self.notes = []
+
+    def step(self, answer, number):
+        """Takes a step in `answer`; how many positions it chose."""
+        spec, start = self.spec, len(self.known)
         masked = answer == spec["mask"]
         count = int(masked.sum())
         if count == 0:
-            break
-        fresh = model.embed(answer)
-        rows = [torch.cat([known, fresh])]
-        if unconditional:
-            other = model.embed(torch.tensor(unconditional, device=device))
-            rows.append(torch.cat([other, fresh, torch.zeros_like(known[len(other) :])]))
-        logits = logits_of(model, torch.stack(rows), rope)
-        logits = logits[1] + (1 + spec["guidance"]) * (logits[0] - logits[1]) if unconditional else logits[0]
-        logits = torch.cat([logits[:1], logits[:-1]])[start:]  # hidden state i predicts token i + 1
-        token, confidence = decide(logits[masked], answer, step, spec)
-        last = step == spec["steps"] - 1
-        quota = count if last else max(int(count * (1 - times[step + 1] / times[step])), 1)
+            return 0
+        fresh = self.model.embed(answer)
+        rows = [torch.cat([self.known, fresh])]
+        if self.unconditional:
+            other = self.model.embed(torch.tensor(self.unconditional, device=spec["device"]))
+            rows.append(torch.cat([other, fresh, torch.zeros_like(self.known[len(other) :])]))
+        logits = logits_of(self.model, torch.stack(rows), self.rope)
+        guided = logits[1] + (1 + spec["guidance"]) * (logits[0] - logits[1]) if self.unconditional else logits[0]
+        logits = torch.cat([guided[:1], guided[:-1]])[start:]  # hidden state i predicts token i + 1
+        token, confidence = decide(logits[masked], answer, number, spec)
+        last = number == spec["steps"] - 1
+        quota = count if last else max(int(count * (1 - self.times[number + 1] / self.times[number])), 1)
         # Where top-p leaves one token, confidences tie at 0: the earlier position, where `topk` takes any.
         chosen = confidence.sort(descending=True, stable=True).indices[:quota]
         answer[masked.nonzero()[chosen, 0]] = token[chosen]
+        self.notes.append((guided.softmax(-1).max(-1), guided.max(-1).indices))
+        return quota
+
+
+@torch.no_grad()
+def fill(model, spec, request):
+    """The answer after each step, and how many positions each chose."""
+    demo = Demo(model, spec, request["prompt"], request["unconditional"])
+    canvases = request["canvases"] or [[number, None] for number in range(spec["steps"])]
+    answer = torch.full((spec["answer"],), spec["mask"], device=spec["device"])
+    answers, committed = [], []
+    for number, before in canvases:
+        answer = answer if before is None else torch.tensor(before, device=spec["device"])
+        quota = demo.step(answer, number)
+        if quota == 0:
+            break
+        answers.append(answer.tolist())
         committed.append(quota)
-    return answer.tolist(), committed
+    return answers, committed
 
 
 def main(spec) -> None:
@@ -135,7 +160,7 @@ def main(spec) -> None:
     for line in sys.stdin:
         request = json.loads(line)
         began = time.perf_counter()
-        tokens, committed = fill(model, spec, request["prompt"], request["unconditional"])
+        tokens, committed = fill(model, spec, request)
         seconds = time.perf_counter() - began
         print(json.dumps({"seconds": seconds, "tokens": tokens, "committed": committed}), flush=True)
     on_device = spec["device"] == "cuda"

@@ -17,7 +17,7 @@ from omnidiff_jax.codecs.media import Codecs
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.media.audio import read_audio
 from omnidiff_jax.media.image import read_image
-from omnidiff_jax.records import AUDIO_TAG, IMAGE_TAG, EncodedExample, Record, RejectedRecord, Waveform
+from omnidiff_jax.records import AUDIO_TAG, IMAGE_TAG, EncodedExample, Medium, Record, RejectedRecord, Waveform
 from omnidiff_jax.tasks.chat import ChatLayout, media_roles
 from omnidiff_jax.tokenizers.image import fit
 
@@ -113,7 +113,7 @@ def fit_image(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def _load(kind: str, medium: Any, read: Callable[..., Any]) -> Any:
-    if not isinstance(medium, str | os.PathLike):
+    if not isinstance(medium, str | os.PathLike | Medium):
         return medium
     try:
         return read(medium)

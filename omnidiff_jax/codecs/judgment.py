@@ -53,6 +53,8 @@ def check_trainable(record: Record) -> None:
         raise RejectedRecord(
             "blank assistant message", f"answer {[*map(is_blank, answers)].index(True) + 1} says nothing"
         )
+    if record.messages[-1].role != "assistant":
+        raise RejectedRecord("last message is not the assistant's", "nothing answers it, the answer before sees it")
     if record.task not in TASKS:
         raise RejectedRecord("unknown task", f"{record.task!r} is none of {', '.join(TASKS)}")
     _check_task(record, TASKS[record.task])

@@ -33,6 +33,9 @@ class SourceConfig:
         plain: share of its requests in plain words, of a source that is generated.
         unconditional: share of its samples that answer nothing: what classifier-free guidance compares with
             (arXiv 2207.12598).
+        columns: which column holds what, of readers of rows: text, audio, image, messages, question, answer, start…
+        rules: rules of text to switch on or off, of readers of corpora.
+        test_data: whether a split that is test data of a known benchmark may be trained on.
     """
 
     reader: str
@@ -43,6 +46,9 @@ class SourceConfig:
     examples: Natural = 0
     plain: Share = 0.0
     unconditional: Share = 0.0
+    columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    rules: Mapping[str, bool] = dataclasses.field(default_factory=dict)
+    test_data: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +63,7 @@ class Reader:
         gives: "records" are encoded when they are read; "sets" are encoded once, before training (what is generated
             would be made anew every epoch); "examples" lie encoded at `path`.
         copies: where `path` is read by `fetching.local_copy`, the markers that it is given; None where it is not.
+        benchmark: source config -> the benchmark that its split is test data of, or "".
     """
 
     summary: str
@@ -65,6 +72,7 @@ class Reader:
     identity: Callable[[SourceConfig, Any], str] | None = None
     gives: Literal["records", "sets", "examples"] = "records"
     copies: tuple[str, ...] | None = None
+    benchmark: Callable[[SourceConfig], str] | None = None
 
 
 def _open_jsonl(config: SourceConfig) -> JsonlRecords:
@@ -106,6 +114,20 @@ def check_source(name: str, config: SourceConfig, readers: Mapping[str, Reader],
             "its requests; set it where the raw records are"
         )
     return reader
+
+
+def check_learned(name: str, config: SourceConfig, reader: Reader) -> None:
+    """Refuses to train on what others are examined on; a held-out loss may be measured on it.
+
+    Raises:
+        UserError: the split is test data of a known benchmark, and nobody said that this is meant.
+    """
+    if reader.benchmark and not config.test_data and (known := reader.benchmark(config)):
+        where = f"config.data.sources.{name}"
+        raise UserError(
+            f"{where}.split = {config.split!r} is test data of {known}: who trains on it cannot be examined on it; set "
+            f"{where}.test_data=True to do so all the same"
+        )
 
 
 def raw_records(config: SourceConfig, reader: Reader) -> tuple[RandomAccess[Record], str]:

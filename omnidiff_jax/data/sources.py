@@ -86,6 +86,9 @@ class JsonlRecords:
         starts, at, digest = [], 0, hashlib.blake2b(digest_size=16)
         try:
             with open(self._path, "rb") as file:
+                if form := _foreign(file.read(512)):
+                    raise UserError(f"{self._path} is {form}, not JSON lines; read it with reader={form.split()[-1]}")
+                file.seek(0)
                 for line in file:
                     if line.strip():
                         starts.append(at)
@@ -130,10 +133,26 @@ class JsonlRecords:
         paths = []
         for name in names:
             try:
-                paths.append(str(safe_join(self._root, name)))
+                paths.append(str(safe_join(self._root, self._within(name))))
             except (UserError, OSError, RuntimeError) as error:
                 raise RejectedRecord("path leads out of the media folder", f"{where}: {error}") from error
         return tuple(paths)
+
+    def _within(self, name: str) -> str:
+        """The path under the root, of an absolute one that lies there: released manifests hold such."""
+        root = os.fspath(self._root)
+        if os.path.isabs(name) and os.path.commonpath([root, name]) == os.path.abspath(root):
+            return os.path.relpath(name, root)
+        return name
+
+
+def _foreign(head: bytes) -> str:
+    """What a file that begins with `head` is, where that is another form of data; its last word is the reader's."""
+    if head[:4] == b"PAR1":
+        return "a table in parquet"
+    if head[257:262] == b"ustar":
+        return "an archive, a tar"
+    return ""
 
 
 def _messages(content: Any, where: str) -> tuple[Message, ...]:

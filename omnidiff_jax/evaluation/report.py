@@ -15,6 +15,7 @@ from PIL import Image
 
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.evaluation.scorecard import labelled, span
+from omnidiff_jax.evaluation.standing import page as standings
 from omnidiff_jax.records import Waveform
 
 _STYLE = """
@@ -79,6 +80,8 @@ def write_report(
     parts = [f"<h1>{html.escape(title)}</h1>", "<h2>Scorecard</h2>"]
     parts += [f"<p>{html.escape(note)}</p>"] if note else []
     parts.append(_scores(scorecard))
+    if published := standings(scorecard.get("exams", {})):
+        parts += ["<h2>Beside what was published</h2>", published]
     if metrics:
         parts += ["<h2>Training</h2>", _curves(metrics)]
     for task, shown in views.items():

@@ -28,6 +28,8 @@ from omnidiff_jax.workers import Workers
 SHOWN = 6  # answers of each task in the report
 STRIPS = 2  # of those with their decoding steps
 ROWS = 64  # answered together, at most
+How = tuple[str, str]
+"""Preset and quantization."""
 CPU_ROWS = 32  # enough to keep cores busy; answers of like length finish together
 
 
@@ -41,6 +43,7 @@ def evaluate(
     step: int = 0,
     data: str | None = None,
     preset: str = "exact",
+    quantize: str = "",
     seconds: Mapping[str, float] | None = None,
     note: str = "",
 ) -> dict[str, Any]:
@@ -54,7 +57,7 @@ def evaluate(
         folder: where the results go; what stands there of other tasks and exams of the same checkpoint stays.
         step: of the checkpoint, 0 where there is none.
         data: of an exam that needs some.
-        preset: how the model decodes, as `omnidiff_jax.load` takes it.
+        preset, quantize: how the model decodes and is held, as `omnidiff_jax.load` takes them.
         seconds: times spent before, for the scorecard.
         note: on what the scores rest, for the report.
 
@@ -70,7 +73,7 @@ def evaluate(
     for exam_name, chosen in exams.items():
         names = [name for name in chosen.tasks if not tasks or name in tasks]
         entries = {}
-        for name, entry, views in _sat(what, str(place), exam_name, chosen, names, cases, data, preset):
+        for name, entry, views in _sat(what, str(place), exam_name, chosen, names, cases, data, (preset, quantize)):
             called = label(exam_name, name)
             entries[name], shown[called] = entry, views
             print(
@@ -92,7 +95,7 @@ def evaluate(
     order = [label(exam, name) for exam in exams for name in TASKS]
     ordered = {name: shown[name] for name in order if name in shown}
     # Views are of what was sat now: a report of some tasks does not take the place of the whole one.
-    whole = asked >= {name for exam in scores.values() for name in exam["tasks"]}
+    whole = asked >= {name for exam in scores.values() if "benchmark" not in exam for name in exam["tasks"]}
     report = "report.html" if whole else f"report_{'_'.join(name for name in TASKS if name in asked)}.html"
     write_report(place / report, "omnidiff_jax: every task of one model", scorecard, lines, ordered, note)
     print(table(labelled(scores)))
@@ -100,17 +103,17 @@ def evaluate(
 
 
 def _sat(
-    what: str, folder: str, exam: str, chosen: ExamSet, tasks: Sequence[str], cases: int, data: str | None, preset: str
+    what: str, folder: str, exam: str, chosen: ExamSet, tasks: Sequence[str], cases: int, data: str | None, how: How
 ) -> Iterator[tuple[str, dict[str, Any], list[View]]]:
     """Each task's entry and views, in the order they are finished: one worker process a core."""
     use_cache()
     workers = min(os.cpu_count() or 1, len(tasks))
     if workers == 1 or jax.default_backend() != "cpu":
-        yield from (sit_task(what, folder, exam, chosen, name, cases, data, preset) for name in tasks)
+        yield from (sit_task(what, folder, exam, chosen, name, cases, data, how) for name in tasks)
         return
     # Long answers first, so that the last worker does not finish alone.
     order = sorted(tasks, key=lambda name: TASKS[name].answer not in ("speech", "text_and_speech"))
-    jobs = {name: (what, folder, exam, chosen, name, cases, data, preset) for name in order}
+    jobs = {name: (what, folder, exam, chosen, name, cases, data, how) for name in order}
     with Progress(len(tasks), label="exams") as progress, Workers(workers) as pool:
         for number, (_, found) in enumerate(pool.run(sit_task, jobs), start=1):
             progress.update(number)
@@ -118,12 +121,12 @@ def _sat(
 
 
 def sit_task(
-    what: str, folder: str, exam: str, chosen: ExamSet, name: str, cases: int, data: str | None, preset: str
+    what: str, folder: str, exam: str, chosen: ExamSet, name: str, cases: int, data: str | None, how: How
 ) -> tuple[str, dict[str, Any], list[View]]:
     """Sits one task's exam; run in a worker process, which loads the model once."""
     use_cache()
     most = CPU_ROWS if jax.default_backend() == "cpu" else ROWS
-    model = _model(what, -(-cases // -(-cases // most)), preset)  # equal batches, none of them half empty
+    model = _model(what, -(-cases // -(-cases // most)), *how)  # equal batches, none of them half empty
     held_out = askable(chosen.exam(name, cases, data), model.generator)
     result = sit(held_out, model.generator, strips=min(STRIPS, len(held_out.cases)))
     _leave_samples(Path(folder) / "samples" / ("" if exam == "scenes" else exam), name, held_out, result)
@@ -132,8 +135,8 @@ def sit_task(
 
 
 @functools.lru_cache(maxsize=1)
-def _model(what: str, rows: int, preset: str) -> Model:
-    return load(what, rows=rows, preset=preset)
+def _model(what: str, rows: int, preset: str, quantize: str) -> Model:
+    return load(what, rows=rows, preset=preset, quantize=quantize)
 
 
 def _views(sat: Exam, result: Result, model: Model) -> list[View]:

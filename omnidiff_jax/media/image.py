@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from omnidiff_jax.errors import UserError
-from omnidiff_jax.fetching import local_copy
-from omnidiff_jax.files import check_file, write_bytes
+from omnidiff_jax.files import write_bytes
+from omnidiff_jax.media.opened import AnyMedium, Opened, opened
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 _WHAT = "image"
@@ -30,7 +30,7 @@ class ImageLimits:
     max_pixels: int = 64_000_000
 
 
-def read_image(path: str | os.PathLike[str], limits: ImageLimits = ImageLimits()) -> np.ndarray:
+def read_image(medium: AnyMedium, limits: ImageLimits = ImageLimits()) -> np.ndarray:
     """Reads png, jpeg, webp, bmp, gif or tiff (the first frame), turned as its EXIF orientation says.
 
     Grey, palette, CMYK and deep images become 8-bit RGB (`to_rgb`); transparent ones are laid on white.
@@ -41,11 +41,15 @@ def read_image(path: str | os.PathLike[str], limits: ImageLimits = ImageLimits()
     Raises:
         UserError: the file is missing, empty, not an image, damaged, over a limit, or of pixels without a known scale.
     """
-    file = local_copy(path)
-    check_file(file, _WHAT, limits.max_bytes)
+    with opened(medium, _WHAT, limits.max_bytes) as source:
+        return _decode(source, limits)
+
+
+def _decode(source: Opened, limits: ImageLimits) -> np.ndarray:
+    file = source.name
     try:
         # Pillow's own warnings (size, odd tags) would come on top of the one line said here.
-        with warnings.catch_warnings(action="ignore"), Image.open(file, formats=FORMATS) as image:
+        with warnings.catch_warnings(action="ignore"), Image.open(source.file, formats=FORMATS) as image:
             width, height = image.size
             if width * height > limits.max_pixels:
                 raise UserError(f"is {width}x{height}, over {limits.max_pixels / 1e6:g} million pixels; scale it down")

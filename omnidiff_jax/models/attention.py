@@ -8,6 +8,7 @@ GPUs, `splash` for TPUs, `tokamax` takes what that library thinks best.
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from omnidiff_jax.config import choose
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.models.chunked_attention import chunked_attention
 from omnidiff_jax.models.device_attention import cudnn_attention, splash_attention, tokamax_attention
+from omnidiff_jax.models.kept import take
 from omnidiff_jax.models.row_attention import row_attention
 
 
@@ -44,6 +46,30 @@ def xla_attention(
     out = jnp.einsum("bkqs,bksd->bkqd", weights, v)
     out = out.reshape(batch, kv_heads, group, length, width).transpose(0, 3, 1, 2, 4)
     return out.reshape(batch, length, heads, width)
+
+
+MASKS = ("full", "prefix")
+"""Who sees whom within a sample: everyone everyone, or what is given only what is given."""
+
+
+class Sight(NamedTuple):
+    """Which keys a query sees.
+
+    Attributes:
+        query_segments, key_segments: int32 [B, L] and [B, S], as in `attention`.
+        query_given, key_given: bool [B, L] and [B, S], positions of the condition: they see one another only, while
+            all others see both. None = everyone sees the whole segment.
+    """
+
+    query_segments: jax.Array
+    key_segments: jax.Array
+    query_given: jax.Array | None = None
+    key_given: jax.Array | None = None
+
+    def of(self, places: jax.Array) -> "Sight":
+        """That of the queries `places` int32 [B, C] alone."""
+        given = None if self.query_given is None else take(self.query_given, places)
+        return self._replace(query_segments=take(self.query_segments, places), query_given=given)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,3 +131,16 @@ def attention(
         able = sorted(name for name, b in BACKENDS.items() if b.honours_segments)
         raise UserError(f"attention backend {backend!r} ignores segment ids, so packed rows need one of {able}")
     return chosen.function(query, key, value, segment_ids_q, segment_ids_kv)
+
+
+def attend(query: jax.Array, key: jax.Array, value: jax.Array, sight: Sight, *, backend: str) -> jax.Array:
+    """`attention` of every query to the keys that `sight` lets it see.
+
+    With a condition every backend runs twice, once among the condition alone, as segments are all that kernels know.
+    """
+    query_segments, key_segments, query_given, key_given = sight
+    y = attention(query, key, value, query_segments, key_segments, backend=backend)
+    if query_given is None or key_given is None:
+        return y
+    among = jnp.where(query_given, query_segments, 0), jnp.where(key_given, key_segments, 0)
+    return jnp.where(query_given[..., None, None], attention(query, key, value, *among, backend=backend), y)

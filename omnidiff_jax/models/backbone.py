@@ -14,8 +14,10 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from omnidiff_jax.config import Count, Natural, NonNegative, Positive, choose, free, suggest
-from omnidiff_jax.models.attention import BACKENDS, attention
+from omnidiff_jax.models.attention import BACKENDS, MASKS, Sight, attend
+from omnidiff_jax.models.kept import Kept, Window, most_turned, places_of, put, take
 from omnidiff_jax.models.linear import Linear
+from omnidiff_jax.models.quantized import columns, look_up
 from omnidiff_jax.models.rope import apply_rope, rope_tables
 from omnidiff_jax.sharding import axes
 from omnidiff_jax.sharding.axes import constrain
@@ -61,6 +63,8 @@ class BackboneConfig:
         scan_layers: roll the layer loop (small program) or unroll it (no weight copies: docs/performance.md).
         padding_idx: released quirk: this token's embedding row never receives a gradient (torch's `padding_idx`).
         padding_visible: released quirk: padding belongs, as keys only, to the row's last sample.
+        attention_mask: "full", or "prefix": the condition (in training whatever is no target, in sampling what stands
+            before the answer) sees only itself, so that its keys and values do not depend on the answer.
     """
 
     vocab_size: Count = free(176264)
@@ -81,16 +85,32 @@ class BackboneConfig:
     scan_layers: bool = free(True)
     padding_idx: Natural | None = None
     padding_visible: bool = False
+    attention_mask: str = "full"
 
     def __post_init__(self):
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype = {self.dtype!r}; {suggest(self.dtype, DTYPES)}")
         choose(BACKENDS, self.attention, "attention backend")
         choose(REMAT_POLICIES, self.remat, "remat policy")
+        if self.attention_mask not in MASKS:
+            raise ValueError(f"attention_mask = {self.attention_mask!r}; {suggest(self.attention_mask, MASKS)}")
         if self.heads % self.kv_heads:
             raise ValueError(f"heads = {self.heads} must be a multiple of kv_heads = {self.kv_heads}")
         if self.head_dim % 2:
             raise ValueError(f"head_dim = {self.head_dim} must be even for RoPE")
+
+
+def layers_apart(params: Any, config: BackboneConfig) -> Any:
+    """Parameters of a model for a loop that runs it many times: tuples of N arrays for those stacked over the layers.
+
+    In such a loop XLA copies the slice of every layer at each turn on CPUs (a sixth of the time of 300 positions, width
+    512). Elsewhere, and where the layer loop is rolled, `params` as they are. `sampling.module_denoiser` takes both.
+    """
+    if config.scan_layers or jax.default_backend() != "cpu":
+        return params
+    backbone = params["backbone"]
+    layers = jax.tree.map(lambda x: tuple(x[layer] for layer in range(config.layers)), backbone["layers"])
+    return {**params, "backbone": {**backbone, "layers": layers}}
 
 
 class RMSNorm(nn.Module):
@@ -126,24 +146,42 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, rope: tuple[jax.Array, jax.Array], segments: tuple[jax.Array, jax.Array]
-    ) -> jax.Array:
+        self,
+        x: jax.Array,
+        rope: tuple[jax.Array, jax.Array],
+        sight: Sight,
+        past: Kept | None = None,
+        window: Window | None = None,
+    ) -> tuple[jax.Array, Kept, jax.Array | None]:
+        """What is added to the residual stream, the layer's keys and values, and which of `x` were computed.
+
+        The last is int32 [B, k], members of the window, or None where all were.
+        """
         c = self.config
 
         def project(name: str, heads: int, axis: str) -> jax.Array:
             names = (axes.EMBED, axis, axes.HEAD_DIM)
             return _linear(c, name, (heads, c.head_dim), names, c.init_stddev, bias=True)(x)
 
+        value = project("value", c.kv_heads, axes.KV_HEADS)
+        chosen, places = None, None if window is None else window.places
+        if past is not None and window is not None and window.share is not None:
+            chosen = most_turned(window, value, past.value)
+            x, value, cos, sin = (take(a, chosen) for a in (x, value, *rope))
+            rope, sight = (cos, sin), sight.of(chosen)
+            places = places_of(window, chosen, past.key.shape[1])
         query = apply_rope(project("query", c.heads, axes.HEADS), *rope)
         key = apply_rope(project("key", c.kv_heads, axes.KV_HEADS), *rope)
-        value = project("value", c.kv_heads, axes.KV_HEADS)
+        if past is not None and places is not None:
+            key, value = put(past.key, places, key), put(past.value, places, value)
         query = constrain(query, axes.BATCH, axes.LENGTH, axes.ACT_HEADS, axes.HEAD_DIM)
         key = constrain(key, axes.BATCH, axes.KV_LENGTH, axes.ACT_KV_HEADS, axes.HEAD_DIM)
         value = constrain(value, axes.BATCH, axes.KV_LENGTH, axes.ACT_KV_HEADS, axes.HEAD_DIM)
-        y = attention(query, key, value, *segments, backend=c.attention)
+        y = attend(query, key, value, sight, backend=c.attention)
         y = checkpoint_name(y, "attention")
         names = (axes.HEADS, axes.HEAD_DIM, axes.EMBED)
-        return _linear(c, "out", (c.width,), names, c.residual_stddev, contract=2)(y)
+        y = _linear(c, "out", (c.width,), names, c.residual_stddev, contract=2)(y)
+        return y, Kept(key, value), chosen
 
 
 class FeedForward(nn.Module):
@@ -161,21 +199,35 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm layer, in the (carry, output) form of `nn.scan`."""
+    """Pre-norm layer, in the (carry, output) form of `nn.scan`; its output is what a window asks to be kept."""
 
     config: BackboneConfig
 
     @nn.compact
-    def __call__(self, x, rope, segments):
+    def __call__(self, x, rope, sight, past=None, window=None):
         c = self.config
         x = checkpoint_name(x, "layer_input")
         self.sow("intermediates", "input", x)
         y = RMSNorm(c.norm_epsilon, name="attention_norm")(x)
-        x += Attention(c, name="attention")(y, rope, segments)
+        added, kept, chosen = Attention(c, name="attention")(y, rope, sight, past, window)
+        if chosen is not None:
+            places = places_of(window, chosen, past.attention.shape[1])
+            kept = kept.replace(attention=put(past.attention, places, added))
+            added = window.take(kept.attention)
+        elif window is not None and window.share is not None:
+            kept = kept.replace(attention=added)
+        x += added
         x = constrain(x, axes.BATCH, axes.LENGTH, axes.ACT_EMBED)
         y = RMSNorm(c.norm_epsilon, name="mlp_norm")(x)
-        x += FeedForward(c, name="mlp")(y)
-        return constrain(x, axes.BATCH, axes.LENGTH, axes.ACT_EMBED), None
+        added = FeedForward(c, name="mlp")(y if chosen is None else take(y, chosen))
+        if chosen is not None:
+            kept = kept.replace(mlp=put(past.mlp, places, added))
+            added = window.take(kept.mlp)
+        elif window is not None and window.share is not None:
+            kept = kept.replace(mlp=added)
+        x += added
+        x = constrain(x, axes.BATCH, axes.LENGTH, axes.ACT_EMBED)
+        return x, None if window is None or not window.keeps else kept
 
 
 class Backbone(nn.Module):
@@ -199,7 +251,7 @@ class Backbone(nn.Module):
             block,
             variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast),
+            in_axes=(nn.broadcast, nn.broadcast, 0, nn.broadcast),
             length=c.layers,
             unroll=1 if c.scan_layers else c.layers,
             metadata_params={nn.PARTITION_NAME: axes.LAYERS},
@@ -211,28 +263,90 @@ class Backbone(nn.Module):
             (c.width, c.vocab_size),
         )
 
-    def __call__(self, inputs_embeds: jax.Array, positions: jax.Array, segment_ids: jax.Array) -> jax.Array:
+    def __call__(
+        self,
+        inputs_embeds: jax.Array,
+        positions: jax.Array,
+        segment_ids: jax.Array,
+        given: jax.Array | None = None,
+    ) -> jax.Array:
         """Hidden states after the final norm.
 
         Args:
             inputs_embeds: [B, L, D], from `embed` (or what replaces its rows).
             positions: int32 [B, L], RoPE positions.
             segment_ids: int32 [B, L], 0 = padding; positions see their own segment only.
+            given: bool [B, L], the condition; read only where `attention_mask` is "prefix".
 
         Returns:
             [B, L, D] in the compute dtype.
+
+        Raises:
+            ValueError: `attention_mask` is "prefix" and nobody says what is given.
         """
+        return self._run(inputs_embeds, positions, segment_ids, given)[0]
+
+    def keep(
+        self,
+        inputs_embeds: jax.Array,
+        positions: jax.Array,
+        segment_ids: jax.Array,
+        given: jax.Array | None = None,
+        share: float | None = None,
+    ) -> tuple[jax.Array, Kept]:
+        """As `__call__`, and what `renew` takes up, of all layers; `share` is the one it will be told."""
+        return self._run(inputs_embeds, positions, segment_ids, given, window=Window(share=share))
+
+    def renew(
+        self,
+        inputs_embeds: jax.Array,
+        positions: jax.Array,
+        segment_ids: jax.Array,
+        given: jax.Array | None,
+        kept: Kept,
+        places: jax.Array,
+        share: float | None = None,
+    ) -> tuple[jax.Array, Kept | None]:
+        """Hidden states of some positions, those of all others staying as they were kept.
+
+        Args:
+            inputs_embeds: [B, C, D], of `places`.
+            positions, segment_ids, given: of the whole rows, as in `__call__`.
+            kept: from `keep` or `renew`, [N, B, L, ...].
+            places, share: of a `Window`.
+
+        Returns:
+            [B, C, D], and with a share what is kept now, else None: `kept` serves on.
+        """
+        return self._run(inputs_embeds, positions, segment_ids, given, kept, Window(places, share))
+
+    def _run(
+        self,
+        inputs_embeds: jax.Array,
+        positions: jax.Array,
+        segment_ids: jax.Array,
+        given: jax.Array | None,
+        kept: Kept | None = None,
+        window: Window | None = None,
+    ) -> tuple[jax.Array, Any]:
         c = self.config
         x = constrain(inputs_embeds.astype(c.dtype), axes.BATCH, axes.LENGTH, axes.ACT_EMBED)
-        rope = rope_tables(positions, c.head_dim, c.rope_theta)
         # The last sample's id, carried into the padding after it.
         key_segments = jax.lax.cummax(segment_ids, axis=1) if c.padding_visible else segment_ids
-        x, _ = self.layers(x, rope, (segment_ids, key_segments))
-        return self.norm(x)
+        if c.attention_mask == "full":
+            given = None
+        elif given is None:
+            raise ValueError("attention_mask = 'prefix' needs to know which positions are given: ModelInputs.given")
+        sight = Sight(segment_ids, key_segments, given, given)
+        if kept is not None and window is not None:
+            positions, sight = window.take(positions), sight.of(window.places)
+        rope = rope_tables(positions, c.head_dim, c.rope_theta)
+        x, kept = self.layers(x, rope, sight, kept, window)
+        return self.norm(x), kept
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """Embedding rows [..., D] of ids [...], in the compute dtype."""
-        x = jnp.take(self.embedding, tokens, axis=0)
+        x = look_up(self.embedding, tokens, self.config.dtype)
         if self.config.padding_idx is not None:
             x = jnp.where((tokens == self.config.padding_idx)[..., None], jax.lax.stop_gradient(x), x)
         x = x.astype(self.config.dtype)
@@ -244,5 +358,4 @@ class Backbone(nn.Module):
 
     def logits(self, hidden: jax.Array, start: int = 0, stop: int | None = None) -> jax.Array:
         """float32 [..., V] from hidden states [..., D], or those of the ids start .. stop - 1 alone."""
-        head = self.head[:, start:stop].astype(hidden.dtype)
-        return jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
+        return columns(self.head, hidden, start, stop)

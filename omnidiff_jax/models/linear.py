@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from omnidiff_jax.models.quantized import contract
 from omnidiff_jax.sharding import axes
 
 
@@ -45,8 +46,7 @@ class Linear(nn.Module):
             # As matrices: the kernel's gradient then needs no transposed copy of x (a third of a SwiGLU's time on
             # a CPU). Merging batch with a split length would gather it.
             x = x.reshape(-1, *inputs)
-        kernel = axes.gather(kernel.astype(self.dtype), *self.names)
-        y = jnp.tensordot(x.astype(self.dtype), kernel, axes=self.contract)
+        y = contract(x.astype(self.dtype), kernel, self.contract, self.names)
         y = y.reshape(*leading, *self.outputs)
         if self.use_bias:
             zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.names[self.contract :])

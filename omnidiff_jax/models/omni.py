@@ -51,7 +51,7 @@ class OmniModel(nn.Module):
 
     def __call__(self, inputs: ModelInputs) -> jax.Array:
         """Hidden states [B, L, D] after the final norm, in the compute dtype."""
-        return self.backbone(self.embed_inputs(inputs), inputs.positions, inputs.segment_ids)
+        return self.backbone(self.embed_inputs(inputs), inputs.positions, inputs.segment_ids, inputs.given)
 
     def embed_inputs(self, inputs: ModelInputs) -> jax.Array:
         """Token embeddings [B, L, D], with the rows that stand for heard speech replaced."""
@@ -86,7 +86,7 @@ def example_inputs(config: OmniConfig) -> ModelInputs:
     if config.speech_encoder is not None:
         features = jnp.zeros((1, 1, config.speech_encoder.features))
         speech = SpeechFrames(features=features, segment_ids=ints, positions=ints, queries=ints, slots=ints - 1)
-    return ModelInputs(tokens=ints, segment_ids=ints, positions=ints - 1, speech=speech)
+    return ModelInputs(tokens=ints, segment_ids=ints, positions=ints - 1, speech=speech, given=ints > 0)
 
 
 def init_params(config: OmniConfig, key: jax.Array) -> dict:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from omnidiff_jax.codecs.tokenizers import Sizes, sizes
-from omnidiff_jax.config import choose
+from omnidiff_jax.config import choose, to_dict
 from omnidiff_jax.models.attention import BACKENDS
 from omnidiff_jax.models.flops import kept_projections
 from omnidiff_jax.preflight.advice import Settings, advise, per_device
@@ -18,19 +18,23 @@ from omnidiff_jax.preflight.report import Job, Report, compile_job
 from omnidiff_jax.preflight.targets import GIB, Target, parse_target, prepare, target_mesh
 from omnidiff_jax.runs.config import RunConfig
 from omnidiff_jax.runs.opening import open_without_data
+from omnidiff_jax.sampling.candidates import RestrictedCandidates, Span
 from omnidiff_jax.sharding.mesh import batch_parts
+from omnidiff_jax.tasks.registry import task
 from omnidiff_jax.training.layout import abstract_state
 from omnidiff_jax.training.optimizer import split_params
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """What the sampler is compiled for: a task, canvases (0 = one a shard), positions of a canvas and of its answer."""
+    """What the sampler is compiled for: a task, canvases (0 = one a shard), positions of a canvas and of its answer,
+    and how the large matrices are held (`models.quantized`)."""
 
     task: str = "t2i"
     rows: int = 0
     length: int = 384
     answer: int = 258
+    quantize: str = ""
 
 
 def preflight(config: RunConfig, topology: str, what: str = "train", sampling: Sampling = Sampling()) -> dict[str, Any]:
@@ -73,16 +77,21 @@ def _train(config: RunConfig, known: Sizes, mesh: Mesh) -> tuple[Job, Settings]:
 
 
 def _sample(config: RunConfig, known: Sizes, mesh: Mesh, asked: Sampling) -> Job:
-    model = config.omni(known)
+    model, sampler = config.omni(known), choose(config.decoding, asked.task, "task").sampler
+    codes, span = known.vocabulary.image, None
+    if isinstance(sampler.candidates, RestrictedCandidates) and task(asked.task).answer in ("image", "hole"):
+        span = Span(codes.start, codes.stop, True)
     return sample_job(
         dataclasses.replace(model, backbone=dataclasses.replace(model.backbone, remat="none")),
-        choose(config.decoding, asked.task, "task").sampler,
+        sampler,
         mesh,
         rows=asked.rows or batch_parts(mesh),
         length=asked.length,
         answer=asked.answer,
         strategy=config.sharding,
         mask_id=known.vocabulary.mask,
+        span=span,
+        quantize=asked.quantize,
     )
 
 
@@ -96,8 +105,12 @@ def _result(
     sampling: Sampling,
 ) -> dict[str, Any]:
     devices = "CPU devices in place of GPUs (attention chunked)" if target.stand_in else target.kind
+    decoding = config.decoding.get(sampling.task)
     return {
         "what": job.name,
+        "task": None if job.name == "train" or decoding is None else sampling.task,
+        "candidates": None if job.name == "train" or decoding is None else to_dict(decoding.sampler)["candidates"],
+        "quantize": sampling.quantize if job.name != "train" else "",
         "topology": target.topology,
         "devices": target.devices,
         "compiled_for": devices,
@@ -105,7 +118,7 @@ def _result(
         "mesh": {name: size for name, size in mesh.shape.items() if size > 1},
         "attention": config.model.attention,
         "remat": config.model.remat,
-        "batch_size": config.batch_size,
+        "batch_size": config.batch_size if job.name == "train" else sampling.rows or batch_parts(mesh),
         "length": config.data.length if job.name == "train" else sampling.length,
         "accumulate": config.accumulate,
         "fits": report.fits,

@@ -12,8 +12,10 @@ from omnidiff_jax.data.packing import PackingConfig
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.models.flops import forward_flops, train_flops
 from omnidiff_jax.models.omni import OmniConfig, OmniModel, init_params
+from omnidiff_jax.models.quantized import quantize_params
 from omnidiff_jax.preflight.report import Job
 from omnidiff_jax.runs.opening import ModelRun
+from omnidiff_jax.sampling.candidates import Span
 from omnidiff_jax.sampling.canvas import Canvas
 from omnidiff_jax.sampling.config import SamplerConfig
 from omnidiff_jax.sampling.denoiser import module_denoiser
@@ -81,10 +83,17 @@ def sample_job(
     answer: int,
     strategy: str,
     mask_id: int,
+    span: Span | None = None,
+    quantize: str = "",
 ) -> Job:
     """The sampler's whole loop over `rows` canvases of `length` positions, `answer` of them to be generated.
 
-    Weights are held in the compute dtype. The numbers of a step are those of one round of the loop.
+    Weights are held in the compute dtype, those of `quantize` in its own. The numbers of a step are those of one round
+    of the loop, as long as every position is masked.
+
+    Args:
+        span: ids whose logits are computed, None = all.
+        quantize: one of `models.quantized.QUANTIZATIONS`, "" = none.
     """
     shards = batch_parts(mesh)
     if rows % shards:
@@ -103,6 +112,8 @@ def sample_job(
             meta.unbox(boxed),
             specs,
         )
+        if quantize:
+            params = quantize_params(params, quantize)
         all_rows = guided * rows
         tokens = array(all_rows, length)
         canvas = Canvas(
@@ -116,10 +127,12 @@ def sample_job(
             mask_id=mask_id,
         )
         with logical_rules(strategy):
-            return trace_sampler(module_denoiser(OmniModel(model), params), canvas, config, rows=rows, answer=answer)
+            denoiser = module_denoiser(OmniModel(model), params)
+            return trace_sampler(denoiser, canvas, config, rows=rows, answer=answer, span=span)
 
     layers = forward_flops(model.backbone, 1, length) - _head(model)
-    per_step = rows * (guided * length * layers + answer * _head(model))
+    ids = model.backbone.vocab_size if span is None else span.stop - span.start
+    per_step = rows * (guided * length * layers + answer * _head(model) * ids / model.backbone.vocab_size)
     return Job("sample", trace, mesh, useful_flops=per_step, trips=1.0, vocabulary=0, width=model.backbone.width)
 
 

@@ -57,8 +57,11 @@ def _row(name: str, r: dict[str, Any]) -> str:
     sent = sum(c["bytes"] for c in r["collectives"]) / 1e9 if r["collectives"] is not None else None
     logits = "?" if r["collectives"] is None or r["what"] != "train" else len(r["logits_collectives"]) or "none"
     micro = f" in {r['accumulate']}" if r["accumulate"] > 1 else ""
+    if r["what"] != "train":
+        words = (r["what"], r["task"], r["candidates"], r["quantize"], f"× {r['batch_size']}")
+        name = f"{name}, {' '.join(filter(None, words))}"
     cells = (
-        f"{name}{'' if r['what'] == 'train' else ', ' + r['what']}",
+        name,
         r["topology"],
         r["sharding"],
         mesh,
@@ -67,9 +70,9 @@ def _row(name: str, r: dict[str, Any]) -> str:
         f"{r['argument_bytes_per_device'] / GIB:.2f}",
         f"{r['peak_bytes_per_device'] / GIB:.2f} of {r['device_bytes'] / GIB:.2f}",
         "yes" if r["fits"] else "no",
-        f"{r['flops_per_device'] / 1e12:.0f}",
+        f"{r['flops_per_device'] / 1e12:.{0 if r['what'] == 'train' else 2}f}",
         "?" if sent is None else f"{sent:.1f}",
-        f"{r['step_seconds_estimate']:.2f} s",
+        f"{r['step_seconds_estimate']:.2f} s" if r["what"] == "train" else f"{1e3 * r['step_seconds_estimate']:.1f} ms",
         f"{r['mfu_ceiling']:.0%}",
         str(logits),
         f"{r['compile_seconds']:.0f} s",

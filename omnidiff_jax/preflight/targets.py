@@ -6,6 +6,7 @@ import math
 import os
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -142,7 +143,9 @@ def target_devices(target: Target) -> Sequence[jax.Device]:
                 f"topology {target.topology!r} is compiled by libtpu (no TPU needed): pip install 'omnidiff_jax[tpu]'"
             )
         shape = target.topology.partition("*")[0]
-        extra = {"num_slices": target.granules} if target.granules > 1 else {}
+        extra: dict[str, Any] = {"num_slices": target.granules} if target.granules > 1 else {}
+        if target.devices == target.granules:  # libtpu takes a host for one of four chips unless told
+            extra["chips_per_host_bounds"] = (1, 1, 1)
         try:
             return topologies.get_topology_desc(shape, platform="tpu", **extra).devices
         except Exception as error:

@@ -233,9 +233,21 @@ def run_config(config: Mapping[str, Any]) -> RunConfig:
     for group, names in (("decoding", decoding), ("fast", fast)):
         for name in names:
             choose(TASKS, name, f"task in config.{group}")
-    given["decoding"] = {name: overlaid(to_dict(task.decoding), decoding.get(name, {})) for name, task in TASKS.items()}
+    given["decoding"] = {
+        name: _decoding(to_dict(task.decoding), decoding.get(name, {})) for name, task in TASKS.items()
+    }
     given["fast"] = {name: overlaid(given["decoding"][name], fast[name]) for name in fast}
     return build(RunConfig, given)
+
+
+def _decoding(default: Mapping[str, Any], given: Any) -> dict[str, Any]:
+    """Settings of a task with those that a config names. A rule of length that names its rate is whole: it is not of
+    the default's kind, which may count something else."""
+    settings: dict[str, Any] = overlaid(default, given)
+    rule = given.get("adaptive") if hasattr(given, "keys") else None  # what else it may be, `build` refuses
+    if rule is not None and hasattr(rule, "keys") and "rate" in rule:
+        settings["adaptive"] = rule
+    return settings
 
 
 def _source(name: str, given: Mapping[str, Any]) -> dict[str, Any]:

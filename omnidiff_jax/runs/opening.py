@@ -12,7 +12,7 @@ from omnidiff_jax import rng
 from omnidiff_jax.buckets import Bucket, is_remote
 from omnidiff_jax.codecs.tokenizers import Sizes, Tokenizers
 from omnidiff_jax.data.mixture import Stage
-from omnidiff_jax.data.readers import Reader, check_source, fetch_source
+from omnidiff_jax.data.readers import Reader, check_learned, check_source, fetch_source
 from omnidiff_jax.data.sources import Source
 from omnidiff_jax.errors import notice
 from omnidiff_jax.fetching import ahead, local_copy, outcome
@@ -57,11 +57,14 @@ def fetch_run(config: RunConfig, readers: Mapping[str, Reader], fresh: bool) -> 
         fresh: whether the run has no checkpoint of its own yet, which it would start from.
 
     Raises:
-        UserError: a source that cannot be, as `check_source` and `RunConfig.held_out_sources` say.
+        UserError: a source that cannot be, as `check_source`, `check_learned` and `RunConfig.held_out_sources` say.
     """
     for group, sources in (("data", config.sources), ("held_out", config.held_out_sources(readers))):
         for name, source in sources.items():
-            fetch_source(source, check_source(name, source, readers, group))
+            reader = check_source(name, source, readers, group)
+            if group == "data":
+                check_learned(name, source, reader)
+            fetch_source(source, reader)
     if fresh and config.init.folder and is_remote(config.init.folder):
         ahead(_near, config.init.folder)
 

@@ -11,6 +11,7 @@ import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from omnidiff_jax import rng
 from omnidiff_jax.buckets import Bucket, is_remote
 from omnidiff_jax.codecs.tokenizers import Tokenizers, sizes
 from omnidiff_jax.config import build, to_dict
@@ -22,11 +23,14 @@ from omnidiff_jax.errors import UserError
 from omnidiff_jax.files import path
 from omnidiff_jax.models.attention import BACKENDS
 from omnidiff_jax.models.backbone import BackboneConfig
+from omnidiff_jax.models.quantized import quantize_array
 from omnidiff_jax.runs.config import PROGRAM, RunConfig, run_config
 from omnidiff_jax.runs.opening import ModelRun, open_without_data
 from omnidiff_jax.sharding.mesh import MeshConfig, make_mesh
 from omnidiff_jax.training.checkpoint import CheckpointConfig, Checkpointer, read_weights, weights_in
 from omnidiff_jax.training.export import export_run
+from omnidiff_jax.training.initial import InitConfig, load_initial
+from omnidiff_jax.training.lora import SUBTREE
 from omnidiff_jax.training.workdir import CHECKPOINTS, local_run, steps_in
 
 # What `export_newest` leaves beside released weights: the run's config, for whoever loads them.
@@ -106,9 +110,7 @@ def restore(stored: Stored, run: ModelRun) -> Any:
     """
     folder = (stored.workdir / CHECKPOINTS / str(stored.step)).absolute()
     trees = weights_in(folder)
-    rows, here = trees["params"]["backbone"]["embedding"].shape[0], run.program.model.backbone.vocab_size
-    if rows != here:
-        raise UserError(f"{folder} has {rows} ids, the tokenizers of its config give {here}; it is of another version")
+    _check_rows(folder, trees, run)
     with jax.set_mesh(run.mesh):
         specs = _specs(run, trees["params"])
         placed = {
@@ -121,6 +123,43 @@ def restore(stored: Stored, run: ModelRun) -> Any:
         found = read_weights(folder, {name: placed[name] for name in trees})
     averaged = flatten_dict(found["params"], sep="/") | found.get("ema", {})
     return unflatten_dict(averaged, sep="/")
+
+
+def _check_rows(folder: Path, trees: dict[str, Any], run: ModelRun) -> None:
+    rows, here = trees["params"]["backbone"]["embedding"].shape[0], run.program.model.backbone.vocab_size
+    if rows != here:
+        raise UserError(f"{folder} has {rows} ids, the tokenizers of its config give {here}; it is of another version")
+
+
+def restore_quantized(stored: Stored, run: ModelRun, quantize: str) -> Any:
+    """`restore`, with LoRA's products added and matrices quantised: the floats of one array at a time.
+
+    Raises:
+        UserError: the checkpoint's arrays are not this run's.
+    """
+    folder = (stored.workdir / CHECKPOINTS / str(stored.step)).absolute()
+    _check_rows(folder, weights_in(folder), run)
+    return read_quantized(InitConfig(folder=str(stored.workdir)), run, quantize)
+
+
+def read_quantized(init: InitConfig, run: ModelRun, quantize: str) -> Any:
+    """What the weights that `init` names give the model of `run` (`load_initial`), matrices quantised as they are read.
+
+    Raises:
+        UserError: as `load_initial`.
+    """
+    program, known = run.program, run.config.tokenizers.fingerprint
+
+    def keep(path: str, array: jax.Array) -> Any:
+        return quantize_array(path, program.whole_array(path, array), quantize)
+
+    # Of the optimizer, which a run alone needs.
+    from omnidiff_jax.training.layout import abstract_state
+
+    with jax.set_mesh(run.mesh):
+        target = {name: tree for name, tree in abstract_state(run).params.items() if name != SUBTREE}
+        key = rng.stream(run.config.seed, "init")
+        return load_initial(init, program.model, target, program.init, key, known, keep)
 
 
 def _specs(run: ModelRun, params: Any) -> Any:

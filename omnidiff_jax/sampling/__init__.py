@@ -19,10 +19,12 @@ from omnidiff_jax.sampling.canvas import (
     known,
 )
 from omnidiff_jax.sampling.confidence import Confidence, Halton, MaskgitPlus, RandomOrder, TopkMargin
-from omnidiff_jax.sampling.config import ASR_LENGTH, TTS_LENGTH, LengthRule, SamplerConfig
+from omnidiff_jax.sampling.config import ASR_LENGTH, TTS_LENGTH, LengthRule, PromptLength, SamplerConfig
 from omnidiff_jax.sampling.denoiser import Denoiser, module_denoiser
+from omnidiff_jax.sampling.drafting import Drafting, Verify
 from omnidiff_jax.sampling.filters import Filters
 from omnidiff_jax.sampling.guidance import Guidance, ReleasedGuidance, random_text_prompt, unconditional_canvas
+from omnidiff_jax.sampling.keeping import DualCache, FeatureCache, PromptCache
 from omnidiff_jax.sampling.loop import sample
 from omnidiff_jax.sampling.penalties import (
     PaperPosition,
@@ -48,7 +50,10 @@ __all__ = [
     "Confidence",
     "CosineSchedule",
     "Denoiser",
+    "Drafting",
+    "DualCache",
     "EntropyBound",
+    "FeatureCache",
     "Filters",
     "Guidance",
     "Halton",
@@ -58,6 +63,8 @@ __all__ = [
     "Position",
     "Prefill",
     "Prompt",
+    "PromptCache",
+    "PromptLength",
     "RandomOrder",
     "ReleasedBlocks",
     "ReleasedCandidates",
@@ -75,6 +82,7 @@ __all__ = [
     "Stopping",
     "Threshold",
     "TopkMargin",
+    "Verify",
     "answer_tokens",
     "blank",
     "build_canvas",

@@ -185,6 +185,7 @@ def build_canvas(
     rows: int | None = None,
     limit: int | None = None,
     names: Sequence[str] = (),
+    frames: int = 0,
 ) -> Canvas:
     """Lays prompts and answers out in rows of one length, so that repeated calls reuse compiled code.
 
@@ -199,6 +200,7 @@ def build_canvas(
         rows: B; the batch is filled up with empty rows. None = as many as examples.
         limit: longest prompt + answer allowed.
         names: what messages call the examples; "example 0" and so on where there are none.
+        frames: vectors of speech that there is room for at least, heard or not, so that shapes are those of others.
 
     Raises:
         UserError: a prompt and answer longer than `limit`; speech frames that do not match the context-of-audio
@@ -238,7 +240,7 @@ def build_canvas(
             tokens=tokens,
             segment_ids=segments,
             positions=positions * (segments > 0),
-            speech=_speech(prompts, total, vocabulary.context_audio, speech, multiple),
+            speech=_speech(prompts, total, vocabulary.context_audio, speech, multiple, frames),
         ),
         generate=in_answer & (tokens == vocabulary.mask),
         answer_start=start,
@@ -271,12 +273,12 @@ def _embeddings(prompts: Sequence[Prompt], rows: int, length: int) -> Any:
 
 
 def _speech(
-    prompts: Sequence[Prompt], rows: int, context: int, layout: SpeechLayout, multiple: int
+    prompts: Sequence[Prompt], rows: int, context: int, layout: SpeechLayout, multiple: int, least: int
 ) -> SpeechFrames | None:
-    if not any(len(p.frame_counts) for p in prompts):
+    if not least and not any(len(p.frame_counts) for p in prompts):
         return None
     utterances: list[list[tuple[np.ndarray, int]]] = [[] for _ in range(rows)]
-    needed = 0
+    needed = least
     for b, prompt in enumerate(prompts):
         slots = np.flatnonzero(prompt.tokens == context)
         sizes = layout.sizes(prompt.frame_counts)

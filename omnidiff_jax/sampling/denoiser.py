@@ -24,6 +24,11 @@ class Denoiser:
         logits: (params, rows of hidden [n, D]) -> [n, V]; with `start` and `stop`, [n, stop - start], those of the ids
             start .. stop - 1 alone.
         alignment: which hidden state predicts a token, a name in `diffusion.alignment.ALIGNMENTS`.
+        keep: (params, tokens, context, share) -> ([B, L, D], kept): as `hidden`, and a pytree of what `renew` takes up.
+        renew: (params, tokens, context, kept, places int32 [B, C], share) -> ([B, C, D], kept): hidden states of
+            distinct places of each row alone (L stands for none), all else as it was kept. `share` is static and the
+            same for both: None = every place is computed and `kept` stays as it is; else the share of the places that
+            each layer computes. Both are None for a model that only the cache which keeps nothing can sample from.
     """
 
     params: Any
@@ -31,6 +36,13 @@ class Denoiser:
     hidden: Callable[[Any, jax.Array, Any], jax.Array] = struct.field(pytree_node=False)
     logits: Callable[..., jax.Array] = struct.field(pytree_node=False)
     alignment: str = struct.field(pytree_node=False, default="shifted")
+    keep: Callable[..., tuple[jax.Array, Any]] | None = struct.field(pytree_node=False, default=None)
+    renew: Callable[..., tuple[jax.Array, Any]] | None = struct.field(pytree_node=False, default=None)
+
+
+def taken(x: jax.Array, places: jax.Array) -> jax.Array:
+    """Rows `places` int32 [B, C] of `x` [B, L, ...]: [B, C, ...]; L, which stands for none, gives any row."""
+    return jax.vmap(lambda row, at: jnp.take(row, at, axis=0, mode="clip"))(x, places)
 
 
 def module_denoiser(module: Any, params: Any, alignment: str = "shifted") -> Denoiser:
@@ -38,24 +50,33 @@ def module_denoiser(module: Any, params: Any, alignment: str = "shifted") -> Den
 
     Args:
         module: has methods `embed_inputs(ModelInputs) -> [B, L, D]` and `logits(hidden, start, stop)`, and a submodule
-            `backbone` with `embed(tokens)` and `__call__(embeddings, positions, segment_ids)`.
-        params: its unboxed parameters.
+            `backbone` with `embed(tokens)`, `__call__(embeddings, positions, segment_ids, given)`, and `keep` and
+            `renew` as `models.backbone.Backbone` has them.
+        params: its unboxed parameters; a tuple of arrays stands for what is stacked from them.
         alignment: of its logits.
     """
-    return Denoiser(params, *_functions(module), alignment)
+    prepare, hidden, logits, keep, renew = _functions(module)
+    return Denoiser(params, prepare, hidden, logits, alignment, keep, renew)
 
 
 @functools.lru_cache(maxsize=16)
-def _functions(module: Any) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
-    """The three functions of `module`; cached, because jit knows functions by identity."""
+def _functions(module: Any) -> tuple[Callable[..., Any], ...]:
+    """The functions of `module`; cached, because jit knows functions by identity."""
+
+    def whole(params: Any) -> dict[str, Any]:
+        """The variables; XLA takes a stack apart again where it is sliced."""
+
+        def apart(x: Any) -> bool:
+            return type(x) is tuple
+
+        return {"params": jax.tree.map(lambda x: jnp.stack(x) if apart(x) else x, params, is_leaf=apart)}
 
     def prepare(params: Any, canvas: Canvas) -> dict[str, jax.Array]:
         inputs = canvas.inputs
         known = dataclasses.replace(inputs, tokens=jnp.maximum(inputs.tokens, 0))
-        embeddings = module.apply({"params": params}, known, method="embed_inputs")
+        embeddings = module.apply(whole(params), known, method="embed_inputs")
+        in_prompt = jnp.arange(inputs.tokens.shape[1])[None, :] < canvas.answer_start[:, None]
         if canvas.prompt_embeddings is not None:
-            positions = jnp.arange(inputs.tokens.shape[1])[None, :]
-            in_prompt = positions < canvas.answer_start[:, None]
             embeddings = jnp.where(in_prompt[..., None], canvas.prompt_embeddings.astype(embeddings.dtype), embeddings)
         embeddings = jnp.where(inputs.tokens[..., None] < 0, jnp.zeros((), embeddings.dtype), embeddings)
         return {
@@ -63,17 +84,52 @@ def _functions(module: Any) -> tuple[Callable[..., Any], Callable[..., Any], Cal
             "generate": canvas.generate,
             "positions": inputs.positions,
             "segment_ids": inputs.segment_ids,
+            "given": in_prompt,
         }
 
-    def embed_and_run(module: Any, tokens: jax.Array, context: dict[str, jax.Array]) -> jax.Array:
-        fresh = module.backbone.embed(jnp.where(context["generate"], tokens, 0))
-        embeddings = jnp.where(context["generate"][..., None], fresh, context["embeddings"])
-        return module.backbone(embeddings, context["positions"], context["segment_ids"])
+    def rows_of(context: dict[str, jax.Array]) -> tuple[jax.Array, ...]:
+        return context["positions"], context["segment_ids"], context["given"]
+
+    def embedded(module: Any, tokens: jax.Array, generate: jax.Array, embeddings: jax.Array) -> jax.Array:
+        fresh = module.backbone.embed(jnp.where(generate, tokens, 0))
+        return jnp.where(generate[..., None], fresh, embeddings)
+
+    def run(module: Any, tokens: jax.Array, context: dict[str, jax.Array]) -> jax.Array:
+        embeddings = embedded(module, tokens, context["generate"], context["embeddings"])
+        return module.backbone(embeddings, *rows_of(context))
+
+    def run_and_keep(
+        module: Any, tokens: jax.Array, context: dict[str, jax.Array], share: float | None
+    ) -> tuple[jax.Array, Any]:
+        embeddings = embedded(module, tokens, context["generate"], context["embeddings"])
+        return module.backbone.keep(embeddings, *rows_of(context), share)
+
+    def run_some(
+        module: Any, tokens: jax.Array, context: dict[str, jax.Array], kept: Any, places: jax.Array, share: float | None
+    ) -> tuple[jax.Array, Any]:
+        rows = (taken(x, places) for x in (tokens, context["generate"], context["embeddings"]))
+        return module.backbone.renew(embedded(module, *rows), *rows_of(context), kept, places, share)
 
     def hidden(params: Any, tokens: jax.Array, context: dict[str, jax.Array]) -> jax.Array:
-        return module.apply({"params": params}, tokens, context, method=embed_and_run)
+        return module.apply(whole(params), tokens, context, method=run)
+
+    def keep(
+        params: Any, tokens: jax.Array, context: dict[str, jax.Array], share: float | None = None
+    ) -> tuple[jax.Array, Any]:
+        return module.apply(whole(params), tokens, context, share, method=run_and_keep)
+
+    def renew(
+        params: Any,
+        tokens: jax.Array,
+        context: dict[str, jax.Array],
+        kept: Any,
+        places: jax.Array,
+        share: float | None = None,
+    ) -> tuple[jax.Array, Any]:
+        hidden, fresh = module.apply(whole(params), tokens, context, kept, places, share, method=run_some)
+        return hidden, kept if share is None else fresh
 
     def logits(params: Any, rows: jax.Array, start: int = 0, stop: int | None = None) -> jax.Array:
-        return module.apply({"params": params}, rows, start, stop, method="logits")
+        return module.apply(whole(params), rows, start, stop, method="logits")
 
-    return prepare, hidden, logits
+    return prepare, hidden, logits, keep, renew

@@ -109,7 +109,7 @@ class Filters(Choice, key="kind", word=""):
 
     def _heaviest(self, logits: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
         """`values` [n, k], the largest of each row in order, without those that top-p leaves out; and their share."""
-        best, total = weigh(logits)
+        best, total = weigh(logits, values[:, 0])
         weights = jnp.exp(values - best[:, None]) / total[:, None]
         mass = jnp.cumsum(weights, axis=-1)
         return jnp.where(mass - weights <= self.top_p, values, LOWEST), mass[:, -1]

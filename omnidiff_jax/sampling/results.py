@@ -13,7 +13,8 @@ class SampleResult:
 
     Attributes:
         tokens: int32 [B, L], the filled canvas.
-        steps: int32 [B], steps in which the example committed something.
+        steps: int32 [B], calls of the model in which the example committed something: its steps, or fewer where a call
+            took several (`Drafting`).
         commit_step: int32 [B, L], step at which a position was revealed (the last time, where it was masked again); -1
             for given (and never revealed) ones.
         confidence: float32 [B, L], confidence at that step; 0 where `commit_step` is -1.

@@ -47,9 +47,12 @@ def top_k(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     return values, jnp.take_along_axis(chosen, places // width, axis=1) * width + places % width
 
 
-def weigh(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The maximum of each row, and the sum of exp(logits - maximum): float32 [n] each."""
-    best = logits.max(axis=-1)
+def weigh(logits: jax.Array, best: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+    """The maximum of each row, and the sum of exp(logits - maximum): float32 [n] each.
+
+    `best` is the maximum where it is known.
+    """
+    best = logits.max(axis=-1) if best is None else best
     # Recomputed inside the sum, a logit may round to more than its maximum.
     return best, jnp.exp(jnp.minimum(logits - best[:, None], 0.0)).sum(axis=-1)
 

@@ -105,9 +105,19 @@ def prediction_sources(canvas: Canvas, batch: int, alignment: str, guidance: Gui
     return [conditional, rows[batch:] + jnp.take_along_axis(index[batch:], position, axis=1)]
 
 
-def rest_sizes(chunk: int) -> tuple[int, ...]:
-    """Numbers of rows that are looked at together where less than a `chunk` is left: few, since each is compiled."""
-    return tuple(sorted({max(chunk * eighths // 8, 1) for eighths in (1, 2, 3, 4, 6, 8)}))
+# Vocabularies from this size on: a row costs more than compiling for another number of rows.
+LARGE = 1 << 15
+
+
+def rest_sizes(chunk: int, columns: int) -> tuple[int, ...]:
+    """Numbers of rows that are looked at together where less than a `chunk` is left: few, since each is compiled.
+
+    Args:
+        chunk: the largest of them.
+        columns: logits in a row.
+    """
+    parts = (2, 4, 6, 8, 12, 16) if columns < LARGE else (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16)
+    return tuple(sorted({max(chunk * sixteenths // 16, 1) for sixteenths in parts}))
 
 
 def score_rows(
@@ -168,7 +178,7 @@ def score_rows(
     if capacity > chunk:
         out = jax.lax.fori_loop(0, whole // chunk, lambda number, out: decide_some(number * chunk, out, chunk), out)
     # What is left of a chunk costs what the next smaller size costs.
-    sizes = rest_sizes(chunk)
+    sizes = rest_sizes(chunk, ids.stop - ids.start)
     branches: list[Callable[..., Any]] = [functools.partial(decide_some, whole, rows=rows) for rows in sizes]
     out = jax.lax.switch(jnp.searchsorted(jnp.asarray([0, *sizes]), count - whole), [lambda out: out, *branches], out)
     place = jnp.cumsum(flat) - 1

@@ -55,6 +55,7 @@ class AnswerForms:
         units: int,
         codes: np.ndarray | None = None,
         hole: np.ndarray | None = None,
+        prompt: int = 0,
     ) -> Answer:
         """The answer to be filled.
 
@@ -64,6 +65,7 @@ class AnswerForms:
             units: size of the request, for `decoding.adaptive`.
             codes: int [k], codes of the picture to inpaint.
             hole: bool [k], its codes that are to be drawn.
+            prompt: positions of the whole prompt, for `decoding.adaptive`.
 
         Raises:
             UserError: an answer without positions.
@@ -76,7 +78,7 @@ class AnswerForms:
             else:
                 inner = blank(self._image_codes, mask, self.sets["image"])
             return known([v.begin_image]) + inner + known([v.end_image, v.im_end, *self._newline])
-        length = decoding.length if decoding.adaptive is None else decoding.adaptive.length(units)
+        length = decoding.length if decoding.adaptive is None else decoding.adaptive.length(units, prompt)
         if length < 1:
             raise UserError(f"decoding length = {length} must be at least 1: the answer is {kind}")
         if kind == "text":

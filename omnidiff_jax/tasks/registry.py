@@ -36,8 +36,8 @@ class Decoding:
         sampler: schedule, confidence, penalties, guidance.
         length: positions of the answer L (text and speech, at least 1 unless `adaptive` says it); images have as many
             as their codes need.
-        adaptive: rule that sets L from the prompt instead; its units are text tokens of the request (TTS) or speech
-            tokens heard, at 12.5 a second (ASR).
+        adaptive: rule that sets L instead; its units are text tokens of the request (TTS) or speech tokens heard, at
+            12.5 a second (ASR).
         prefill: share of L at which begin-of-audio is put before decoding a spoken answer; None leaves it to the model.
         stop: "end" finishes an answer of text or speech once the turn's end stands before its first mask; "never"
             decodes every position, as the released code does.

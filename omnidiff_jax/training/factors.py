@@ -55,15 +55,19 @@ def initial_scale(factors: Sequence[int]) -> float:
     return (2 ** sum(factors) / (1 + sum(2**bits - 1 for bits in factors))) ** 0.5
 
 
-def over_codes(backbone: dict[str, Any], vocabulary: Vocabulary, change: Any) -> dict[str, Any]:
-    """The backbone's parameters with `change` ([codes, D] -> same) made to its image rows, of embedding and head."""
+def code_rows_changed(name: str, table: Any, vocabulary: Vocabulary, change: Any) -> Any:
+    """The "embedding" [V, D] or "head" [D, V] with `change` ([codes, D] -> same) made to its image rows."""
     codes = vocabulary.image
     part = slice(codes.start, codes.stop)
-    embedding, head = backbone["embedding"], backbone["head"]
-    return backbone | {
-        "embedding": jax.lax.dynamic_update_slice(embedding, change(embedding[part]), (codes.start, 0)),
-        "head": jax.lax.dynamic_update_slice(head, change(head[:, part].T).T, (0, codes.start)),
-    }
+    if name == "embedding":
+        return jax.lax.dynamic_update_slice(table, change(table[part]), (codes.start, 0))
+    return jax.lax.dynamic_update_slice(table, change(table[:, part].T).T, (0, codes.start))
+
+
+def over_codes(backbone: dict[str, Any], vocabulary: Vocabulary, change: Any) -> dict[str, Any]:
+    """The backbone's parameters with `change` ([codes, D] -> same) made to its image rows, of embedding and head."""
+    changed = {name: code_rows_changed(name, backbone[name], vocabulary, change) for name in ("embedding", "head")}
+    return backbone | changed
 
 
 def with_factors(params: dict[str, Any], factors: Sequence[int], vocabulary: Vocabulary) -> dict[str, Any]:

@@ -134,8 +134,8 @@ def _group(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 # What may differ between the model that weights were made with and the one that goes on from them: how it is computed,
 # how fresh weights are drawn, quirks of training, and facts that a released checkpoint does not hold.
 FREE = {
-    "vocab_size", "dtype", "attention", "remat", "scan_layers", "init_stddev", "embed_stddev", "residual_stddev",
-    "padding_idx", "padding_visible", "queries", "position_table", "padding", "max_positions",
+    "vocab_size", "dtype", "attention", "attention_mask", "remat", "scan_layers", "init_stddev", "embed_stddev",
+    "residual_stddev", "padding_idx", "padding_visible", "queries", "position_table", "padding", "max_positions",
 }  # fmt: skip
 
 
@@ -169,6 +169,7 @@ def load_initial(
     fresh: Callable[[jax.Array], Any],
     key: jax.Array,
     tokenizers: str = "",
+    keep: Callable[[str, jax.Array], Any] = lambda path, array: array,
 ) -> dict[str, Any]:
     """The parameters that a run starts from, on its mesh.
 
@@ -179,6 +180,8 @@ def load_initial(
         fresh: makes parameters from a key; only the parts that the checkpoint lacks are computed.
         key: for them.
         tokenizers: fingerprint of those that this run's ids come from; "" = not known.
+        keep: what becomes of an array of the checkpoint, by its path, before the next one is read; the largest are read
+            first, while little else is held.
 
     Raises:
         UserError: the folder holds no backbone or one of another architecture, its ids mean something else, or an array
@@ -194,7 +197,8 @@ def load_initial(
                 f"{source.tokenizers}, here {tokenizers}): its ids mean something else; use those of before, or say "
                 "with config.init.rows how many of the first ids mean the same"
             )
-        loaded = {path: _load(arrays, path, leaf, config) for path, leaf in wanted.items() if path in arrays.shapes}
+        there = sorted((path for path in wanted if path in arrays.shapes), key=lambda path: -wanted[path].size)
+        loaded = {path: keep(path, _load(arrays, path, wanted[path], config)) for path in there}
         parts = {path.split("/")[0] for path in loaded}
         for path in wanted:
             if path.split("/")[0] in parts and path not in loaded:

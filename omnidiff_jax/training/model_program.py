@@ -16,7 +16,14 @@ from omnidiff_jax.diffusion.masking import MaskingConfig, corrupt
 from omnidiff_jax.models.flops import train_flops
 from omnidiff_jax.models.omni import OmniConfig, OmniModel, init_params
 from omnidiff_jax.sharding.rules import logical_rules, param_specs
-from omnidiff_jax.training.factors import check_factors, factors_used, scaled, with_factors
+from omnidiff_jax.training.factors import (
+    check_factors,
+    code_rows_changed,
+    factors_used,
+    scaled,
+    summed,
+    with_factors,
+)
 from omnidiff_jax.training.lora import SUBTREE, LoraConfig, init_lora, merged
 from omnidiff_jax.training.program import TrainProgram
 from omnidiff_jax.vocabulary import Vocabulary
@@ -73,11 +80,19 @@ class OmniProgram(TrainProgram):
         """The model's own parameters, LoRA's products added, image rows as sums: what samples and is exported."""
         return with_factors(merged(params, self.lora), self._factors, self.vocabulary)
 
+    def whole_array(self, path: str, array: Any) -> Any:
+        """One array of `whole`, of those without a product to add, by its "/"-joined path."""
+        part, _, name = path.partition("/")
+        if not self._factors or part != "backbone" or name not in ("embedding", "head"):
+            return array
+        return code_rows_changed(name, array, self.vocabulary, lambda rows: summed(rows, self._factors))
+
     def loss(
         self, params: Any, batch: Batch, key: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         corrupted = corrupt(batch, self.seed, self.masking, self.vocabulary)
-        inputs = dataclasses.replace(batch.inputs, tokens=corrupted.tokens)
+        # What may be masked is the answer, in every turn; all else is given.
+        inputs = dataclasses.replace(batch.inputs, tokens=corrupted.tokens, given=~batch.targets)
         params = self.whole(params)
         with logical_rules(self.sharding):
             hidden = OmniModel(self.model).apply({"params": params}, inputs)

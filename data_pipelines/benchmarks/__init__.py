@@ -1,0 +1,1 @@
+"""Public benchmarks, read from a user's own copies of their data."""

@@ -1,0 +1,244 @@
+"""Where a benchmark's rows and media lie: folders, json lines, tables with pictures in base64, parquet."""
+
+import base64
+import binascii
+import csv
+import dataclasses
+import functools
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omnidiff_jax.errors import UserError
+from omnidiff_jax.evaluation.benchmark import Medium
+from omnidiff_jax.files import check_file, safe_join
+
+_LARGEST = 256 << 20  # bytes of one medium
+_FIELD = 256 << 20  # of one cell of a table
+_JSON = 1 << 30
+
+
+@dataclasses.dataclass(frozen=True)
+class FileMedium:
+    """A file."""
+
+    path: str
+
+    def read(self) -> bytes:
+        check_file(self.path, "file", _LARGEST)
+        return Path(self.path).read_bytes()
+
+    def missing(self) -> str:
+        return "" if Path(self.path).is_file() else self.path
+
+
+@dataclasses.dataclass(frozen=True)
+class TableMedium:
+    """A picture in base64 in a cell of a tab-separated table: the row is found by its place in the file."""
+
+    path: str
+    start: int
+    size: int
+    header: tuple[str, ...]
+    column: str
+
+    def read(self) -> bytes:
+        with open(self.path, "rb") as file:
+            file.seek(self.start)
+            row = _cells(file.read(self.size), self.path)
+        try:
+            return base64.b64decode(dict(zip(self.header, row, strict=True))[self.column], validate=True)
+        except (ValueError, binascii.Error, KeyError) as error:
+            raise UserError(f"{self.path}, byte {self.start}: {self.column} is no picture in base64") from error
+
+    def missing(self) -> str:
+        return ""
+
+
+@dataclasses.dataclass(frozen=True)
+class ParquetMedium:
+    """A cell of a parquet file, of bytes or of a struct that has them."""
+
+    path: str
+    group: int
+    row: int
+    column: str
+
+    def read(self) -> bytes:
+        cell = _column(self.path, self.group, self.column)[self.row].as_py()
+        content = cell.get("bytes") if isinstance(cell, Mapping) else cell
+        if not isinstance(content, bytes):
+            raise UserError(f"{self.path}: {self.column} of row {self.row} in group {self.group} holds no bytes")
+        return content
+
+    def missing(self) -> str:
+        return ""
+
+
+@functools.lru_cache(maxsize=4)
+def _column(path: str, group: int, column: str) -> Any:
+    return _parquet(path).read_row_group(group, columns=[column]).column(column)
+
+
+def _parquet(path: str) -> Any:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise UserError(f"{path} needs pyarrow: pip install 'omnidiff_jax[benchmarks]'") from error
+    try:
+        return parquet.ParquetFile(path)
+    except (OSError, pyarrow.ArrowInvalid) as error:
+        raise UserError(f"{path} is no whole parquet file ({error}); copy or download it again") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A row of a table whose media are not read yet.
+
+    Attributes:
+        cells: by column, media left out.
+        media: by column.
+        where: for messages.
+    """
+
+    cells: Mapping[str, Any]
+    media: Mapping[str, Medium]
+    where: str
+
+    def __getitem__(self, column: str) -> Any:
+        if column not in self.cells:
+            raise UserError(f"{self.where}: no column {column!r}; it has {', '.join(self.cells)}")
+        return self.cells[column]
+
+    def text(self, column: str) -> str:
+        """A cell as text; raises UserError where the table has no such column."""
+        return str(self[column])
+
+
+def parquet_rows(paths: Sequence[Path], media: Sequence[str]) -> Iterator[Row]:
+    """Rows of parquet files, one row group in memory at a time and without the columns of `media`.
+
+    Raises:
+        UserError: pyarrow is missing, or a file is damaged.
+    """
+    for path in paths:
+        file = _parquet(str(path))
+        names = [name for name in file.schema_arrow.names if name not in media]
+        there = [name for name in media if name in file.schema_arrow.names]
+        for group in range(file.num_row_groups):
+            for row, cells in enumerate(file.read_row_group(group, columns=names).to_pylist()):
+                held: dict[str, Medium] = {name: ParquetMedium(str(path), group, row, name) for name in there}
+                yield Row(cells, held, f"{path}, row {row} of group {group}")
+
+
+def table_rows(path: Path, media: str = "image") -> Iterator[Row]:
+    """Rows of a tab-separated table with a header, as VLMEvalKit keeps them; one row in memory at a time.
+
+    A cell may be quoted and hold line breaks. A short `media` cell is the index of a row whose picture this one shares.
+
+    Raises:
+        UserError: a file that cannot be read, or a row of another number of cells.
+    """
+    check_file(path, "table", 1 << 40)
+    shared: dict[str, Medium] = {}
+    header: tuple[str, ...] = ()
+    for start, content in _records(path):
+        cells = _cells(content, str(path))
+        if not header:
+            header = tuple(cells)
+            continue
+        if len(cells) != len(header):
+            raise UserError(f"{path}, byte {start}: {len(cells)} cells under {len(header)} columns")
+        row = dict(zip(header, cells, strict=True))
+        picture = row.pop(media, "")
+        held: dict[str, Medium] = {}
+        if len(picture) > 64:
+            held[media] = TableMedium(str(path), start, len(content), header, media)
+            shared[row.get("index", "")] = held[media]
+        elif picture:
+            if picture not in shared:
+                raise UserError(f"{path}, byte {start}: {media} is that of row {picture}, which does not come before")
+            held[media] = shared[picture]
+        yield Row(row, held, f"{path}, byte {start}")
+
+
+def _records(path: Path) -> Iterator[tuple[int, bytes]]:
+    """(place, content) of each record: a line, or several where a quoted cell has line breaks."""
+    with open(path, "rb") as file:
+        start, parts, quotes = 0, b"", 0
+        for line in file:
+            parts += line
+            quotes += line.count(b'"')
+            if quotes % 2 == 0:
+                if parts.strip():
+                    yield start, parts
+                start, parts, quotes = start + len(parts), b"", 0
+        if parts.strip():
+            yield start, parts
+
+
+def _cells(content: bytes, where: str) -> list[str]:
+    csv.field_size_limit(_FIELD)
+    try:
+        rows = list(csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), delimiter="\t"))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"{where}: not a table in UTF-8 ({error})") from error
+    if len(rows) != 1:
+        raise UserError(f"{where}: a row that cannot be told from the next one")
+    return rows[0]
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """(number from 1, value) of each line.
+
+    Raises:
+        UserError: a line that is not JSON.
+    """
+    check_file(path, "file", _JSON)
+    with open(path, encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                try:
+                    yield number, json.loads(line)
+                except ValueError as error:
+                    raise UserError(f"{path}, line {number}: not JSON ({error})") from error
+
+
+def json_file(path: Path) -> Any:
+    """A whole JSON file; raises UserError where it is none."""
+    check_file(path, "file", _JSON)
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); download it again") from error
+
+
+def beside(root: Path, name: str) -> FileMedium:
+    """A medium that a data file names; raises UserError where it would lie outside of `root`."""
+    return FileMedium(str(safe_join(root, name)))
+
+
+def first(root: Path, *names: str) -> Path | None:
+    """The first of some files or folders under `root` that is there."""
+    return next((root / name for name in names if (root / name).exists()), None)
+
+
+def found(root: Path, pattern: str) -> list[Path]:
+    """Files that match, in the order of their names."""
+    return sorted(path for path in root.rglob(pattern) if path.is_file())
+
+
+def folder(data: str, layouts: str) -> Path:
+    """The folder or file that `--data` names; raises UserError where there is none."""
+    place = Path(data).expanduser()
+    if not place.exists():
+        raise UserError(f"{data} does not exist; --data is {layouts}")
+    return place
+
+
+def unreadable(data: str, layouts: str) -> UserError:
+    """What to raise where a folder holds none of the layouts."""
+    return UserError(f"{data} holds none of the layouts that can be read: {layouts}")

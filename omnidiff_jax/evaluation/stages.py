@@ -1,0 +1,348 @@
+"""A benchmark in stages, each of which goes on where it was stopped: generate, judge, score.
+
+A stage leaves one JSON line a sample, keyed by split and name, in files of their own for every process; whoever goes on
+reads all of them, so that the number of processes may change. Answers are keyed by sample too (`Item.request`), and
+scoring goes by the order of the data, so that neither decides what the score is.
+"""
+
+import dataclasses
+import json
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from typing import Protocol as Interface
+
+import numpy as np
+
+from omnidiff_jax.answering.media import to_image
+from omnidiff_jax.answering.queries import Request, Response
+from omnidiff_jax.errors import UserError, notice
+from omnidiff_jax.evaluation.benchmark import Answered, Item, Protocol, heard
+from omnidiff_jax.evaluation.exam import named
+from omnidiff_jax.evaluation.lines import Key, LineWriter, read_lines
+from omnidiff_jax.files import write_bytes
+from omnidiff_jax.media.audio import read_audio, wav_bytes
+from omnidiff_jax.media.image import png_bytes, read_image
+from omnidiff_jax.progress import Progress
+from omnidiff_jax.records import Waveform
+from omnidiff_jax.tasks.registry import Decoding, Task, task
+
+ANSWERS, REFERENCES = "answers", "references"
+# Share of the items that may be unreadable.
+UNREADABLE = 0.01
+# References that a judge's ceiling is measured on.
+CEILING = 200
+
+
+class Answers(Interface):
+    """A model under the protocol's settings, such as a `Generator`."""
+
+    def __call__(self, task: Task, requests: Sequence[Request]) -> Sequence[Response]: ...
+
+    def bounds(
+        self, task: Task, requests: Sequence[Request], answers: Sequence[Sequence[str]], draws: int
+    ) -> list[np.ndarray]: ...
+
+    def decoding(self, task: Task) -> Decoding: ...
+
+    def check(self, task: Task, request: Request) -> None: ...
+
+
+class SpeechJudge(Interface):
+    """Hears what was said; `name` tells it from every other judge."""
+
+    name: str
+
+    def hear(self, speech: Waveform) -> str: ...
+
+
+class PictureJudge(Interface):
+    """Puts pictures and texts into one space, vectors of length 1; `name` tells it from every other judge."""
+
+    name: str
+
+    def of_text(self, text: str) -> np.ndarray: ...
+
+    def of_picture(self, picture: np.ndarray) -> np.ndarray: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """Which samples a process takes: those whose name falls to it, whatever is done already.
+
+    Attributes:
+        number: of the process, from 0.
+        of: how many there are.
+    """
+
+    number: int = 0
+    of: int = 1
+
+    def takes(self, key: Key) -> bool:
+        """Whether the sample is this process's."""
+        return zlib.crc32("\0".join(key).encode()) % self.of == self.number
+
+    def __str__(self) -> str:
+        return f"{self.number}-of-{self.of}"
+
+
+def open_run(folder: Path, told: Mapping[str, Any], file: str = "run.json") -> None:
+    """Says once whose answers a folder holds; they are never mixed with those of another.
+
+    Args:
+        folder: of one exam under one protocol.
+        told: model, data, protocol, settings: JSON.
+        file: that says it.
+
+    Raises:
+        UserError: the folder is of another model, of other data or settings.
+    """
+    path = folder / file
+    if not path.exists():
+        write_bytes(path, (json.dumps(told, indent=1, sort_keys=True) + "\n").encode())
+        return
+    before = json.loads(path.read_text())
+    for name, value in json.loads(json.dumps(told)).items():
+        if before.get(name) != value:
+            raise UserError(
+                f"{folder} holds answers of another {name} ({_short(before.get(name))}, now {_short(value)}); name "
+                "another --out, or remove it"
+            )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def generate(
+    exam: str, items: Sequence[Item], protocol: Protocol, model: Answers, folder: Path, share: Share, rows: int
+) -> int:
+    """Asks what has no answer yet and is this process's; pictures and speech are kept in `folder/media`.
+
+    Args:
+        exam: its name, which noise is keyed by.
+        rows: samples whose media are in memory and that are asked together.
+
+    Returns:
+        how many were passed over: a medium of theirs cannot be read, or they are more than the model takes.
+
+    Raises:
+        UserError: more than one in a hundred cannot be read.
+    """
+    done = read_lines(folder, ANSWERS)
+    waiting = [item for item in items if item.key not in done and share.takes(item.key)]
+    unreadable: list[str] = []
+    unasked: list[str] = []
+    with LineWriter(folder, ANSWERS, str(share)) as lines, Progress(len(waiting), label=exam) as progress:
+        for start, batch in _alike(waiting, rows):
+            asked = []
+            for item in batch:
+                try:
+                    asked.append((item, item.request(exam)))
+                except UserError as error:
+                    unreadable.append(f"{item.where}: {error}")
+                    if len(unreadable) > max(UNREADABLE * len(items), 1):
+                        told = f"{len(unreadable)} of {len(items)} items cannot be read; the last: {unreadable[-1]}"
+                        raise UserError(f"{exam}: {told}") from error
+            try:
+                answers = _answered(asked, protocol, model, folder)
+            except UserError:
+                # One by one only now: it costs the encoding of all media again.
+                kept = _askable(asked, model, unasked)
+                if len(kept) == len(asked):
+                    raise
+                answers = _answered(kept, protocol, model, folder)
+            for item, answer in answers:
+                lines.add(item.key, answer)
+            progress.update(start + len(batch))
+    for what, those in (("cannot be read", unreadable), ("are more than the model takes", unasked)):
+        if those:
+            notice(f"{exam}: {len(those)} items {what} and are passed over; {named(those)}")
+    return len(unreadable) + len(unasked)
+
+
+Asked = Sequence[tuple[Item, Request]]
+
+
+def _askable(asked: Asked, model: Answers, unasked: list[str]) -> Asked:
+    """The batch without what the model refuses, which is added to `unasked`."""
+    kept = []
+    for item, request in asked:
+        try:
+            model.check(task(item.task), request)
+            kept.append((item, request))
+        except UserError as error:
+            unasked.append(f"{item.where}: {error}")
+    return kept
+
+
+def _alike(items: Sequence[Item], rows: int) -> Iterator[tuple[int, Sequence[Item]]]:
+    """(place, items) of batches of one task."""
+    start = 0
+    while start < len(items):
+        stop = start + 1
+        while stop < min(start + rows, len(items)) and items[stop].task == items[start].task:
+            stop += 1
+        yield start, items[start:stop]
+        start = stop
+
+
+def _answered(asked: Asked, protocol: Protocol, model: Answers, folder: Path) -> list[tuple[Item, dict[str, Any]]]:
+    if not asked:
+        return []
+    chosen, began = task(asked[0][0].task), time.perf_counter()
+    ranked = [pair for pair in asked if protocol.draws and pair[0].truth.get("options")]
+    generated = [pair for pair in asked if not (protocol.draws and pair[0].truth.get("options"))]
+    bounds = (
+        model.bounds(chosen, [r for _, r in ranked], [item.truth["options"] for item, _ in ranked], protocol.draws)
+        if ranked
+        else []
+    )
+    responses = model(chosen, [request for _, request in generated]) if generated else []
+    seconds = (time.perf_counter() - began) / len(asked)
+    found: list[tuple[Item, dict[str, Any]]] = []
+    for (item, _), costs in zip(ranked, bounds, strict=True):
+        found.append((item, {"text": "", "bounds": np.asarray(costs).tolist(), "seconds": seconds}))
+    for (item, _), response in zip(generated, responses, strict=True):
+        told = {"text": response.text, "finish": response.finish, "steps": response.steps, "seconds": seconds}
+        found.append((item, told | _kept(item, response, folder)))
+    return found
+
+
+def _kept(item: Item, response: Response, folder: Path) -> dict[str, str]:
+    """The media of an answer, written under names that no other item has."""
+    stem = f"media/{zlib.crc32(item.split.encode()):08x}-{zlib.crc32(item.name.encode()):08x}-{_plain(item.name)}"
+    kept = {}
+    if response.audio is not None:
+        kept["speech"] = f"{stem}.wav"
+        write_bytes(folder / kept["speech"], wav_bytes(response.audio))
+    if response.image is not None:
+        kept["picture"] = f"{stem}.png"
+        write_bytes(folder / kept["picture"], png_bytes(response.image))
+    return kept
+
+
+def _plain(name: str) -> str:
+    return "".join(letter if letter.isascii() and letter.isalnum() else "_" for letter in name)[:60]
+
+
+def judge_speech(items: Sequence[Item], judge: SpeechJudge, folder: Path, share: Share) -> None:
+    """Hears the answers that were not heard yet, and real recordings for the judge's ceiling."""
+    answers, stem = read_lines(folder, ANSWERS), f"heard-{judge.name}"
+
+    def answer(item: Item, other: Item) -> dict[str, Any]:
+        speech = answers[item.key].get("speech")
+        return {"heard": judge.hear(read_audio(folder / speech)) if speech else ""}
+
+    _each(items, [item for item in items if item.key in answers], stem, answer, folder, share)
+    real = [item for item in items if item.reference is not None][:CEILING]
+
+    def recording(item: Item, other: Item) -> dict[str, Any]:
+        assert item.reference is not None
+        return {"heard": judge.hear(heard(item.reference))}
+
+    _each(real, real, f"{REFERENCES}-{stem}", recording, folder, share)
+
+
+def judge_pictures(items: Sequence[Item], judge: PictureJudge, folder: Path, share: Share) -> None:
+    """Sees the pictures that were not seen yet, beside their captions, the real pictures, and those of another item."""
+    answers, stem = read_lines(folder, ANSWERS), f"seen-{judge.name}"
+
+    def answer(item: Item, other: Item) -> dict[str, Any]:
+        picture = answers[item.key].get("picture")
+        return _seen(judge, read_image(folder / picture), item, other) if picture else {}
+
+    _each(items, [item for item in items if item.key in answers], stem, answer, folder, share)
+    real = [item for item in items if item.reference is not None][:CEILING]
+
+    def photograph(item: Item, other: Item) -> dict[str, Any]:
+        assert item.reference is not None
+        return _seen(judge, to_image(item.reference.read()), item, other)
+
+    _each(real, real, f"{REFERENCES}-{stem}", photograph, folder, share)
+
+
+def _seen(judge: PictureJudge, picture: np.ndarray, item: Item, other: Item) -> dict[str, Any]:
+    vector = judge.of_picture(picture)
+    seen = {}
+    for name, one in (("clip", item), ("floor", other)):
+        seen[f"{name}_t"] = float(vector @ judge.of_text(str(one.truth["answer"])))
+        if one.reference is not None:
+            seen[f"{name}_i"] = float(vector @ judge.of_picture(to_image(one.reference.read())))
+    return seen
+
+
+def _each(
+    items: Sequence[Item],
+    wanted: Sequence[Item],
+    stem: str,
+    judged: Callable[[Item, Item], dict[str, Any]],
+    folder: Path,
+    share: Share,
+) -> None:
+    """Judges what is wanted, not judged yet and this process's; `judged` is also given the item half a turn away."""
+    done = read_lines(folder, stem)
+    others = {item.key: items[(i + max(len(items) // 2, 1)) % len(items)] for i, item in enumerate(items)}
+    waiting = [item for item in wanted if item.key not in done and share.takes(item.key)]
+    with LineWriter(folder, stem, str(share)) as lines, Progress(len(waiting), label=stem) as progress:
+        for number, item in enumerate(waiting, start=1):
+            lines.add(item.key, judged(item, others[item.key]))
+            progress.update(number)
+
+
+@dataclasses.dataclass(frozen=True)
+class Gathered:
+    """What the stages left of an exam, in the order of its items.
+
+    Attributes:
+        answered: the items with their answers and what judges say of them.
+        truths: items with the right answers in place of the model's: what the judge's ceiling is.
+        others: each item with the answer to another one: what its floor is.
+    """
+
+    answered: tuple[Answered, ...]
+    truths: tuple[Answered, ...]
+    others: tuple[Answered, ...]
+
+
+def gather(items: Sequence[Item], protocol: Protocol, folder: Path, judge: str = "") -> Gathered:
+    """Reads the lines of all processes.
+
+    Args:
+        judge: name of the judge whose lines are read.
+
+    Raises:
+        UserError: there are no answers, or answers that the judge did not read yet.
+    """
+    answers = read_lines(folder, ANSWERS)
+    stem = {"speech": f"heard-{judge}", "picture": f"seen-{judge}"}.get(protocol.judge, "")
+    judged = read_lines(folder, stem) if stem else {}
+    real = read_lines(folder, f"{REFERENCES}-{stem}") if stem else {}
+    there = [item for item in items if item.key in answers]
+    if not there:
+        raise UserError(f"{folder} holds no answers to be scored; generate them first")
+    if stem and (left := [item for item in there if item.key not in judged]):
+        raise UserError(f"{folder}: {len(left)} of {len(there)} answers are not judged yet ({left[0].where})")
+    answered = [Answered(item, answers[item.key], judged.get(item.key, {})) for item in there]
+    # Not turned by half: what alternates, as yes and no do, would meet its like.
+    turned = [answered[i] for i in np.random.default_rng(0).permutation(len(answered))]
+    if protocol.judge:
+        truths = [Answered(item, _real(item), real[item.key]) for item in there if item.key in real]
+    else:
+        truths = [Answered(item, {"text": str(item.truth["answer"])}) for item in there]
+    others = [_swapped(one, other, protocol) for one, other in zip(answered, turned, strict=True)]
+    return Gathered(tuple(answered), tuple(truths), tuple(others))
+
+
+def _real(item: Item) -> dict[str, str]:
+    return {"speech": "reference", "picture": "reference", "text": str(item.truth["answer"])}
+
+
+def _swapped(one: Answered, other: Answered, protocol: Protocol) -> Answered:
+    if protocol.judge != "picture":
+        return Answered(one.item, other.answer, other.judged)
+    floor = {"clip_t": one.judged.get("floor_t", 0.0), "clip_i": one.judged.get("floor_i", 0.0)}
+    return Answered(one.item, one.answer, floor)
