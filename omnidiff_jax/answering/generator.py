@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,21 +10,22 @@ import jax
 import numpy as np
 
 from omnidiff_jax.answering.engine import Engine, Work, room, suits
+from omnidiff_jax.answering.lanes import Lane, lane_lengths
 from omnidiff_jax.answering.queries import Query, Request, Response, task_query
+from omnidiff_jax.answering.unconditional import unconditional_prompts
 from omnidiff_jax.codecs.encode import encode_prompts, fit_image
 from omnidiff_jax.codecs.media import Codecs
-from omnidiff_jax.errors import UserError
-from omnidiff_jax.records import AUDIO_TAG, EncodedExample, Message, Record, RejectedRecord, Waveform
+from omnidiff_jax.errors import UserError, notice
+from omnidiff_jax.records import EncodedExample, Record, RejectedRecord, Waveform
 from omnidiff_jax.sampling.canvas import Answer, Canvas, Prompt, blank, bucket, build_canvas, known
 from omnidiff_jax.sampling.config import SamplerConfig
 from omnidiff_jax.sampling.denoiser import Denoiser
-from omnidiff_jax.sampling.guidance import random_text_prompt, stack_canvases, unconditional_canvas
+from omnidiff_jax.sampling.guidance import stack_canvases, unconditional_canvas
 from omnidiff_jax.sampling.likelihood import likelihood_bound
-from omnidiff_jax.sampling.loop import sample
+from omnidiff_jax.sampling.loop import compiled, sample
 from omnidiff_jax.sampling.results import SampleResult, film, finish_reasons
 from omnidiff_jax.sampling.stopping import Stopping
 from omnidiff_jax.tasks.answers import AnswerForms, Parsed
-from omnidiff_jax.tasks.chat import media_roles
 from omnidiff_jax.tasks.registry import Decoding, Task
 
 SPEECH_TOKENS_PER_SECOND = 12.5
@@ -104,7 +106,7 @@ class Generator:
             UserError: as `__call__`.
         """
         query = task_query(task, request, self.decoding(task), self._seed)
-        query.check_taught(self.codecs.layout.text)
+        notice(query.check_taught(self.codecs.layout.text))
         self._canvas(*self._written([query]), _ids([query]), self._multiple, None, _names([query]))
 
     def decode(self, queries: Sequence[Query], *, strips: bool = False) -> list[Response]:
@@ -116,7 +118,7 @@ class Generator:
         """
         alike: dict[Any, list[int]] = {}
         for number, query in enumerate(queries):
-            query.check_taught(self.codecs.layout.text)
+            notice(query.check_taught(self.codecs.layout.text))
             alike.setdefault((query.answer, query.decoding), []).append(number)
         responses: dict[int, Response] = {}
         for numbers in alike.values():
@@ -174,7 +176,7 @@ class Generator:
         prompts, answers = self._written(queries)
         rows = self._rows if len(queries) > 1 else None
         canvas = self._canvas(prompts, answers, _ids(queries), self._multiple, rows, _names(queries))
-        others = self._others(prompts, queries)
+        others = unconditional_prompts(self.codecs.layout, prompts, queries)
         empty = self._unconditional(canvas, others, self._multiple) if others else None
         result = sample(self._denoiser, canvas, self._sampler(queries[0]), [query.seed for query in queries], empty)
         return self._read(canvas, result, answers, queries, strips)
@@ -185,7 +187,9 @@ class Generator:
         written = [self._written(part) for part in parts]
         works = []
         for part, pairs in zip(parts, written, strict=True):
-            others: Sequence[Prompt | None] = self._others(pairs[0], part) or [None] * len(part)
+            others: Sequence[Prompt | None] = unconditional_prompts(self.codecs.layout, pairs[0], part) or [None] * len(
+                part
+            )
             works += [
                 Work(prompt, answer, self._sampler(query), query.seed, query.request_id, other)
                 for query, prompt, answer, other in zip(part, *pairs, others, strict=True)
@@ -199,13 +203,7 @@ class Generator:
             for part, pairs in zip(parts, written, strict=True)
         ]
 
-        def lay_out(new: Sequence[Work], rows: int) -> Canvas:
-            prompts, answers = [work.prompt for work in new], [work.answer for work in new]
-            ids = [work.request_id for work in new]
-            canvas = self._canvas(prompts, answers, ids, length, rows, frames=frames)
-            others = [work.unconditional for work in new if work.unconditional is not None]
-            return stack_canvases(canvas, self._unconditional(canvas, others, length)) if others else canvas
-
+        lay_out = functools.partial(self._lay_out, length, frames)
         laid = [lay_out(works[start : start + self._rows], self._rows) for start in range(0, len(works), self._rows)]
         engine = Engine(self._denoiser, lay_out, *room(works, laid), slots=self._rows)
         # The longest first, so that the last ones do not finish alone.
@@ -218,6 +216,49 @@ class Generator:
             result = jax.tree.map(lambda *xs: np.stack(xs), *rows)
             responses += self._read(canvas, result, answers, part, strips)
         return responses
+
+    def _lay_out(self, length: int, frames: int, works: Sequence[Work], rows: int) -> Canvas:
+        """Works on canvases of `length` with room for `frames`, as an engine asks for them."""
+        prompts, answers = [work.prompt for work in works], [work.answer for work in works]
+        ids = [work.request_id for work in works]
+        canvas = self._canvas(prompts, answers, ids, length, rows, frames=frames)
+        others = [work.unconditional for work in works if work.unconditional is not None]
+        return stack_canvases(canvas, self._unconditional(canvas, others, length)) if others else canvas
+
+    def write(self, query: Query) -> Work:
+        """A query as an engine takes it.
+
+        Raises:
+            UserError: as `decode`.
+        """
+        prompts, answers = self._written([query])
+        self._canvas(prompts, answers, _ids([query]), self._multiple, None, _names([query]))
+        others: Sequence[Prompt | None] = unconditional_prompts(self.codecs.layout, prompts, [query]) or [None]
+        return Work(prompts[0], answers[0], self._sampler(query), query.seed, query.request_id, others[0])
+
+    def lane(self, work: Work, length: int = 0) -> Lane:
+        """The lane that a work goes in: the shortest that has room for it, of `length` at least."""
+        prompts = [prompt for prompt in (work.prompt, work.unconditional) if prompt is not None]
+        needed = max(len(prompt.tokens) for prompt in prompts) + len(work.answer)
+        lengths = lane_lengths(self._limit or needed, self._multiple)
+        room = next((size for size in lengths if size >= max(needed, length)), bucket(needed, self._multiple))
+        heard = any(len(prompt.frame_counts) for prompt in prompts)
+        masked = work.answer.tokens == self.codecs.layout.vocabulary.mask
+        span = work.sampler.candidates.span(self.forms.sets.table, work.answer.groups[masked])
+        masks, rows = self._rows * room, self._rows * len(prompts)
+        return Lane(compiled(work.sampler, masks, rows * room, span), room, room if heard else 0)
+
+    def open(self, lane: Lane) -> Engine:
+        """An engine for the works of a lane."""
+        lay_out = functools.partial(self._lay_out, lane.length, lane.frames)
+        return Engine(self._denoiser, lay_out, lane.code, lane.columns, slots=self._rows)
+
+    def read(self, query: Query, work: Work, result: SampleResult) -> Response:
+        """What an engine answered a query that was written as `work`, in its media."""
+        frames = len(result.tokens) if len(work.prompt.frame_counts) else 0
+        canvas = self._canvas([work.prompt], [work.answer], _ids([query]), len(result.tokens), 1, frames=frames)
+        whole = jax.tree.map(lambda x: x[None], result)
+        return self._read(canvas, whole, [work.answer], [query], False)[0]
 
     def _sampler(self, query: Query) -> SamplerConfig:
         decoding = query.decoding
@@ -291,42 +332,9 @@ class Generator:
             )
         return hole.reshape(rows, size // rows, columns, size // columns).any(axis=(1, 3)).reshape(-1)
 
-    def _others(self, prompts: Sequence[Prompt], queries: Sequence[Query]) -> list[Prompt]:
-        """Unconditional prompts of one batch; none without guidance."""
-        decoding, layout = queries[0].decoding, self.codecs.layout
-        if decoding.sampler.guidance.scale == 0:
-            return []
-        if decoding.unconditional == "empty":
-            return [Prompt(layout.prompt([*_systems(query.messages), Message("user", "")])) for query in queries]
-        return [self._random(prompt, query) for prompt, query in zip(prompts, queries, strict=True)]
-
     def _unconditional(self, canvas: Canvas, others: Sequence[Prompt], multiple: int) -> Canvas:
         layout = self.codecs.layout
         return unconditional_canvas(canvas, others, layout.vocabulary, speech=layout.speech, multiple=multiple)
-
-    def _random(self, prompt: Prompt, query: Query) -> Prompt:
-        """`prompt` with random text for its request, words and media alike; what was said before stays."""
-        layout, start = self.codecs.layout, self.codecs.layout.vocabulary.im_start
-        *before, _ = query.messages
-        # Where special strings are ids, a turn may hold more than its own start.
-        turns = sum(1 + layout.encode_text(message.content).count(start) for message in before)
-        said = prompt.tokens[: np.flatnonzero(prompt.tokens == start)[turns]]
-        head, tail = self._template(query)
-        around = np.concatenate([said, head]), tail
-        other = random_text_prompt(*around, len(prompt.tokens), layout.vocabulary.text, query.seed, query.request_id)
-        roles = media_roles(before, AUDIO_TAG)
-        heard = prompt.frame_counts[: len(roles) - roles.count("assistant")]
-        if not heard or prompt.frames is None:
-            return other
-        return dataclasses.replace(other, frames=prompt.frames[: sum(heard)], frame_counts=heard)
-
-    def _template(self, query: Query) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of the last turn around the request, whatever its words."""
-        one, two = (self.codecs.layout.prompt([Message("user", query.worded(text))]) for text in ("red", "no"))
-        shared = min(len(one), len(two))
-        head = int(np.cumprod(one[:shared] == two[:shared]).sum())
-        tail = int(np.cumprod((one[::-1][:shared] == two[::-1][:shared])[: shared - head]).sum())
-        return one[:head], one[len(one) - tail :]
 
     def _read(
         self, canvas: Canvas, result: SampleResult, answers: Sequence[Answer], queries: Sequence[Query], strips: bool
@@ -382,7 +390,3 @@ def _ids(queries: Sequence[Query]) -> list[int]:
 
 def _names(queries: Sequence[Query]) -> list[str]:
     return [query.name for query in queries]
-
-
-def _systems(messages: Sequence[Message]) -> list[Message]:
-    return [message for message in messages if message.role == "system"]
