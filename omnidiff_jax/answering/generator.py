@@ -41,6 +41,8 @@ class Generator:
     Attributes:
         codecs: media to codes and back.
         forms: how answers lie on a canvas.
+        rows: queries decoded together.
+        limit: longest prompt + answer, or None.
     """
 
     def __init__(
@@ -67,7 +69,7 @@ class Generator:
         """
         self.codecs = codecs
         self._denoiser, self._decoding = denoiser, decoding
-        self._rows, self._multiple, self._limit = rows, multiple, limit
+        self.rows, self._multiple, self.limit = rows, multiple, limit
         self._seed = seed
         self.forms = AnswerForms(codecs.layout, codecs.image_grid[0] * codecs.image_grid[1])
 
@@ -125,11 +127,11 @@ class Generator:
             # A batch is as long, and takes as many steps, as its longest answer.
             numbers.sort(key=lambda number: self._units(queries[number]))
             group = [queries[number] for number in numbers]
-            if len(group) > self._rows and suits(group[0].decoding.sampler):
+            if len(group) > self.rows and suits(group[0].decoding.sampler):
                 responses |= dict(zip(numbers, self._stream(group, strips), strict=True))
                 continue
-            for start in range(0, len(numbers), self._rows):
-                batch = numbers[start : start + self._rows]
+            for start in range(0, len(numbers), self.rows):
+                batch = numbers[start : start + self.rows]
                 answers = self._answer([queries[number] for number in batch], strips)
                 responses |= dict(zip(batch, answers, strict=True))
         return [responses[number] for number in range(len(queries))]
@@ -156,13 +158,13 @@ class Generator:
         asked = [(query, text) for query, texts in zip(queries, answers, strict=True) for text in texts]
         mask, end = layout.vocabulary.mask, known(layout.encode_text("\n"))
         found: list[np.ndarray] = []
-        for start in range(0, len(asked), self._rows):
-            part = asked[start : start + self._rows]
+        for start in range(0, len(asked), self.rows):
+            part = asked[start : start + self.rows]
             prompts = [_prompt(example) for example in self._encode([query for query, _ in part])]
             said = [np.array([*layout.encode_text(text), layout.vocabulary.im_end], np.int32) for _, text in part]
             ids, names = _ids([query for query, _ in part]), _names([query for query, _ in part])
             blanks = [blank(len(ids_of), mask) + end for ids_of in said]
-            canvas = self._canvas(prompts, blanks, ids, self._multiple, self._rows, names)
+            canvas = self._canvas(prompts, blanks, ids, self._multiple, self.rows, names)
             tokens = np.array(canvas.inputs.tokens)
             for row, prompt, ids_of in zip(tokens, prompts, said, strict=False):
                 row[len(prompt.tokens) : len(prompt.tokens) + len(ids_of)] = ids_of
@@ -174,7 +176,7 @@ class Generator:
     def _answer(self, queries: Sequence[Query], strips: bool) -> list[Response]:
         """One batch; all of one kind of answer and decoding."""
         prompts, answers = self._written(queries)
-        rows = self._rows if len(queries) > 1 else None
+        rows = self.rows if len(queries) > 1 else None
         canvas = self._canvas(prompts, answers, _ids(queries), self._multiple, rows, _names(queries))
         others = unconditional_prompts(self.codecs.layout, prompts, queries)
         empty = self._unconditional(canvas, others, self._multiple) if others else None
@@ -183,7 +185,7 @@ class Generator:
 
     def _stream(self, queries: Sequence[Query], strips: bool) -> list[Response]:
         """More than one batch of one kind of answer and decoding: through an engine."""
-        parts = [queries[start : start + self._rows] for start in range(0, len(queries), self._rows)]
+        parts = [queries[start : start + self.rows] for start in range(0, len(queries), self.rows)]
         written = [self._written(part) for part in parts]
         works = []
         for part, pairs in zip(parts, written, strict=True):
@@ -199,20 +201,20 @@ class Generator:
         # Room for speech in every canvas or in none, whoever joins.
         frames = length if any(len(prompt.frame_counts) for prompt, _ in both) else 0
         canvases = [
-            self._canvas(*pairs, _ids(part), length, self._rows, _names(part), frames)
+            self._canvas(*pairs, _ids(part), length, self.rows, _names(part), frames)
             for part, pairs in zip(parts, written, strict=True)
         ]
 
         lay_out = functools.partial(self._lay_out, length, frames)
-        laid = [lay_out(works[start : start + self._rows], self._rows) for start in range(0, len(works), self._rows)]
-        engine = Engine(self._denoiser, lay_out, *room(works, laid), slots=self._rows)
+        laid = [lay_out(works[start : start + self.rows], self.rows) for start in range(0, len(works), self.rows)]
+        engine = Engine(self._denoiser, lay_out, *room(works, laid), slots=self.rows)
         # The longest first, so that the last ones do not finish alone.
         numbers = {engine.submit(works[i]): i for i in reversed(range(len(works)))}
         results = {numbers[done.number]: done.result for done in engine.run()}
         responses = []
         for number, (part, canvas, (_, answers)) in enumerate(zip(parts, canvases, written, strict=True)):
-            rows = [results[number * self._rows + i] for i in range(len(part))]
-            rows += rows[-1:] * (self._rows - len(part))  # the canvas has as many; nobody reads them
+            rows = [results[number * self.rows + i] for i in range(len(part))]
+            rows += rows[-1:] * (self.rows - len(part))  # the canvas has as many; nobody reads them
             result = jax.tree.map(lambda *xs: np.stack(xs), *rows)
             responses += self._read(canvas, result, answers, part, strips)
         return responses
@@ -236,22 +238,23 @@ class Generator:
         others: Sequence[Prompt | None] = unconditional_prompts(self.codecs.layout, prompts, [query]) or [None]
         return Work(prompts[0], answers[0], self._sampler(query), query.seed, query.request_id, others[0])
 
-    def lane(self, work: Work, length: int = 0) -> Lane:
-        """The lane that a work goes in: the shortest that has room for it, of `length` at least."""
+    def lanes(self, work: Work) -> list[Lane]:
+        """The lanes that have room for a work, the shortest first: it goes in that one."""
         prompts = [prompt for prompt in (work.prompt, work.unconditional) if prompt is not None]
         needed = max(len(prompt.tokens) for prompt in prompts) + len(work.answer)
-        lengths = lane_lengths(self._limit or needed, self._multiple)
-        room = next((size for size in lengths if size >= max(needed, length)), bucket(needed, self._multiple))
         heard = any(len(prompt.frame_counts) for prompt in prompts)
         masked = work.answer.tokens == self.codecs.layout.vocabulary.mask
         span = work.sampler.candidates.span(self.forms.sets.table, work.answer.groups[masked])
-        masks, rows = self._rows * room, self._rows * len(prompts)
-        return Lane(compiled(work.sampler, masks, rows * room, span), room, room if heard else 0)
+        lanes = []
+        for length in lane_lengths(max(self.limit or 0, needed), self._multiple):
+            code = compiled(work.sampler, self.rows * length, self.rows * len(prompts) * length, span)
+            lanes.append(Lane(code, length, length if heard else 0))
+        return [lane for lane in lanes if lane.length >= needed]
 
     def open(self, lane: Lane) -> Engine:
         """An engine for the works of a lane."""
         lay_out = functools.partial(self._lay_out, lane.length, lane.frames)
-        return Engine(self._denoiser, lay_out, lane.code, lane.columns, slots=self._rows)
+        return Engine(self._denoiser, lay_out, lane.code, lane.columns, slots=self.rows)
 
     def read(self, query: Query, work: Work, result: SampleResult) -> Response:
         """What an engine answered a query that was written as `work`, in its media."""
@@ -296,7 +299,7 @@ class Generator:
             speech=self.codecs.layout.speech,
             multiple=multiple,
             rows=rows,
-            limit=self._limit,
+            limit=self.limit,
             names=names,
             frames=frames,
         )
@@ -318,7 +321,7 @@ class Generator:
             return [None] * len(queries), [None] * len(queries)
         size = self.codecs.assistant_image_size
         pictures = np.stack([fit_image(query.picture, size) for query in queries])  # type: ignore[arg-type]
-        filled = np.concatenate([pictures, np.repeat(pictures[-1:], self._rows - len(pictures), axis=0)])
+        filled = np.concatenate([pictures, np.repeat(pictures[-1:], self.rows - len(pictures), axis=0)])
         codes = np.asarray(self.codecs.images(filled))[: len(queries)]
         return list(codes), [self._code_hole(query, size) for query in queries]
 
