@@ -1,0 +1,48 @@
+// What can be asked for: the model's tasks as it was trained on them, and free conversation.
+
+// answer: its form; null = as chosen. system, user: turns, {text} for what is typed. needs: media that must be there.
+export const PRESETS = {
+  chat: { label: "Conversation", answer: null, hint: "Say anything, with any media; earlier turns are remembered." },
+  text_qa: { label: "Question about words", answer: "text", hint: "Describe something and ask about it." },
+  captioning: {
+    label: "Describe a picture", answer: "text", needs: ["image"], fallback: "Describe the image.",
+    hint: "Attach a picture; words are optional.",
+  },
+  vqa: { label: "Question about a picture", answer: "text", needs: ["image"], hint: "Attach a picture and ask about it." },
+  t2i: {
+    label: "Draw", answer: "image", user: "Generate an image based on the provided text description.\n{text}",
+    hint: "Say what the picture shows.",
+  },
+  inpainting: {
+    label: "Repair a picture", answer: "image", needs: ["image"], paints: true,
+    hint: "Attach a picture, paint over what is to be drawn anew, and say what the whole shows.",
+  },
+  asr: { label: "Transcribe", answer: "text", needs: ["audio"], user: "Convert the speech to text.", hint: "Record or attach speech." },
+  tts: { label: "Read aloud", answer: "speech", user: "Convert the text to speech.\n{text}", hint: "Type what is to be said." },
+  spoken_qa: {
+    label: "Ask aloud", answer: "text_and_speech", needs: ["audio"], system: "Please response the input audio.",
+    hint: "Record a question; the answer is spoken.",
+  },
+  s2i: {
+    label: "Speech to picture", answer: "image", needs: ["audio"],
+    system: "Please generate an image based on the input audio.", hint: "Say what the picture shows.",
+  },
+  spoken_vqa: {
+    label: "Ask aloud about a picture", answer: "text_and_speech", needs: ["audio", "image"],
+    system: "Please response the input audio based on the given image.", hint: "Attach a picture and record a question.",
+  },
+};
+
+export const MODALITIES = { text: ["text"], image: ["image"], speech: ["audio"], text_and_speech: ["text", "audio"] };
+
+// Settings of a request by the names that the server takes: [label, least, most, stride].
+export const SETTINGS = {
+  steps: ["Steps", 1, 1024, 1],
+  temperature: ["Temperature", 0, 10, 0.1],
+  top_p: ["Top-p", 0.01, 1, 0.01],
+  top_k: ["Top-k", 0, 10000, 1],
+  guidance: ["Guidance", 0, 20, 0.1],
+  repetition: ["Repetition penalty", 0.1, 10, 0.1],
+  block: ["Block size", 0, 1024, 1],
+  seed: ["Seed", 0, 4294967295, 1],
+};
