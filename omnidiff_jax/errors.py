@@ -16,5 +16,6 @@ class UserError(Exception):
 
 @functools.cache
 def notice(text: str) -> None:
-    """One line on stderr for what a user should know and nothing stops at; each text once a process."""
-    print(text, file=sys.stderr)
+    """One line on stderr for what a user should know and nothing stops at, each text once a process; "" is nothing."""
+    if text:
+        print(text, file=sys.stderr)

@@ -24,6 +24,7 @@ from omnidiff_jax.sampling import (
 )
 from omnidiff_jax.sampling.canvas import AllowedSets
 from omnidiff_jax.sampling.guidance import stack_canvases, unconditional_canvas
+from omnidiff_jax.sampling.results import film
 from omnidiff_jax.training.operations.goodput import Compilations
 
 SETS = AllowedSets(VOCABULARY, image=[VOCABULARY.image], text=[VOCABULARY.text])
@@ -145,6 +146,28 @@ def test_requests_come_and_go() -> None:
     for number in range(numbers[0], numbers[-1] + 1):
         engine.cancel(number)
     assert engine.idle and engine.serve() == []
+
+
+def test_a_canvas_is_seen_filling_in_between_steps() -> None:
+    denoiser, made = toy_denoiser(make_toy(2)), works(SamplerConfig(), 5)
+    engine = engine_for(made, denoiser)
+    numbers = [engine.submit(work) for work in made]
+    assert engine.look(numbers[0]) is None and engine.at_work == set()
+    seen: dict[int, list] = {number: [] for number in numbers}
+    results = {}
+    while not engine.idle:
+        before = engine.counts.steps
+        done = engine.serve(limit=1)
+        assert engine.counts.steps == before + 1
+        results |= {answered.number: answered.result for answered in done}
+        for number in engine.at_work:
+            tokens, calls = engine.look(number)
+            seen[number].append(tokens)
+            assert calls == len(seen[number])
+    for number, work in zip(numbers, made, strict=True):
+        canvas = conditional([work], 1)
+        result = sample(denoiser, canvas, work.sampler, work.seed)
+        np.testing.assert_array_equal([*seen[number], results[number].tokens], film(canvas, result)[:, 0])
 
 
 def test_nothing_is_compiled_once_it_is_warm() -> None:

@@ -26,6 +26,8 @@ from omnidiff_jax.sampling.loop import Carry, Compiled, advance, begin, compiled
 from omnidiff_jax.sampling.plan import Plan, make_plan
 from omnidiff_jax.sampling.results import SampleResult
 
+_NO_LIMIT = 2**31 - 1
+
 
 @dataclasses.dataclass(frozen=True)
 class Work:
@@ -110,6 +112,12 @@ class Counts:
     def padding(self) -> float:
         """Share of the canvases' positions that hold nothing."""
         return 1 - self.used / max(self.positions, 1)
+
+
+def forget_programs() -> None:
+    """Drops the compiled steps of all engines; those that go on are read from the cache of compiled programs."""
+    for program in (_new, _joined, _steps):
+        program.clear_cache()  # type: ignore[attr-defined]
 
 
 def suits(sampler: SamplerConfig) -> bool:
@@ -210,6 +218,23 @@ class Engine:
             self._waited.pop(number, None)
         return found
 
+    def look(self, number: int) -> tuple[np.ndarray, int] | None:
+        """The canvas of a request between steps.
+
+        Returns:
+            its tokens int32 [L] and the calls of the model that revealed some of them; None if it is not at work.
+        """
+        for slot, held in enumerate(self._held):
+            if held is not None and held[0] == number and self._state is not None:
+                result = self._state.carry.result
+                return np.asarray(result.tokens[slot]), int(result.steps[slot])
+        return None
+
+    @property
+    def at_work(self) -> set[int]:
+        """Numbers of the requests in slots."""
+        return {held[0] for held in self._held if held is not None}
+
     @property
     def waiting(self) -> int:
         """Requests in the queue."""
@@ -223,15 +248,20 @@ class Engine:
     def lower(self) -> Any:
         """The step that `serve` runs, lowered; a request must have joined before."""
         held = np.ones(self._slots, bool)
-        return _steps.lower(self._denoiser, self._state, held, jnp.int32(0), code=self._code)
+        zero = jnp.int32(0)
+        return _steps.lower(self._denoiser, self._state, held, zero, zero, code=self._code)
 
     def run(self) -> Iterator[Done]:
         """Answers until nothing is left, each as soon as it is done; more may be submitted or cancelled meanwhile."""
         while not self.idle:
             yield from self.serve()
 
-    def serve(self) -> list[Done]:
-        """Fills the free slots, takes steps until some are free again, and gives back what is done; [] if idle."""
+    def serve(self, limit: int | None = None) -> list[Done]:
+        """Fills the free slots, takes steps until some are free again, and gives back what is done; [] if idle.
+
+        Args:
+            limit: steps that are taken at most, for a look between them; None = as many as it takes.
+        """
         if self.idle:
             return []
         self._join()
@@ -240,7 +270,8 @@ class Engine:
         # To join costs a pass over the prompts, so it is done for a few slots at once.
         spare = max(self._slots // 8, 1) if self._queue else 1
         enough = jnp.int32(held.sum() - spare)
-        carry, busy, at_work = _steps(self._denoiser, self._state, held, enough, code=self._code)
+        most = jnp.int32(_NO_LIMIT if limit is None else limit)
+        carry, busy, at_work = _steps(self._denoiser, self._state, held, enough, most, code=self._code)
         steps = int(carry.calls) - int(self._state.carry.calls)
         self._state = self._state._replace(carry=carry)
         self.counts.steps += steps
@@ -339,9 +370,9 @@ def _joined(old: State, new: State, source: jax.Array) -> State:
 
 @functools.partial(jax.jit, static_argnames="code")
 def _steps(
-    denoiser: Denoiser, state: State, held: jax.Array, enough: jax.Array, *, code: Compiled
+    denoiser: Denoiser, state: State, held: jax.Array, enough: jax.Array, most: jax.Array, *, code: Compiled
 ) -> tuple[Carry, jax.Array, jax.Array]:
-    """Steps until no more than `enough` of the `held` bool [B] slots are at work.
+    """Steps, `most` of them, until no more than `enough` of the `held` bool [B] slots are at work.
 
     Returns:
         what the last step left, bool [B] which slots are at work still, and how many were, summed over the steps.
@@ -351,7 +382,8 @@ def _steps(
     first = first._replace(column=jnp.where(held, first.column, plan.steps))
 
     def running(loop: tuple[Carry, jax.Array]) -> jax.Array:
-        return unfinished(canvas, plan, loop[0]).sum() > enough
+        left = unfinished(canvas, plan, loop[0]).sum() > enough
+        return left & (loop[0].calls - first.calls < most)
 
     def step(loop: tuple[Carry, jax.Array]) -> tuple[Carry, jax.Array]:
         busy = unfinished(canvas, plan, loop[0]).sum()

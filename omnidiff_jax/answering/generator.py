@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,21 +10,22 @@ import jax
 import numpy as np
 
 from omnidiff_jax.answering.engine import Engine, Work, room, suits
+from omnidiff_jax.answering.lanes import Lane, lane_lengths
 from omnidiff_jax.answering.queries import Query, Request, Response, task_query
+from omnidiff_jax.answering.unconditional import unconditional_prompts
 from omnidiff_jax.codecs.encode import encode_prompts, fit_image
 from omnidiff_jax.codecs.media import Codecs
-from omnidiff_jax.errors import UserError
-from omnidiff_jax.records import AUDIO_TAG, EncodedExample, Message, Record, RejectedRecord, Waveform
+from omnidiff_jax.errors import UserError, notice
+from omnidiff_jax.records import EncodedExample, Record, RejectedRecord, Waveform
 from omnidiff_jax.sampling.canvas import Answer, Canvas, Prompt, blank, bucket, build_canvas, known
 from omnidiff_jax.sampling.config import SamplerConfig
 from omnidiff_jax.sampling.denoiser import Denoiser
-from omnidiff_jax.sampling.guidance import random_text_prompt, stack_canvases, unconditional_canvas
+from omnidiff_jax.sampling.guidance import stack_canvases, unconditional_canvas
 from omnidiff_jax.sampling.likelihood import likelihood_bound
-from omnidiff_jax.sampling.loop import sample
+from omnidiff_jax.sampling.loop import compiled, sample
 from omnidiff_jax.sampling.results import SampleResult, film, finish_reasons
 from omnidiff_jax.sampling.stopping import Stopping
 from omnidiff_jax.tasks.answers import AnswerForms, Parsed
-from omnidiff_jax.tasks.chat import media_roles
 from omnidiff_jax.tasks.registry import Decoding, Task
 
 SPEECH_TOKENS_PER_SECOND = 12.5
@@ -39,6 +41,8 @@ class Generator:
     Attributes:
         codecs: media to codes and back.
         forms: how answers lie on a canvas.
+        rows: queries decoded together.
+        limit: longest prompt + answer, or None.
     """
 
     def __init__(
@@ -65,7 +69,7 @@ class Generator:
         """
         self.codecs = codecs
         self._denoiser, self._decoding = denoiser, decoding
-        self._rows, self._multiple, self._limit = rows, multiple, limit
+        self.rows, self._multiple, self.limit = rows, multiple, limit
         self._seed = seed
         self.forms = AnswerForms(codecs.layout, codecs.image_grid[0] * codecs.image_grid[1])
 
@@ -104,7 +108,7 @@ class Generator:
             UserError: as `__call__`.
         """
         query = task_query(task, request, self.decoding(task), self._seed)
-        query.check_taught(self.codecs.layout.text)
+        notice(query.check_taught(self.codecs.layout.text))
         self._canvas(*self._written([query]), _ids([query]), self._multiple, None, _names([query]))
 
     def decode(self, queries: Sequence[Query], *, strips: bool = False) -> list[Response]:
@@ -116,18 +120,18 @@ class Generator:
         """
         alike: dict[Any, list[int]] = {}
         for number, query in enumerate(queries):
-            query.check_taught(self.codecs.layout.text)
+            notice(query.check_taught(self.codecs.layout.text))
             alike.setdefault((query.answer, query.decoding), []).append(number)
         responses: dict[int, Response] = {}
         for numbers in alike.values():
             # A batch is as long, and takes as many steps, as its longest answer.
             numbers.sort(key=lambda number: self._units(queries[number]))
             group = [queries[number] for number in numbers]
-            if len(group) > self._rows and suits(group[0].decoding.sampler):
+            if len(group) > self.rows and suits(group[0].decoding.sampler):
                 responses |= dict(zip(numbers, self._stream(group, strips), strict=True))
                 continue
-            for start in range(0, len(numbers), self._rows):
-                batch = numbers[start : start + self._rows]
+            for start in range(0, len(numbers), self.rows):
+                batch = numbers[start : start + self.rows]
                 answers = self._answer([queries[number] for number in batch], strips)
                 responses |= dict(zip(batch, answers, strict=True))
         return [responses[number] for number in range(len(queries))]
@@ -154,13 +158,13 @@ class Generator:
         asked = [(query, text) for query, texts in zip(queries, answers, strict=True) for text in texts]
         mask, end = layout.vocabulary.mask, known(layout.encode_text("\n"))
         found: list[np.ndarray] = []
-        for start in range(0, len(asked), self._rows):
-            part = asked[start : start + self._rows]
+        for start in range(0, len(asked), self.rows):
+            part = asked[start : start + self.rows]
             prompts = [_prompt(example) for example in self._encode([query for query, _ in part])]
             said = [np.array([*layout.encode_text(text), layout.vocabulary.im_end], np.int32) for _, text in part]
             ids, names = _ids([query for query, _ in part]), _names([query for query, _ in part])
             blanks = [blank(len(ids_of), mask) + end for ids_of in said]
-            canvas = self._canvas(prompts, blanks, ids, self._multiple, self._rows, names)
+            canvas = self._canvas(prompts, blanks, ids, self._multiple, self.rows, names)
             tokens = np.array(canvas.inputs.tokens)
             for row, prompt, ids_of in zip(tokens, prompts, said, strict=False):
                 row[len(prompt.tokens) : len(prompt.tokens) + len(ids_of)] = ids_of
@@ -172,20 +176,22 @@ class Generator:
     def _answer(self, queries: Sequence[Query], strips: bool) -> list[Response]:
         """One batch; all of one kind of answer and decoding."""
         prompts, answers = self._written(queries)
-        rows = self._rows if len(queries) > 1 else None
+        rows = self.rows if len(queries) > 1 else None
         canvas = self._canvas(prompts, answers, _ids(queries), self._multiple, rows, _names(queries))
-        others = self._others(prompts, queries)
+        others = unconditional_prompts(self.codecs.layout, prompts, queries)
         empty = self._unconditional(canvas, others, self._multiple) if others else None
         result = sample(self._denoiser, canvas, self._sampler(queries[0]), [query.seed for query in queries], empty)
         return self._read(canvas, result, answers, queries, strips)
 
     def _stream(self, queries: Sequence[Query], strips: bool) -> list[Response]:
         """More than one batch of one kind of answer and decoding: through an engine."""
-        parts = [queries[start : start + self._rows] for start in range(0, len(queries), self._rows)]
+        parts = [queries[start : start + self.rows] for start in range(0, len(queries), self.rows)]
         written = [self._written(part) for part in parts]
         works = []
         for part, pairs in zip(parts, written, strict=True):
-            others: Sequence[Prompt | None] = self._others(pairs[0], part) or [None] * len(part)
+            others: Sequence[Prompt | None] = unconditional_prompts(self.codecs.layout, pairs[0], part) or [None] * len(
+                part
+            )
             works += [
                 Work(prompt, answer, self._sampler(query), query.seed, query.request_id, other)
                 for query, prompt, answer, other in zip(part, *pairs, others, strict=True)
@@ -195,29 +201,67 @@ class Generator:
         # Room for speech in every canvas or in none, whoever joins.
         frames = length if any(len(prompt.frame_counts) for prompt, _ in both) else 0
         canvases = [
-            self._canvas(*pairs, _ids(part), length, self._rows, _names(part), frames)
+            self._canvas(*pairs, _ids(part), length, self.rows, _names(part), frames)
             for part, pairs in zip(parts, written, strict=True)
         ]
 
-        def lay_out(new: Sequence[Work], rows: int) -> Canvas:
-            prompts, answers = [work.prompt for work in new], [work.answer for work in new]
-            ids = [work.request_id for work in new]
-            canvas = self._canvas(prompts, answers, ids, length, rows, frames=frames)
-            others = [work.unconditional for work in new if work.unconditional is not None]
-            return stack_canvases(canvas, self._unconditional(canvas, others, length)) if others else canvas
-
-        laid = [lay_out(works[start : start + self._rows], self._rows) for start in range(0, len(works), self._rows)]
-        engine = Engine(self._denoiser, lay_out, *room(works, laid), slots=self._rows)
+        lay_out = functools.partial(self._lay_out, length, frames)
+        laid = [lay_out(works[start : start + self.rows], self.rows) for start in range(0, len(works), self.rows)]
+        engine = Engine(self._denoiser, lay_out, *room(works, laid), slots=self.rows)
         # The longest first, so that the last ones do not finish alone.
         numbers = {engine.submit(works[i]): i for i in reversed(range(len(works)))}
         results = {numbers[done.number]: done.result for done in engine.run()}
         responses = []
         for number, (part, canvas, (_, answers)) in enumerate(zip(parts, canvases, written, strict=True)):
-            rows = [results[number * self._rows + i] for i in range(len(part))]
-            rows += rows[-1:] * (self._rows - len(part))  # the canvas has as many; nobody reads them
+            rows = [results[number * self.rows + i] for i in range(len(part))]
+            rows += rows[-1:] * (self.rows - len(part))  # the canvas has as many; nobody reads them
             result = jax.tree.map(lambda *xs: np.stack(xs), *rows)
             responses += self._read(canvas, result, answers, part, strips)
         return responses
+
+    def _lay_out(self, length: int, frames: int, works: Sequence[Work], rows: int) -> Canvas:
+        """Works on canvases of `length` with room for `frames`, as an engine asks for them."""
+        prompts, answers = [work.prompt for work in works], [work.answer for work in works]
+        ids = [work.request_id for work in works]
+        canvas = self._canvas(prompts, answers, ids, length, rows, frames=frames)
+        others = [work.unconditional for work in works if work.unconditional is not None]
+        return stack_canvases(canvas, self._unconditional(canvas, others, length)) if others else canvas
+
+    def write(self, query: Query) -> Work:
+        """A query as an engine takes it.
+
+        Raises:
+            UserError: as `decode`.
+        """
+        prompts, answers = self._written([query])
+        self._canvas(prompts, answers, _ids([query]), self._multiple, None, _names([query]))
+        others: Sequence[Prompt | None] = unconditional_prompts(self.codecs.layout, prompts, [query]) or [None]
+        return Work(prompts[0], answers[0], self._sampler(query), query.seed, query.request_id, others[0])
+
+    def lanes(self, work: Work) -> list[Lane]:
+        """The lanes that have room for a work, the shortest first: it goes in that one."""
+        prompts = [prompt for prompt in (work.prompt, work.unconditional) if prompt is not None]
+        needed = max(len(prompt.tokens) for prompt in prompts) + len(work.answer)
+        heard = any(len(prompt.frame_counts) for prompt in prompts)
+        masked = work.answer.tokens == self.codecs.layout.vocabulary.mask
+        span = work.sampler.candidates.span(self.forms.sets.table, work.answer.groups[masked])
+        lanes = []
+        for length in lane_lengths(max(self.limit or 0, needed), self._multiple):
+            code = compiled(work.sampler, self.rows * length, self.rows * len(prompts) * length, span)
+            lanes.append(Lane(code, length, length if heard else 0))
+        return [lane for lane in lanes if lane.length >= needed]
+
+    def open(self, lane: Lane) -> Engine:
+        """An engine for the works of a lane."""
+        lay_out = functools.partial(self._lay_out, lane.length, lane.frames)
+        return Engine(self._denoiser, lay_out, lane.code, lane.columns, slots=self.rows)
+
+    def read(self, query: Query, work: Work, result: SampleResult) -> Response:
+        """What an engine answered a query that was written as `work`, in its media."""
+        frames = len(result.tokens) if len(work.prompt.frame_counts) else 0
+        canvas = self._canvas([work.prompt], [work.answer], _ids([query]), len(result.tokens), 1, frames=frames)
+        whole = jax.tree.map(lambda x: x[None], result)
+        return self._read(canvas, whole, [work.answer], [query], False)[0]
 
     def _sampler(self, query: Query) -> SamplerConfig:
         decoding = query.decoding
@@ -255,7 +299,7 @@ class Generator:
             speech=self.codecs.layout.speech,
             multiple=multiple,
             rows=rows,
-            limit=self._limit,
+            limit=self.limit,
             names=names,
             frames=frames,
         )
@@ -277,7 +321,7 @@ class Generator:
             return [None] * len(queries), [None] * len(queries)
         size = self.codecs.assistant_image_size
         pictures = np.stack([fit_image(query.picture, size) for query in queries])  # type: ignore[arg-type]
-        filled = np.concatenate([pictures, np.repeat(pictures[-1:], self._rows - len(pictures), axis=0)])
+        filled = np.concatenate([pictures, np.repeat(pictures[-1:], self.rows - len(pictures), axis=0)])
         codes = np.asarray(self.codecs.images(filled))[: len(queries)]
         return list(codes), [self._code_hole(query, size) for query in queries]
 
@@ -291,42 +335,9 @@ class Generator:
             )
         return hole.reshape(rows, size // rows, columns, size // columns).any(axis=(1, 3)).reshape(-1)
 
-    def _others(self, prompts: Sequence[Prompt], queries: Sequence[Query]) -> list[Prompt]:
-        """Unconditional prompts of one batch; none without guidance."""
-        decoding, layout = queries[0].decoding, self.codecs.layout
-        if decoding.sampler.guidance.scale == 0:
-            return []
-        if decoding.unconditional == "empty":
-            return [Prompt(layout.prompt([*_systems(query.messages), Message("user", "")])) for query in queries]
-        return [self._random(prompt, query) for prompt, query in zip(prompts, queries, strict=True)]
-
     def _unconditional(self, canvas: Canvas, others: Sequence[Prompt], multiple: int) -> Canvas:
         layout = self.codecs.layout
         return unconditional_canvas(canvas, others, layout.vocabulary, speech=layout.speech, multiple=multiple)
-
-    def _random(self, prompt: Prompt, query: Query) -> Prompt:
-        """`prompt` with random text for its request, words and media alike; what was said before stays."""
-        layout, start = self.codecs.layout, self.codecs.layout.vocabulary.im_start
-        *before, _ = query.messages
-        # Where special strings are ids, a turn may hold more than its own start.
-        turns = sum(1 + layout.encode_text(message.content).count(start) for message in before)
-        said = prompt.tokens[: np.flatnonzero(prompt.tokens == start)[turns]]
-        head, tail = self._template(query)
-        around = np.concatenate([said, head]), tail
-        other = random_text_prompt(*around, len(prompt.tokens), layout.vocabulary.text, query.seed, query.request_id)
-        roles = media_roles(before, AUDIO_TAG)
-        heard = prompt.frame_counts[: len(roles) - roles.count("assistant")]
-        if not heard or prompt.frames is None:
-            return other
-        return dataclasses.replace(other, frames=prompt.frames[: sum(heard)], frame_counts=heard)
-
-    def _template(self, query: Query) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of the last turn around the request, whatever its words."""
-        one, two = (self.codecs.layout.prompt([Message("user", query.worded(text))]) for text in ("red", "no"))
-        shared = min(len(one), len(two))
-        head = int(np.cumprod(one[:shared] == two[:shared]).sum())
-        tail = int(np.cumprod((one[::-1][:shared] == two[::-1][:shared])[: shared - head]).sum())
-        return one[:head], one[len(one) - tail :]
 
     def _read(
         self, canvas: Canvas, result: SampleResult, answers: Sequence[Answer], queries: Sequence[Query], strips: bool
@@ -382,7 +393,3 @@ def _ids(queries: Sequence[Query]) -> list[int]:
 
 def _names(queries: Sequence[Query]) -> list[str]:
     return [query.name for query in queries]
-
-
-def _systems(messages: Sequence[Message]) -> list[Message]:
-    return [message for message in messages if message.role == "system"]

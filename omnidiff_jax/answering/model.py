@@ -122,7 +122,7 @@ class Model:
             _refuse(request, (*known, "request_id"), where)
             with told_of(where if len(asked) > 1 else ""):
                 shown.append(switch(request.get("film"), "film"))
-                queries.append(dataclasses.replace(self._query(request), number=number if len(asked) > 1 else 0))
+                queries.append(dataclasses.replace(self.query(request), number=number if len(asked) > 1 else 0))
         responses: list[Response | None] = [None] * len(queries)
         for filmed in (False, True):
             chosen = [i for i, film in enumerate(shown) if film == filmed]
@@ -157,7 +157,12 @@ class Model:
         request = {"messages": messages, "answer": answer, "seed": seed, "settings": settings, "film": film}
         return self.answer_many([request])[0]
 
-    def _query(self, request: Mapping[str, Any]) -> Query:
+    def query(self, request: Mapping[str, Any]) -> Query:
+        """What a request asks, its media read: the arguments of `answer`, or of `chat`, by name, and `request_id`.
+
+        Raises:
+            UserError: as `answer` and `chat`.
+        """
         settings = group(request.get("settings"), "settings", '{"steps": 8}')
         seed = whole(request.get("seed", 0), "seed", 0, SEEDS)
         identity = whole(request.get("request_id", 0), "request_id", 0, SEEDS)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from omnidiff_jax.config import build, overlaid, suggest, to_dict
-from omnidiff_jax.errors import UserError, notice
+from omnidiff_jax.errors import UserError
 from omnidiff_jax.records import AUDIO_TAG, IMAGE_TAG, Message, Waveform
 from omnidiff_jax.tasks.registry import AnswerKind, Decoding, Task
 from omnidiff_jax.tokenizers.text import TextTokenizer
@@ -104,19 +104,19 @@ class Query:
         """What messages call it: "request 2: task t2i", or "task t2i" where it is alone."""
         return f"{request_name(self.number)}: {self.what}" if self.number else self.what
 
-    def check_taught(self, tokenizer: TextTokenizer) -> None:
-        """Says on stderr which characters of the request the model was never taught.
+    def check_taught(self, tokenizer: TextTokenizer) -> str:
+        """Which characters of the request the model was never taught, in words; "" if it knows them all.
 
         Raises:
             UserError: all of them, so that the answer would be to something else.
         """
         unknown = tokenizer.untaught(self.text)
         if not unknown:
-            return
+            return ""
         named = f"{' '.join(map(_shown, unknown[:_NAMED]))}{' …' if len(unknown) > _NAMED else ''}"
         if is_blank("".join(character for character in self.text if character not in unknown)):
             raise UserError(f"{self.name}: the model was never taught: {named}; ask in characters that it knows")
-        notice(f"{self.what}: the model was never taught {named}; the answer may not be to what was asked")
+        return f"{self.what}: the model was never taught {named}; the answer may not be to what was asked"
 
 
 def _shown(character: str) -> str:

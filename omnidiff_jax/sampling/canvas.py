@@ -23,6 +23,10 @@ from omnidiff_jax.vocabulary import IdRange, Vocabulary
 ZERO_VECTOR = -1
 
 
+class TooLong(UserError):
+    """A prompt and its answer that do not fit the canvas."""
+
+
 @struct.dataclass
 class Canvas:
     """A batch of ragged prompts and answers, right-padded (segment id 0).
@@ -203,8 +207,8 @@ def build_canvas(
         frames: vectors of speech that there is room for at least, heard or not, so that shapes are those of others.
 
     Raises:
-        UserError: a prompt and answer longer than `limit`; speech frames that do not match the context-of-audio
-            tokens; more examples than `rows`.
+        TooLong: a prompt and answer longer than `limit`.
+        UserError: speech frames that do not match the context-of-audio tokens; more examples than `rows`.
     """
     if len(prompts) != len(answers):
         raise UserError(f"{len(prompts)} prompts and {len(answers)} answers; one answer per prompt is needed")
@@ -215,7 +219,7 @@ def build_canvas(
     for i, n in enumerate(lengths):
         if limit is not None and n > limit:
             heard, name = seconds_of(prompts[i].frame_counts, n - limit), names[i] if names else f"example {i}"
-            raise UserError(
+            raise TooLong(
                 f"{name}: prompt of {len(prompts[i].tokens)} tokens{heard} and answer of {len(answers[i])} need "
                 f"{n} positions, the canvas has {limit}; shorten the prompt or the answer"
             )
