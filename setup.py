@@ -57,9 +57,19 @@ EXTRAS = {
     "tokamax": ["tokamax>=0.0.12"],
     # Weights in eight bits.
     "quantize": ["qwix>=0.1.8"],
+    # `omnidiff serve`. PyAV writes mp3 and opus, and reads what browsers record.
+    "serve": [
+        "av>=15",
+        "prometheus-client>=0.22",
+        "pydantic>=2.11",
+        "python-multipart>=0.0.20",
+        "starlette>=0.47",
+        "uvicorn>=0.35",
+    ],
     # To read `.pt` weights (safetensors need no torch), and for the tests and benchmarks beside other people's code.
     "torch": ["torch>=2.6", "transformers>=4.51,<6"],
     "dev": [
+        "av>=15",
         "chex>=0.1.90",
         # Object stores on the loopback, for the tests.
         "gcp-storage-emulator>=2026.7",
@@ -67,16 +77,23 @@ EXTRAS = {
         "hypothesis>=6.130",
         "moto[s3,server]>=5.2",
         "mypy>=1.18",
+        # Its client asks the server.
+        "openai>=2",
+        "prometheus-client>=0.22",
+        "pydantic>=2.11",
         "pyarrow>=19",
         "pytest>=8.4",
         "pytest-timeout>=2.4",
         "pytest-xdist>=3.8",
+        "python-multipart>=0.0.20",
         "qwix>=0.1.8",
         "ruff>=0.14",
         "s3fs>=2026.9",
         "setuptools>=77",
+        "starlette>=0.47",
         "tokamax>=0.0.12",
         "uv>=0.9",
+        "uvicorn>=0.35",
     ],
 }
 
@@ -90,7 +107,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.13",
     packages=find_packages(include=["omnidiff_jax*", "experiments*", "data_pipelines*"]),
-    package_data={"omnidiff_jax": ["assets/**/*"], "experiments": ["launch/*"]},
+    package_data={"omnidiff_jax": ["assets/**/*", "serving/page/*"], "experiments": ["launch/*"]},
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["omnidiff=omnidiff_jax.cli:main"]},

@@ -73,6 +73,7 @@ def test_the_lock_lies_within_the_ranges(metadata: dict[str, Any], python: str) 
         "benchmarks",
         "parquet",
         "quantize",
+        "serve",
         "gcs",
         "s3",
         "tokamax",
