@@ -158,5 +158,5 @@ def test_no_url_is_fetched(client):
 def test_nothing_is_left_under_way(url, client):
     client.models.list()
     text = get(f"{url}/metrics")[2].decode()
-    gauges = dict(re.findall(r"^(omnidiff\w*(?:running|waiting)\w*)(?:\{[^}]*\})? (\S+)$", text, re.MULTILINE))
+    gauges = dict(re.findall(r'^omnidiff_requests\{stage="(\w+)"\} (\S+)$', text, re.MULTILINE))
     assert gauges and all(float(value) == 0 for value in gauges.values()), gauges
