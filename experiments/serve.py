@@ -29,9 +29,7 @@ HOST = COMMAND.string("host", "address to listen at; 0.0.0.0 is every one of thi
 PORT = COMMAND.integer("port", "to listen at; 0 takes a free one", 8000, minimum=0)
 NAME = COMMAND.string("name", "what clients call the model (default: the shipped model's name, or the folder's)")
 ROWS = COMMAND.integer("rows", "requests decoded together in each lane", 8, minimum=1)
-WARM = COMMAND.string(
-    "warm", "tasks whose programs are compiled first: all, none, or names with commas", "all"
-)
+WARM = COMMAND.string("warm", "tasks whose programs are compiled first: all, none, or names with commas", "all")
 QUEUE = COMMAND.integer("queue", "requests that may wait; more are told to come back", 256, minimum=1)
 SECONDS = COMMAND.number("seconds", "longest recording that is taken", 60.0)
 PATIENCE = COMMAND.number("patience", "seconds until a request that is not answered is given up", 600.0)

@@ -10,9 +10,8 @@ from pathlib import Path
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Mount, Route
-from starlette.staticfiles import StaticFiles
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Route
 
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.serving import audio, chat, images
@@ -63,7 +62,7 @@ def application(service: Service) -> Starlette:
         return Response(content, headers={"Content-Type": CONTENT_TYPE})
 
     async def openapi(request: Request) -> Response:
-        return JSONResponse(document(service.limits))
+        return JSONResponse(document(service.limits, service.name))
 
     routes = [Route(path, posted(endpoint), methods=["POST"]) for path, endpoint in ENDPOINTS.items()]
     routes += [
@@ -78,11 +77,25 @@ def application(service: Service) -> Starlette:
     kinds = (Failure, UserError, ClientDisconnect, Exception)
     handlers = {**dict.fromkeys(kinds, _failed), HTTPException: _refused}
     app = Starlette(
-        routes=[*routes, Mount("/", StaticFiles(directory=PAGE, html=True))],
+        routes=[*routes, *_page()],
         exception_handlers=handlers,  # type: ignore[arg-type]
     )
     app.add_middleware(Gate, service=service, paths=frozenset(route.path for route in routes))
     return app
+
+
+def _page() -> list[Route]:
+    """A route for each file of the page; its index.html is / too."""
+
+    def shown(file: Path) -> Callable[[Request], Awaitable[Response]]:
+        async def show(request: Request) -> Response:
+            return FileResponse(file)
+
+        return show
+
+    files = sorted(file for file in PAGE.iterdir() if file.is_file())
+    names = [(file, f"/{file.name}") for file in files] + [(PAGE / "index.html", "/")]
+    return [Route(name, shown(file)) for file, name in names]
 
 
 def _model(service: Service) -> dict[str, object]:

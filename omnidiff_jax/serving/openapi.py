@@ -61,14 +61,15 @@ _ERROR = {
 }
 
 
-def document(limits: Limits) -> dict[str, Any]:
-    """The description of a server with such limits, OpenAPI 3.1."""
+def document(limits: Limits, model: str) -> dict[str, Any]:
+    """The description of a server of `model` with such limits, OpenAPI 3.1."""
     bodies = [form for form, _, _ in _POSTED.values()]
     _, found = models_json_schema([(form, "validation") for form in bodies], ref_template=_REFS)
     schemas = {**found["$defs"], "Error": _ERROR}
     schemas["ChatRequest"]["properties"]["messages"]["maxItems"] = limits.turns
     for form in bodies:
         fields = schemas[form.__name__]["properties"]
+        fields["model"] = {"enum": [model]}
         if "n" in fields:
             fields["n"]["anyOf"][0]["maximum"] = limits.answers
     paths: dict[str, Any] = {}
@@ -77,7 +78,7 @@ def document(limits: Limits) -> dict[str, Any]:
     for path, (kind, failures) in _READ.items():
         operation: dict[str, Any] = {"responses": {"200": _content([kind]), **_failing(failures)}}
         if "{name}" in path:
-            operation["parameters"] = [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}]
+            operation["parameters"] = [{"name": "name", "in": "path", "required": True, "schema": {"enum": [model]}}]
         paths[path] = {"get": operation}
     return {
         "openapi": "3.1.0",
@@ -96,6 +97,9 @@ def _posted(form: type[Body], files: dict[str, bool], kinds: tuple[str, ...], sc
     sent = "application/json"
     if files:
         sent, whole = "multipart/form-data", schemas[form.__name__]
+        for field in whole["properties"].values():  # a form has no null
+            if "anyOf" in field:
+                field["anyOf"] = [kind for kind in field["anyOf"] if kind.get("type") != "null"]
         for name, needed in files.items():
             whole["properties"][name] = {"type": "string", "format": "binary"}
             if needed:

@@ -2,9 +2,10 @@
 
 import base64
 import binascii
+import itertools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -18,6 +19,10 @@ from omnidiff_jax.serving.failures import Failure, unsupported
 from omnidiff_jax.serving.limits import Limits
 
 T = TypeVar("T", bound=Body)
+# Whole numbers below this are floats' own.
+_EXACT = 2**53
+# Of parts and turns.
+_KINDS = ("text", "image_url", "input_audio", "system", "user", "developer", "assistant")
 _NESTED = "extra_body"
 _FIELDS = 64
 _DATA_URL = re.compile(r"data:[\w.+-]+/[\w.+-]+(?:;[\w.+=\"-]+)*;base64,", re.ASCII)
@@ -34,7 +39,7 @@ async def json_body(request: Request, form: type[T]) -> T:
         raise Failure(f"content-type is {kind or 'missing'}; send application/json", status=415)
     content = await request.body()
     try:
-        values = json.loads(content, parse_constant=_no_constant)
+        values = json.loads(content, parse_constant=_no_constant, parse_float=_number)
     except RecursionError as error:
         raise Failure("the body is nested too deeply") from error
     except ValueError as error:  # bytes that are no text among them, and numbers of thousands of digits
@@ -98,9 +103,9 @@ def checked(form: type[T], values: dict[str, Any], *, strict: bool) -> T:
     try:
         return form.model_validate(values, strict=strict)
     except ValidationError as error:
-        # Several kinds of a part are tried; what is said of the one that was meant comes with the longest place.
-        first = error.errors(include_url=False, include_context=False)[0]
-    place = [part for part in first["loc"] if str(part) not in _KINDS]
+        # Of a value that may be one of several things, what is said of the likeliest is said of the deepest place.
+        first = max(error.errors(include_url=False, include_context=False), key=lambda found: len(found["loc"]))
+    place = _meant(first["loc"])
     name = _path(place)
     if first["type"] == "extra_forbidden":
         known = form.model_fields if len(place) == 1 else ()
@@ -110,10 +115,14 @@ def checked(form: type[T], values: dict[str, Any], *, strict: bool) -> T:
     raise Failure(f"{name}: {first['msg'][:300]}", param=name, code="invalid_value")
 
 
-# Words that pydantic puts into the place of a union's member.
-_KINDS = frozenset(
-    ("text", "image_url", "input_audio", "system", "user", "developer", "assistant", "str", "Given", "Said")
-)
+def _meant(place: Sequence[int | str]) -> list[int | str]:
+    """A place without the words that pydantic puts in for the kinds of a value."""
+    kept: list[int | str] = []
+    for before, part in itertools.pairwise((None, *place)):
+        kind = isinstance(part, str) and (part == "str" or "[" in part or (isinstance(before, int) and part in _KINDS))
+        if part is not None and not kind:
+            kept.append(part)
+    return kept
 
 
 def decoded(text: str, param: str) -> bytes:
@@ -173,11 +182,17 @@ def _loose(value: str) -> Any:
         return value
 
 
+def _number(word: str) -> int | float:
+    """To JSON 2.0 is a whole number."""
+    number = float(word)
+    return int(number) if number.is_integer() and abs(number) < _EXACT else number
+
+
 def _no_constant(word: str) -> None:
     raise ValueError(f"{word} is no number of JSON")
 
 
-def _path(place: list[Any]) -> str:
+def _path(place: Sequence[int | str]) -> str:
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
     return text.removeprefix(".") or "body"
 
