@@ -13,6 +13,7 @@ from data_pipelines.benchmarks.librispeech import LIBRISPEECH
 from data_pipelines.benchmarks.libritts import LIBRITTS
 from data_pipelines.benchmarks.yes_no import MME, MME_SPOKEN, POPE
 from omnidiff_jax.answering.load import load
+from omnidiff_jax.config import choose
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.evaluation.benchmark import Benchmark
 from omnidiff_jax.evaluation.benchmarking import Opened, Sitting, check, publish, sit
@@ -64,7 +65,12 @@ def share_of(word: str) -> Share:
 def protocol_of(exam: str, words: Sequence[str]) -> str:
     """The protocol of an exam: of `EXAM=NAME`, else of a name alone, "" = its default."""
     named = {name: word for name, _, word in (word.partition("=") for word in words) if word}
-    return named.get(exam) or next((word for word in words if "=" not in word), "")
+    for name in named:
+        choose(BENCHMARKS, name, "exam in --protocol")
+    plain = [word for word in words if "=" not in word]
+    if len(plain) > 1:
+        raise UserError(f"--protocol={plain[1]}: {plain[0]} is named for all exams already; write EXAM={plain[1]}")
+    return named.get(exam) or (plain[0] if plain else "")
 
 
 def dry_run(data: Mapping[str, str], protocols: Sequence[str]) -> None:

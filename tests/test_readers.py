@@ -111,8 +111,12 @@ def test_a_missing_column_names_the_nearest(tmp_path):
 def test_test_splits_are_no_training_data_unless_asked():
     for name in ("librispeech", "coco"):
         config = SourceConfig(name, path="x", split="test-clean")
-        with pytest.raises(UserError, match=r"mine\.split = 'test-clean' is test data of .*test_data=True"):
+        with pytest.raises(UserError, match=r"mine\.split = 'test-clean' of x is test data of .*test_data=True"):
             check_learned("mine", config, CORPUS_READERS[name])
+        for hidden in ({"path": "corpus/test-clean"}, {"split": ""}, {"split": "{TEST}"}):
+            with pytest.raises(UserError, match="is test data of"):
+                check_learned("mine", SourceConfig(name, **({"path": "x"} | hidden)), CORPUS_READERS[name])
+        check_learned("mine", SourceConfig(name, path="x/valuable"), CORPUS_READERS[name])
         check_learned("mine", SourceConfig(name, path="x", split="test-clean", test_data=True), CORPUS_READERS[name])
         check_learned("mine", SourceConfig(name, path="x", split="train-clean-100"), CORPUS_READERS[name])
     assert all(corpus.licence and corpus.languages for corpus in CORPORA.values())

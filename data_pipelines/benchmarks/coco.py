@@ -168,6 +168,7 @@ COCO_T2I = Benchmark(
     read,
     score,
     exports,
+    total=5000,
     published=_published([("Omni-Diffusion v1", 0.235, 0.667), ("Omni-Diffusion (ICML)", 0.236, 0.662)]),
 )
 COCO_S2I = Benchmark(
@@ -179,5 +180,6 @@ COCO_S2I = Benchmark(
     read_spoken,
     score,
     exports,
+    total=5000,
     published=_published([("Omni-Diffusion v1", 0.225, 0.645), ("Omni-Diffusion (ICML)", 0.232, 0.645)]),
 )

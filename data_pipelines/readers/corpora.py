@@ -77,7 +77,7 @@ CORPORA: Mapping[str, Corpus] = {
         "asr",
         (
             Layer(annotated.librispeech, _HEARD | {"id": "id", "speaker": "speaker_id"}),
-            Layer(parquet, _HEARD | {"id": "id", "speaker": "chapter_id"}),
+            Layer(parquet, _HEARD | {"id": "id", "speaker": "speaker_id"}),
         ),
         _CAPITALS,
     ),

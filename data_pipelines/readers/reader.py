@@ -1,8 +1,9 @@
 """The corpora as rows of the table of readers: which form lies there, and what is said where another corpus does."""
 
 import functools
+import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from data_pipelines.readers.corpora import CORPORA, Corpus
 from data_pipelines.readers.index import FAULT
@@ -128,8 +129,11 @@ def _heads(columns: Iterable[str], names: set[str]) -> list[str]:
 
 
 def benchmark(corpus: Corpus, config: SourceConfig) -> str:
-    """What the split is test data of, or ""."""
-    return corpus.summary.partition(":")[0] if config.split.lower().startswith(tuple(corpus.exams) or ("\0",)) else ""
+    """What the split, or a part of the path, is test data of, or ""; no split takes everything, test data too."""
+    parts = [part.lower() for part in PurePosixPath(config.path).parts[-2:]]
+    within = any(re.match(rf"{re.escape(name)}([^a-z]|$)", part) for name in corpus.exams for part in parts)
+    taken = within or not config.split or config.split.strip("{}").lower().startswith(tuple(corpus.exams))
+    return corpus.summary.partition(":")[0] if corpus.exams and taken else ""
 
 
 def _identity(config: SourceConfig, records: RowRecords) -> str:

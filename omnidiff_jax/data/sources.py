@@ -134,14 +134,14 @@ class JsonlRecords:
         for name in names:
             try:
                 paths.append(str(safe_join(self._root, self._within(name))))
-            except (UserError, OSError, RuntimeError) as error:
+            except (UserError, OSError, RuntimeError, ValueError) as error:
                 raise RejectedRecord("path leads out of the media folder", f"{where}: {error}") from error
         return tuple(paths)
 
     def _within(self, name: str) -> str:
         """The path under the root, of an absolute one that lies there: released manifests hold such."""
-        root = os.fspath(self._root)
-        if os.path.isabs(name) and os.path.commonpath([root, name]) == os.path.abspath(root):
+        root = os.path.abspath(self._root)
+        if os.path.isabs(name) and os.path.commonpath([root, name]) == root:
             return os.path.relpath(name, root)
         return name
 

@@ -54,7 +54,7 @@ def _by_faster_whisper(folder: Path) -> Any:
         raise UserError(f"{folder} cannot be read as Whisper ({error}); copy the whole folder") from error
 
     def hear(samples: np.ndarray) -> str:
-        segments, _ = model.transcribe(samples, beam_size=1, condition_on_previous_text=False)
+        segments, _ = model.transcribe(samples, beam_size=1, temperature=0.0, condition_on_previous_text=False)
         return " ".join(segment.text.strip() for segment in segments)
 
     return hear
