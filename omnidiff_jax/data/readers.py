@@ -125,8 +125,8 @@ def check_learned(name: str, config: SourceConfig, reader: Reader) -> None:
     if reader.benchmark and not config.test_data and (known := reader.benchmark(config)):
         where = f"config.data.sources.{name}"
         raise UserError(
-            f"{where}.split = {config.split!r} of {config.path} is test data of {known}: who trains on it cannot be examined on it; set "
-            f"{where}.test_data=True to do so all the same"
+            f"{where}.split = {config.split!r} of {config.path} is test data of {known}: who trains on it "
+            f"cannot be examined on it; set {where}.test_data=True to do so all the same"
         )
 
 
