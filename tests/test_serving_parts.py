@@ -175,7 +175,7 @@ class Answer(io.BytesIO):
     """A connection that gives one answer, whatever it is asked."""
 
     def makefile(self, *_):
-        return self
+        return io.BytesIO(self.getvalue())  # a file of its own: it outlives the connection
 
     def sendall(self, *_):
         pass
