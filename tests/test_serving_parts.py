@@ -171,13 +171,19 @@ def test_no_url_leads_to_where_it_should_not(monkeypatch, url, told):
         Trusted().fetch("https://files.example/a.png", "url", 100)
 
 
-class Answer(io.BytesIO):
+class Answer:
     """A connection that gives one answer, whatever it is asked."""
 
+    def __init__(self, content: bytes):
+        self._content = content
+
     def makefile(self, *_):
-        return io.BytesIO(self.getvalue())  # a file of its own: it outlives the connection
+        return io.BytesIO(self._content)
 
     def sendall(self, *_):
+        pass
+
+    def close(self):
         pass
 
 

@@ -98,6 +98,7 @@ def _posted(form: type[Body], files: dict[str, bool], kinds: tuple[str, ...], sc
     if files:
         sent, whole = "multipart/form-data", schemas[form.__name__]
         for field in whole["properties"].values():  # a form has no null
+            field.pop("default", None)
             if "anyOf" in field:
                 field["anyOf"] = [kind for kind in field["anyOf"] if kind.get("type") != "null"]
         for name, needed in files.items():
