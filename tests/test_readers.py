@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import tarfile
 
 import corpora
 import numpy as np
@@ -306,3 +307,26 @@ def test_a_source_is_looked_at_with_any_reader(tmp_path, capsys):
     (clips / "clip_1.mp3").write_bytes(b"no sound")
     assert guard(command.program, lambda: command.call(data_command.run, words[:3])) == 2
     assert "nothing in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("harm", ["header", "boundary", "size"])
+def test_a_damaged_tar_does_not_end_in_silence(tmp_path, harm):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for number in range(4):
+            member = tarfile.TarInfo(f"{number}.txt")
+            member.size = 4
+            archive.addfile(member, io.BytesIO(b"word"))
+    content = bytearray(buffer.getvalue())
+    third = 2 * 2 * tarfile.BLOCKSIZE
+    if harm == "header":
+        content[third : third + tarfile.BLOCKSIZE] = b"\xff" * tarfile.BLOCKSIZE
+    elif harm == "boundary":
+        del content[third:]
+    else:
+        content[third + 124 : third + 136] = (-512).to_bytes(12, "big", signed=True)
+        content[third + 148 : third + 156] = b" " * 8
+        content[third + 148 : third + 156] = b"%06o\0 " % sum(content[third : third + tarfile.BLOCKSIZE])
+    (tmp_path / "train-0.tar").write_bytes(content)
+    rows = list(tars(tmp_path, "train"))
+    assert [row.get(FAULT) for row in rows] == [None, None, "archive is cut short"]

@@ -147,11 +147,15 @@ def tars(root: Path, split: str = "") -> Lines | None:
 
 def _samples(file: Path, name: str) -> Iterator[Row]:
     samples: dict[str, Row] = {}
-    broken = ""
+    broken, before = "", -1
     size = file.stat().st_size
     try:
         with tarfile.open(file, "r:") as archive:
             for member in archive:
+                if member.size < 0 or member.offset <= before:
+                    broken = f"{member.name!r} has no size that can be"
+                    break
+                before = member.offset
                 directory, _, base = member.name.rpartition("/")
                 stem, dot, ending = base.partition(".")
                 if not member.isreg() or not stem or not dot or member.issparse():
@@ -167,6 +171,12 @@ def _samples(file: Path, name: str) -> Iterator[Row]:
                     row[ending] = _text_member(archive, member, ending, row)
                 else:
                     row[ending] = {"path": name, "offset": member.offset_data, "size": member.size}
+            end = archive.offset
+        with file.open("rb") as content:
+            content.seek(end)
+            # A damaged header ends the archive without a word; a whole one ends in a block of zeros.
+            if not broken and content.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                broken = f"neither a member nor the end at byte {end}"
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         broken = str(error)
     for key, row in samples.items():
