@@ -11,10 +11,11 @@ import pytest
 import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from data_pipelines.readers.corpora import CORPORA
 from data_pipelines.readers.index import FAULT
-from data_pipelines.readers.layouts import tars
+from data_pipelines.readers.layouts import folder, tars
 from data_pipelines.readers.reader import CORPUS_READERS, open_corpus
 from experiments import data as data_command
 from omnidiff_jax.cli import guard
@@ -330,3 +331,11 @@ def test_a_damaged_tar_does_not_end_in_silence(tmp_path, harm):
     (tmp_path / "train-0.tar").write_bytes(content)
     rows = list(tars(tmp_path, "train"))
     assert [row.get(FAULT) for row in rows] == [None, None, "archive is cut short"]
+
+
+def test_an_edited_caption_is_read_anew(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "dog.png")
+    caption = tmp_path / "dog.txt"
+    for text in ("a dog", "a black dog", "a dog that sleeps"):
+        caption.write_text(text)
+        assert [row["text"] for row in folder(tmp_path, "")] == [text]

@@ -46,19 +46,23 @@ def folder(root: Path, split: str) -> Lines | None:
     if not media or root.is_file():
         return None
 
+    def texts(file: Path) -> Iterator[tuple[str, Path]]:
+        for ending in (".normalized.txt", ".original.txt", ".txt", ".lab"):
+            if (beside := file.with_name(file.name[: -len(file.suffix)] + ending)).is_file():
+                yield ending, beside
+
     def rows() -> Iterator[Row]:
         for file in media:
             stem = file.name[: -len(file.suffix)]
             row = {"id": stem, "image" if file.suffix.lower() in IMAGES else "audio": relative(root, file)}
-            for ending in (".normalized.txt", ".original.txt", ".txt", ".lab"):
-                beside = file.with_name(stem + ending)
-                if beside.is_file():
-                    text = _small(beside)
-                    row |= {"text": text} if "text" not in row else {}
-                    row[ending.strip(".")] = text
+            for ending, beside in texts(file):
+                text = _small(beside)
+                row |= {"text": text} if "text" not in row else {}
+                row[ending.strip(".")] = text
             yield row if "text" in row else {FAULT: "no text beside the medium", "id": str(file)}
 
-    return indexed(f"folder {split}", root, media, rows)
+    # Made again when a text is added or edited, not only a medium.
+    return indexed(f"folder {split}", root, [*media, *(beside for file in media for _, beside in texts(file))], rows)
 
 
 def table(root: Path, pattern: str, delimiter: str = "", quoted: bool = True) -> Lines | None:
