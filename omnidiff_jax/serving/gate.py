@@ -25,6 +25,9 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
+# Of a body that is refused: how many times the limit, and how long.
+_PASSED = 4
+_SECONDS = 2.0
 _RAW = [(name.lower().encode(), value.encode()) for name, value in _HEADERS.items()]
 
 
@@ -57,6 +60,8 @@ class Gate:
             self._check_key(path, headers)
             self._check_size(headers)
         except Failure as failure:
+            if headers.get("expect") is None and _size(headers) <= _PASSED * self._service.limits.body:
+                await self._emptied(receive)
             await _tell(failure, answer)
             return
         await self._app(scope, self._bounded(receive), answer)
@@ -76,13 +81,24 @@ class Gate:
             )
 
     def _check_size(self, headers: Headers) -> None:
-        length = headers.get("content-length", "0")
-        if not length.isdecimal() or int(length) > self._service.limits.body:
+        if _size(headers) > self._service.limits.body:
             raise self._too_large()
 
     def _too_large(self) -> Failure:
         most = self._service.limits.body
         return Failure(f"the body is over the limit of {most} bytes", status=413, code="request_too_large")
+
+    async def _emptied(self, receive: Receive) -> None:
+        """Lets a body that is not read pass by, within bounds: a client that is still sending would not hear why."""
+        left, until = _PASSED * self._service.limits.body, time.monotonic() + _SECONDS
+        more = True
+        while more and left > 0 and (wait := until - time.monotonic()) > 0:
+            try:
+                message = await asyncio.wait_for(receive(), wait)
+            except TimeoutError:
+                return
+            left -= len(message.get("body", b""))
+            more = message.get("more_body", False)
 
     def _bounded(self, receive: Receive) -> Receive:
         """`receive` that raises a `Failure` for a body that is too large, or takes too long to arrive."""
@@ -101,10 +117,18 @@ class Gate:
                 left -= len(message.get("body", b""))
                 whole = not message.get("more_body", False)
                 if left < 0:
+                    if not whole:
+                        await self._emptied(receive)
                     raise self._too_large()
             return message
 
         return bounded
+
+
+def _size(headers: Headers) -> float:
+    """Bytes of a body as it says itself."""
+    length = headers.get("content-length", "0")
+    return int(length) if length.isdecimal() and len(length) < 20 else float("inf")
 
 
 async def _tell(failure: Failure, send: Send) -> None:

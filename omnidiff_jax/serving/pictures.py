@@ -35,6 +35,11 @@ def file_of(picture: np.ndarray | Image.Image, form: str) -> bytes:
     return buffer.getvalue()
 
 
+def with_alpha(picture: np.ndarray, alpha: np.ndarray) -> Image.Image:
+    """uint8 [H, W, 3] and uint8 [H, W] as one picture."""
+    return Image.fromarray(np.dstack([picture, alpha]))
+
+
 @dataclasses.dataclass(frozen=True)
 class Hole:
     """A picture with a part to be drawn anew, and the square of it that a model sees.
@@ -78,7 +83,7 @@ class Hole:
         out[rows, columns] = large[rows - top, columns - left]
         if self.alpha is None:
             return Image.fromarray(out)
-        return Image.fromarray(np.dstack([out, np.where(self.edit, np.uint8(255), self.alpha)]))
+        return with_alpha(out, np.where(self.edit, np.uint8(255), self.alpha))
 
 
 def read_hole(picture: bytes, mask: bytes | None, limits: Limits) -> Hole:
