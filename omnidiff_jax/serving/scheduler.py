@@ -33,12 +33,17 @@ _WORKERS = 4
 
 @dataclasses.dataclass
 class _Open:
-    """A lane: its engine, None while it is being compiled, and who is in it or waits for it."""
+    """A lane: its engine, None while it is being compiled, and who is in it or waits for it.
+
+    A step costs what it costs however few are in it, so lanes take steps in proportion to their requests: `turn` counts
+    steps by the request, and who has had least is next.
+    """
 
     engine: Engine | None = None
     tickets: dict[int, Ticket] = dataclasses.field(default_factory=dict)
     arrived: list[Ticket] = dataclasses.field(default_factory=list)
     used: float = 0.0
+    turn: float = 0.0
 
     @property
     def idle(self) -> bool:
@@ -59,6 +64,7 @@ class Scheduler:
         self._inbox: list[Callable[[], None]] = []
         self._stages: collections.Counter[str] = collections.Counter()
         self._lanes: dict[Lane, _Open] = {}
+        self._turn = 0.0
         self._closed = self._ended = False
         self._recent: collections.deque[float] = collections.deque(maxlen=64)
         self.metrics = Metrics(self.count, lambda: len(self._lanes))
@@ -205,9 +211,9 @@ class Scheduler:
                 messages, self._inbox = self._inbox, []
             for message in messages:
                 message()
-            for lane in list(self._lanes.values()):
-                if lane.engine is not None and lane.tickets:
-                    self._serve(lane)
+            busy = [lane for lane in self._lanes.values() if lane.engine is not None and lane.tickets]
+            if busy:
+                self._serve(min(busy, key=lambda lane: lane.turn))
 
     def _arrive(self, ticket: Ticket) -> None:
         """Puts a written request into its lane, which is opened if it is not there."""
@@ -252,6 +258,8 @@ class Scheduler:
         if ticket.cancelled:
             self._end(ticket)
             return
+        if not lane.tickets:  # what it did not use is not made up for
+            lane.turn = max(lane.turn, self._turn)
         ticket.number, ticket.seated = lane.engine.submit(ticket.work), self._age(ticket)
         lane.tickets[ticket.number] = ticket
         lane.used = time.monotonic()
@@ -270,7 +278,7 @@ class Scheduler:
         engine = lane.engine
         assert engine is not None
         watched = any(ticket.watch for ticket in lane.tickets.values())
-        before = dataclasses.replace(engine.counts)
+        before, here = dataclasses.replace(engine.counts), len(lane.tickets)
         try:
             done = engine.serve(limit=1 if watched else _PACE)
         except Exception as error:
@@ -280,6 +288,8 @@ class Scheduler:
                 self._fail(ticket, error)
             return
         lane.used = time.monotonic()
+        self._turn = lane.turn
+        lane.turn += (engine.counts.steps - before.steps) / here
         self.metrics.note_steps(before, engine.counts)
         for answered in done:
             ticket = lane.tickets.pop(answered.number)
