@@ -57,7 +57,7 @@ EXTRAS = {
     "tokamax": ["tokamax>=0.0.12"],
     # Weights in eight bits.
     "quantize": ["qwix>=0.1.8"],
-    # `omnidiff serve`. PyAV writes mp3 and opus, and reads what browsers record.
+    # `omnidiff serve`. PyAV reads what browsers record.
     "serve": [
         "av>=15",
         "prometheus-client>=0.22",
