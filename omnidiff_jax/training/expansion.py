@@ -4,20 +4,24 @@ A new layer is a copy of the one before it, but for its output projections, whic
 function as the checkpoint's, and learns from there.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from omnidiff_jax.training.initial import Arrays
 
 LAYERS = "backbone/layers/"
 # What a layer adds to the stream comes out of these two.
 OUTPUTS = (LAYERS + "attention/out/kernel", LAYERS + "mlp/down/kernel")
+
+
+class Arrays(Protocol):
+    """Parameters by "/"-joined path, wherever they are kept."""
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
+
+    def read(self, path: str, index: tuple[int | slice, ...] = ()) -> np.ndarray: ...
 
 
 def origins(there: int, layers: int) -> list[tuple[int, bool]]:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -25,7 +25,7 @@ from omnidiff_jax.errors import UserError
 from omnidiff_jax.models.backbone import BackboneConfig
 from omnidiff_jax.models.omni import OmniConfig
 from omnidiff_jax.training.checkpoint import CheckpointConfig, Checkpointer
-from omnidiff_jax.training.expansion import Expanded
+from omnidiff_jax.training.expansion import Arrays, Expanded
 from omnidiff_jax.training.export import open_trained
 from omnidiff_jax.training.lora import LoraConfig
 
@@ -54,15 +54,6 @@ class InitConfig:
     stddev: NonNegative = 0.02
     seed: Seed = 0
     layers: Literal["same", "expanded"] = "same"
-
-
-class Arrays(Protocol):
-    """Parameters by "/"-joined path, wherever they are kept."""
-
-    @property
-    def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
-
-    def read(self, path: str, index: tuple[int | slice, ...] = ()) -> np.ndarray: ...
 
 
 @dataclasses.dataclass(frozen=True)
