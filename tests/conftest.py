@@ -10,13 +10,20 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-# Before jax is imported anywhere. pytest-xdist workers and subprocesses inherit all three.
-_CALLER_ENV = dict(os.environ)
+# Before jax is imported anywhere. pytest-xdist workers and subprocesses inherit all of them.
+_FOLDER = None  # of what one session's processes share; whoever starts workers owns it
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _FOLDER = tempfile.mkdtemp(prefix="omnidiff-test-cache-")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(_FOLDER, "xla"))
+    # Where byte code is not written beside its source, every process would compile two thousand modules again.
+    if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
+        sys.dont_write_bytecode, sys.pycache_prefix = False, os.path.join(_FOLDER, "python")
+        os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
-_OWNS_CACHE = "JAX_COMPILATION_CACHE_DIR" not in os.environ
-if _OWNS_CACHE:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="omnidiff-test-cache-")
+# A toy's programs compile in less than the second from which jax keeps them.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+_ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
@@ -40,10 +47,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
-def pytest_unconfigure(config: pytest.Config) -> None:
-    """Removes the session's compilation cache, once, after the last worker."""
-    if _OWNS_CACHE and not hasattr(config, "workerinput"):
-        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+def pytest_unconfigure() -> None:
+    """Removes what the session's processes shared, once, after the last worker."""
+    if _FOLDER:
+        shutil.rmtree(_FOLDER, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -84,11 +91,9 @@ def omnidiff() -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
     def run(
         *args: str | Path, env: Mapping[str, str] | None = None, cwd: Path | None = None, timeout: float = 300
     ) -> subprocess.CompletedProcess[str]:
-        base = {name: value for name, value in _CALLER_ENV.items() if name != "XLA_FLAGS"}
-        base |= {name: os.environ[name] for name in ("JAX_PLATFORMS", "JAX_COMPILATION_CACHE_DIR")}
         return subprocess.run(
             [sys.executable, "-m", "omnidiff_jax.cli", *map(str, args)],
-            env=base | dict(env or {}),
+            env=_ENVIRONMENT | dict(env or {}),
             cwd=cwd,
             timeout=timeout,
             capture_output=True,
