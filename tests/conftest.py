@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 
 # Before jax is imported anywhere. pytest-xdist workers and subprocesses inherit all of them.
 _FOLDER = None  # of what one session's processes share; whoever starts workers owns it
@@ -29,6 +30,8 @@ import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 import stores  # noqa: E402
+
+from omnidiff_jax.cli import guard  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -101,3 +104,19 @@ def omnidiff() -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
         )
 
     yield run
+
+
+@pytest.fixture
+def refusal(capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command, given as its module, in this process; returns the one line it must leave on stderr."""
+
+    def run(module: ModuleType, *words: str | Path) -> str:
+        capfd.readouterr()
+        command = module.COMMAND
+        assert guard(command.program, lambda: command.call(module.run, list(map(str, words)))) == 2
+        printed = capfd.readouterr()
+        assert printed.out == "" and printed.err.count("\n") == 1 and printed.err.endswith("\n"), printed
+        assert printed.err.startswith(f"{command.program}: ") and "Traceback" not in printed.err
+        return printed.err
+
+    return run
