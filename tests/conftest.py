@@ -43,6 +43,13 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default")
 
 # Of two workers one would end with one of these, alone.
 LONGEST = {f"test_{name}.py" for name in ("end_to_end", "buckets", "parity", "sampling_loop", "image_tokenizer")}
+# Their programs run for milliseconds, and need not be compiled for seconds.
+TOYS = (
+    "backbone", "bench_sampler", "door", "engine", "flow", "generate", "held_out", "initial", "likelihood", "load",
+    "magvit", "omni", "parity", "prefix_attention", "quantized", "runs", "sampling_caches", "sampling_candidates",
+    "sampling_drafting", "sampling_loop", "sampling_model", "sampling_parts", "sampling_reveal", "sampling_rows",
+    "sampling_strategies", "sharding", "training_loop",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -57,8 +64,9 @@ def pytest_unconfigure() -> None:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _forget_programs() -> Iterator[None]:
+def _programs(request: pytest.FixtureRequest) -> Iterator[None]:
     """Compiled programs of one file are of no use to the next, and a worker would gather gigabytes of them."""
+    jax.config.update("jax_disable_most_optimizations", request.path.stem.removeprefix("test_") in TOYS)
     yield
     jax.clear_caches()
 
