@@ -41,8 +41,10 @@ hypothesis.settings.register_profile("search", deadline=None, max_examples=1000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
-# Of two workers one would end with one of these, alone.
-LONGEST = {f"test_{name}.py" for name in ("end_to_end", "buckets", "parity", "sampling_loop", "image_tokenizer")}
+# Of two workers one would end with one of these, alone: by their time, the longest first.
+LONGEST = (
+    "end_to_end", "buckets", "bench_sampler", "parity", "pods", "sampling_loop", "runs", "preflight", "bad_input",
+)  # fmt: skip
 # Their programs run for milliseconds, and need not be compiled for seconds.
 TOYS = (
     "backbone", "bench_sampler", "door", "engine", "flow", "generate", "held_out", "initial", "likelihood", "load",
@@ -54,7 +56,8 @@ TOYS = (
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take longest come first."""
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    place = {f"test_{name}.py": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
 
 
 def pytest_unconfigure() -> None:
