@@ -11,6 +11,7 @@ from experiments.common import load_config
 from experiments.configs.slices import PRESETS
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.preflight import compile as preflight
+from omnidiff_jax.preflight import report
 from omnidiff_jax.preflight.advice import Settings, advise, larger_slice
 from omnidiff_jax.preflight.flops import matmul_flops
 from omnidiff_jax.preflight.report import Report, _needed
@@ -275,6 +276,22 @@ SMALL = (
     "--config.mesh.tensor=2",
     "--config.sharding=fsdp_tensor",
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_once():
+    """A program is compiled once, however many devices it is to fit."""
+    compile_anew, found = report._compile, {}
+
+    def remembered(lowered, target):
+        program = lowered.as_text(), target.kind
+        if program not in found:
+            found[program] = compile_anew(lowered, target)
+        return found[program]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(report, "_compile", remembered)
+        yield
 
 
 def small(*others):
