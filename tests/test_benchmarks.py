@@ -99,6 +99,7 @@ def test_mme_in_full_is_set_beside_what_was_published(tmp_path):
     told = publish(tmp_path / "out", {"mme": entry}, 0)
     assert "1216.7 (Omni-Diffusion v1)" in told and "2374 of 2374" in told
     assert "| mme | perception | 1216.7 (Omni-Diffusion v1)" in (tmp_path / "out/benchmarks.md").read_text()
+    assert "| released | released (vqa: L 64, T 1 L) | mme |" in (tmp_path / "out/benchmarks.md").read_text()
     assert "Beside what was published" in (tmp_path / "out/report.html").read_text()
     part = sat("mme", MME, data, tmp_path / "part", text(lambda request: "No"), limit=4)
     assert part["published"] == [] and part["n"] == 56

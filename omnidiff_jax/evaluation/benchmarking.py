@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from omnidiff_jax.evaluation import stages
 from omnidiff_jax.evaluation.benchmark import Benchmark, Census, Item, Protocol, census, limited
 from omnidiff_jax.evaluation.exam import named
 from omnidiff_jax.evaluation.judges.named import judge_for
+from omnidiff_jax.evaluation.places import Place, open_place
 from omnidiff_jax.evaluation.report import write_report
 from omnidiff_jax.evaluation.scorecard import read_scorecard, write_scorecard
 from omnidiff_jax.evaluation.standing import markdown, rows, standing
@@ -82,12 +84,19 @@ def _faults(benchmark: Benchmark, found: Census) -> list[str]:
     return [*lines, f"to be had from {benchmark.source}"] if lines else []
 
 
-def sit(exam: str, benchmark: Benchmark, data: str, folder: Path, sitting: Sitting, opened: Opened) -> dict[str, Any]:
+def sit(
+    exam: str,
+    benchmark: Benchmark,
+    data: str,
+    folder: str | os.PathLike[str],
+    sitting: Sitting,
+    opened: Opened,
+) -> dict[str, Any]:
     """Goes through the stages that are asked for, each from where it was stopped.
 
     Args:
         data: a folder or file of the benchmark.
-        folder: where results go; this exam's lie in `benchmarks/EXAM-PROTOCOL`.
+        folder: where results go, or a URL; this exam's lie in `benchmarks/EXAM-PROTOCOL`.
         opened: gives the model; not called where nothing is left to be generated.
 
     Returns:
@@ -105,7 +114,7 @@ def sit(exam: str, benchmark: Benchmark, data: str, folder: Path, sitting: Sitti
     items = limited(everything, sitting.limit)
     if not items:
         raise UserError(f"{exam}: {data} holds no items; {benchmark.layouts}")
-    place = folder / FOLDER / f"{exam}-{name}"
+    place = open_place(folder) / FOLDER / f"{exam}-{name}"
     word = protocol.decoding if sitting.decoding == "protocol" else sitting.decoding
     settings = {} if word in ("", "own") else _set(word, items)
     if "generate" in sitting.through:
@@ -117,7 +126,7 @@ def sit(exam: str, benchmark: Benchmark, data: str, folder: Path, sitting: Sitti
         judged(items, judge, place, sitting.share)
     if "score" not in sitting.through:
         return {}
-    before = _told(place / "run.json").get("data", found.digest)
+    before = _told(place, "run.json").get("data", found.digest)
     if before != found.digest:
         raise UserError(
             f"{place} holds answers to other data ({before[:12]}, now {found.digest[:12]}); name them by --data"
@@ -130,11 +139,12 @@ def sit(exam: str, benchmark: Benchmark, data: str, folder: Path, sitting: Sitti
         found,
         gathered,
         judge=getattr(judge, "name", ""),
-        decoding=_told(place / SETTINGS),
+        decoding=_told(place, SETTINGS),
+        settings=_told(place, "run.json").get("decoding", ""),
     )
     for file, content in benchmark.exports(gathered.answered, protocol).items():
-        write_bytes(place / "exports" / file, content.encode())
-    write_bytes(place / "score.json", (json.dumps(entry, indent=1) + "\n").encode())
+        place.write(f"exports/{file}", content.encode())
+    place.write("score.json", (json.dumps(entry, indent=1) + "\n").encode())
     return entry
 
 
@@ -143,8 +153,8 @@ def _set(word: str, items: Sequence[Item]) -> dict[str, Decoding]:
     return {task: found[task] for task in dict.fromkeys(item.task for item in items) if task in found}
 
 
-def _told(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}
+def _told(place: Place, file: str) -> dict[str, Any]:
+    return json.loads(place.read(file) or b"{}")
 
 
 def _generate(
@@ -153,7 +163,7 @@ def _generate(
     protocol: Protocol,
     opened: Opened,
     settings: Mapping[str, Decoding],
-    place: Path,
+    place: Place,
     sitting: Sitting,
 ) -> None:
     done = stages.read_lines(place, stages.ANSWERS)
