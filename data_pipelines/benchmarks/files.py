@@ -17,6 +17,7 @@ from typing import Any
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.evaluation.benchmark import Medium
 from omnidiff_jax.files import check_file, safe_join
+from omnidiff_jax.files import path as local_path
 
 _LARGEST = 256 << 20  # bytes of one medium
 _FIELD = 256 << 20  # of one cell of a table
@@ -302,7 +303,7 @@ def table_in(place: Path, name: str) -> Path | None:
 
 def folder(data: str, layouts: str) -> Path:
     """The folder or file that `--data` names; raises UserError where there is none."""
-    place = Path(data).expanduser()
+    place = local_path(data)
     if not place.exists():
         raise UserError(f"{data} does not exist; --data is {layouts}")
     return place
