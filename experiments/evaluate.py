@@ -9,11 +9,15 @@
 
 Leaves scorecard.json (with the decoding settings), report.html, samples/ and predictions/ in the workdir, or in --out;
 what the scorecard says of other exams and tasks stays. With --task the report is report_TASK.html. Public benchmarks
-(docs/benchmarks.md) also leave benchmarks.md, and every answer in benchmarks/; started again, they go on.
+(docs/benchmarks.md) also leave benchmarks.md, and every answer in benchmarks/; started again, they go on. As several
+processes of one mesh (found as `omnidiff train` finds them) they ask the same batches together.
 """
+
+import jax
 
 from experiments.common import Command
 from experiments.named_model import model_flags, model_named, preset_flag, quantize_flag
+from experiments.processes import process_flags
 from experiments.programs import EXAMS
 from experiments.public import BENCHMARKS, PUBLIC, data_of, dry_run, share_of, sit_public
 from omnidiff_jax.config import choose
@@ -43,6 +47,7 @@ ROWS = COMMAND.integer("rows", "of public benchmarks: questions answered togethe
 DRY_RUN = COMMAND.switch("dry_run", "only count and check the data of public benchmarks")
 OUT = COMMAND.string("out", "folder for what is left, in a bucket or not (default: the workdir)")
 PRESET = preset_flag(COMMAND)
+JOIN = process_flags(COMMAND)
 QUANTIZE = quantize_flag(COMMAND)
 
 
@@ -55,6 +60,9 @@ def run() -> None:
     if DRY_RUN.value:
         dry_run(told, PROTOCOL.value)
         return
+    JOIN()
+    if jax.process_count() > 1 and (others or not public):
+        raise UserError("several processes sit public benchmarks alone; name those by --exam")
     what = model_named(WORKDIR.value, MODEL.value)
     names = tuple(task(name).name for name in TASK.value)
     found = newest(what) if is_run(what) else None

@@ -20,6 +20,7 @@ from omnidiff_jax.evaluation.benchmarking import Opened, Sitting, check, publish
 from omnidiff_jax.evaluation.scorecard import READ
 from omnidiff_jax.evaluation.stages import Share
 from omnidiff_jax.files import updated
+from omnidiff_jax.sharding.distributed import is_primary
 from omnidiff_jax.tasks.registry import Decoding
 
 BENCHMARKS: Mapping[str, Benchmark] = {
@@ -114,7 +115,7 @@ def sit_public(
             metric, value = next(iter(entry["metrics"].items()))
             told = f"{exam}: {metric} {value:.4g}, {entry['n']} of {entry['of']}, {entry['unparsed']} unparsed"
             print(told, file=sys.stderr, flush=True)
-    if entries:
+    if entries and is_primary():
         with updated(folder, READ) as place:
             print(publish(place, entries, sitting.step))
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from omnidiff_jax.config import choose, to_dict
 from omnidiff_jax.errors import UserError, notice
 from omnidiff_jax.evaluation import stages
@@ -18,6 +20,7 @@ from omnidiff_jax.evaluation.report import write_report
 from omnidiff_jax.evaluation.scorecard import read_scorecard, write_scorecard
 from omnidiff_jax.evaluation.standing import markdown, rows, standing
 from omnidiff_jax.files import write_bytes
+from omnidiff_jax.sharding.distributed import barrier, is_primary
 from omnidiff_jax.tasks.decodings import DECODINGS
 from omnidiff_jax.tasks.registry import Decoding, task
 
@@ -117,14 +120,19 @@ def sit(
     place = open_place(folder) / FOLDER / f"{exam}-{name}"
     word = protocol.decoding if sitting.decoding == "protocol" else sitting.decoding
     settings = {} if word in ("", "own") else _set(word, items)
+    mesh = stages.Share(jax.process_index(), jax.process_count())
+    if mesh.of > 1 and sitting.share.of > 1:
+        raise UserError(f"{mesh.of} processes of one mesh have all samples in common; leave out --share")
     if "generate" in sitting.through:
         told = {"model": sitting.model, "step": sitting.step, "data": found.digest, "protocol": name}
         stages.open_run(place, told | {"decoding": word or "own"})
         _generate(exam, items, protocol, opened, settings, place, sitting)
     if "judge" in sitting.through and judge is not None:
         judged = stages.judge_speech if protocol.judge == "speech" else stages.judge_pictures
-        judged(items, judge, place, sitting.share)
-    if "score" not in sitting.through:
+        barrier(f"{exam}: answers are written")
+        judged(items, judge, place, mesh if mesh.of > 1 else sitting.share)
+    barrier(f"{exam}: everything is judged")
+    if "score" not in sitting.through or not is_primary():
         return {}
     before = _told(place, "run.json").get("data", found.digest)
     if before != found.digest:
@@ -166,8 +174,7 @@ def _generate(
     place: Place,
     sitting: Sitting,
 ) -> None:
-    done = stages.read_lines(place, stages.ANSWERS)
-    if all(item.key in done or not sitting.share.takes(item.key) for item in items):
+    if not stages.left_of(items, place, sitting.share):
         return
     model = opened(settings)
     tasks = dict.fromkeys(item.task for item in items)

@@ -2,7 +2,8 @@
 
 A stage leaves one JSON line a sample, keyed by split and name, in files of their own for every process; whoever goes on
 reads all of them, so that the number of processes may change. Answers are keyed by sample too (`Item.request`), and
-scoring goes by the order of the data, so that neither decides what the score is.
+scoring goes by the order of the data, so that neither decides what the score is. As the processes of one mesh they all
+ask the same batches, and the first writes them down; what is judged is shared out among them.
 """
 
 import contextlib
@@ -27,6 +28,7 @@ from omnidiff_jax.media.audio import wav_bytes
 from omnidiff_jax.media.image import png_bytes
 from omnidiff_jax.progress import Progress
 from omnidiff_jax.records import Waveform
+from omnidiff_jax.sharding.distributed import by_all, by_the_first, is_primary
 from omnidiff_jax.tasks.registry import Decoding, Task, task
 
 T = TypeVar("T")
@@ -135,19 +137,14 @@ def generate(
     Raises:
         UserError: more than one in a hundred cannot be read.
     """
-    done = read_lines(place, ANSWERS)
-    waiting = [item for item in items if item.key not in done and share.takes(item.key)]
+    waiting = left_of(items, place, share)
     unreadable: list[str] = []
     unasked: list[str] = []
-    with LineWriter(place, ANSWERS, str(share)) as lines, Progress(len(waiting), label=exam) as progress:
+    with contextlib.ExitStack() as stack:
+        lines = stack.enter_context(LineWriter(place, ANSWERS, str(share))) if is_primary() else None
+        progress = stack.enter_context(Progress(len(waiting), label=exam)) if lines else None
         for start, batch in _alike(waiting, rows):
-            asked = []
-            for item in batch:
-                try:
-                    asked.append((item, item.request(exam)))
-                except UserError as error:
-                    unreadable.append(f"{item.where}: {error}")
-                    _spare(exam, "items", unreadable, len(items))
+            asked = _read_media(exam, batch, unreadable, len(items))
             try:
                 answers = _answered(asked, protocol, model, place)
             except UserError:
@@ -156,14 +153,40 @@ def generate(
                 if len(kept) == len(asked):
                     raise
                 answers = _answered(kept, protocol, model, place)
-            for item, answer in answers:
-                lines.add(item.key, answer)
-            lines.flush()
-            progress.update(start + len(batch))
+            if lines and progress:
+                for item, answer in answers:
+                    lines.add(item.key, answer)
+                lines.flush()
+                progress.update(start + len(batch))
     for what, those in (("cannot be read", unreadable), ("are more than the model takes", unasked)):
         if those:
             notice(f"{exam}: {len(those)} items {what} and are passed over; {named(those)}")
     return len(unreadable) + len(unasked)
+
+
+def left_of(items: Sequence[Item], place: Place, share: Share) -> list[Item]:
+    """The items of a share that have no answer yet, as the first process sees it: the same on all of a mesh."""
+    done = read_lines(place, ANSWERS)
+    left = by_the_first([item.key not in done and share.takes(item.key) for item in items])
+    return [item for item, wanted in zip(items, left, strict=True) if wanted]
+
+
+def _read_media(exam: str, batch: Sequence[Item], unreadable: list[str], of: int) -> "Asked":
+    """The batch without what a process cannot read, which is added to `unreadable`."""
+    requests: list[Request | None] = []
+    faults: dict[int, str] = {}
+    for number, item in enumerate(batch):
+        try:
+            requests.append(item.request(exam))
+        except UserError as error:
+            requests.append(None)
+            faults[number] = str(error)
+    there = by_all([request is not None for request in requests])
+    for number in np.flatnonzero(~there):
+        unreadable.append(f"{batch[number].where}: {faults.get(number, 'cannot be read by another process')}")
+        _spare(exam, "items", unreadable, of)
+    both = zip(batch, requests, there, strict=True)
+    return [(item, request) for item, request, all_have in both if request is not None and all_have]
 
 
 def _spare(exam: str, what: str, unreadable: Sequence[str], of: int) -> None:
@@ -224,6 +247,8 @@ def _answered(asked: Asked, protocol: Protocol, model: Answers, place: Place) ->
 
 def _kept(item: Item, response: Response, place: Place) -> dict[str, str]:
     """The media of an answer, written under names that no other item has."""
+    if not is_primary():
+        return {}
     stem = f"media/{zlib.crc32(item.split.encode()):08x}-{zlib.crc32(item.name.encode()):08x}-{_plain(item.name)}"
     kept = {}
     if response.audio is not None:
