@@ -233,3 +233,31 @@ def test_tables_are_found_in_one_way(tmp_path):
     assert files.table_in(place, "POPE.tsv") == files.table_in(place / "POPE.tsv", "MME.tsv") == place / "POPE.tsv"
     assert files.table_in(seed(tmp_path / "b", "lines"), "POPE.tsv") is None
     assert read(MME, mme(tmp_path / "c", "table") / "MME.tsv")
+
+
+def test_an_empty_reference_is_counted(tmp_path):
+    cells = [{"bytes": wav_bytes(tone(5.0 + number)), "path": None} for number in range(3)]
+    columns = {"id": ["1-1-0", "1-1-1", "1-1-2"], "text": ["RED", "", "BLUE BLUE"], "audio": cells}
+    parquet(tmp_path / "data" / "test.parquet", columns)
+    answers = iter(["red", "one two", "blue\tred\nblue"])
+    entry = sat("librispeech", LIBRISPEECH, tmp_path / "data", tmp_path / "out", text(lambda request: next(answers)))
+    # Nothing was said, two words were heard; and one too many in the third: 3 errors in 3 words.
+    assert entry["metrics"]["word error rate"] == pytest.approx(100) and entry["notes"] == {"empty references": 1}
+    task = entry["tasks"]["released"]
+    assert task["interval"][0] < 100 < task["interval"][1]  # of one speaker: his sentences are drawn, not he
+
+
+def test_one_picture_that_cannot_be_read_is_counted(tmp_path):
+    data = pope(tmp_path / "data", "lines")
+    wrong = data / "val2014" / "b.jpg"
+    wrong.write_bytes(png()[:50])
+    with pytest.raises(UserError, match=r"2 of 12 items cannot be read; the last: .*copy the data again"):
+        sat("pope", POPE, data, tmp_path / "out", text(lambda request: "yes"))
+    for split in ("random", "popular", "adversarial"):  # 120 questions about a whole picture, one about the other
+        lines = [{"question_id": n, "image": "a.jpg", "text": f"Is there a {n}?", "label": "yes"} for n in range(40)]
+        lines += [{"question_id": 99, "image": "b.jpg", "text": "Is there a dog?", "label": "yes"}] * (
+            split == "random"
+        )
+        write(data / f"coco_pope_{split}.json", "".join(json.dumps(line) + "\n" for line in lines))
+    entry = sat("pope", POPE, data, tmp_path / "new", text(lambda request: "yes"))
+    assert (entry["n"], entry["of"], entry["skipped"], entry["whole"]) == (120, 121, 1, False)

@@ -11,7 +11,7 @@ from omnidiff_jax.errors import UserError
 from omnidiff_jax.evaluation.benchmark import Answered, Benchmark, Item, Medium, Protocol, Published, Scores
 from omnidiff_jax.evaluation.choices import LETTERS, Letters, lettered, open_right
 from omnidiff_jax.evaluation.intervals import Ratios
-from omnidiff_jax.evaluation.transcripts import one_line
+from omnidiff_jax.evaluation.sheets import both
 
 SEED_LAYOUTS = "a folder with SEED-Bench-2-plus-text-rich.json and text_rich/, or VLMEvalKit's SEEDBench2_Plus.tsv"
 MMMU_LAYOUTS = (
@@ -172,10 +172,10 @@ def picked(one: Answered, protocol: Protocol) -> str:
     return LETTERS[costs.index(min(costs))]
 
 
-def exports(answered: Sequence[Answered], protocol: Protocol) -> dict[str, str]:
+def exports(answered: Sequence[Answered], protocol: Protocol) -> dict[str, str | bytes]:
     """MMMU's submission, id -> answer, and VLMEvalKit's table with the options."""
     rule, told = Letters.named(protocol.reads, "reads")(), {}
-    rows = ["index\tcategory\tquestion\tA\tB\tC\tD\tanswer\tprediction\n"]
+    rows = [["index", "category", "question", *"ABCD", "answer", "prediction"]]
     for one in answered:
         truth = one.item.truth
         options = lettered(truth["options"])
@@ -183,8 +183,8 @@ def exports(answered: Sequence[Answered], protocol: Protocol) -> dict[str, str]:
         told[one.item.name] = letter or one.text
         cells = [one.item.name, str(truth.get("subject") or one.item.split), truth["question"]]
         cells += [*[options.get(letter, "") for letter in "ABCD"], truth["answer"], letter or one.text]
-        rows.append("\t".join(one_line(str(cell)) for cell in cells) + "\n")
-    return {"answers.json": json.dumps(told, indent=1) + "\n", "vlmevalkit.tsv": "".join(rows)}
+        rows.append([str(cell) for cell in cells])
+    return {"answers.json": json.dumps(told, indent=1) + "\n"} | both("vlmevalkit", rows)
 
 
 _SELECT = "Question: {question}\nOptions:\n{options}\nPlease select the correct answer from the options above. "

@@ -10,6 +10,7 @@ from data_pipelines.benchmarks import files
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.evaluation.benchmark import Answered, Benchmark, Item, Medium, Protocol, Published, Scores
 from omnidiff_jax.evaluation.intervals import Ratios
+from omnidiff_jax.evaluation.sheets import both
 from omnidiff_jax.evaluation.transcripts import one_line
 from omnidiff_jax.evaluation.yes_no import OTHER, YES, YesNo, detections, mme_task
 
@@ -98,28 +99,23 @@ def score_pope(answered: Sequence[Answered], protocol: Protocol) -> Scores:
     return Scores(heads | numbers | each, sum(word == OTHER for word in said))
 
 
-def export_pope(answered: Sequence[Answered], protocol: Protocol) -> dict[str, str]:
+def export_pope(answered: Sequence[Answered], protocol: Protocol) -> dict[str, str | bytes]:
     """POPE's answer files, a line a question in the order of its own: {"question", "answer"}; VLMEvalKit's table."""
     lines: dict[str, list[str]] = {}
     for one in answered:
         told = {"question": one.item.truth["question"], "answer": one_line(one.said(protocol))}
         lines.setdefault(f"coco_pope_{one.item.split}_answers.json", []).append(json.dumps(told) + "\n")
-    return {name: "".join(told) for name, told in lines.items()} | {"vlmevalkit.tsv": vlmevalkit(answered, protocol)}
+    return {name: "".join(told) for name, told in lines.items()} | vlmevalkit(answered, protocol)
 
 
-def vlmevalkit(answered: Sequence[Answered], protocol: Protocol) -> str:
-    """Predictions as VLMEvalKit's `PRED_FORMAT=tsv` has them; what breaks a line is a space."""
-    rows = ["index\tcategory\tquestion\tanswer\tprediction\n"]
+def vlmevalkit(answered: Sequence[Answered], protocol: Protocol) -> dict[str, str | bytes]:
+    """Predictions as VLMEvalKit has them, by `PRED_FORMAT=tsv` or as a sheet."""
+    rows = [["index", "category", "question", "answer", "prediction"]]
     for one in answered:
-        cells = (
-            one.item.name,
-            one.item.split,
-            one.item.truth.get("question", ""),
-            one.item.truth["answer"],
-            one.said(protocol),
-        )
-        rows.append("\t".join(one_line(str(cell)) for cell in cells) + "\n")
-    return "".join(rows)
+        truth = one.item.truth
+        cells = (one.item.name, one.item.split, truth.get("question", ""), truth["answer"], one.said(protocol))
+        rows.append([str(cell) for cell in cells])
+    return both("vlmevalkit", rows)
 
 
 def read_mme(data: str, protocol: Protocol) -> Iterator[Item]:
@@ -206,7 +202,7 @@ def score_mme(answered: Sequence[Answered], protocol: Protocol) -> Scores:
     return Scores(sums | tasks | share, sum(word == OTHER for word in said))
 
 
-def export_mme(answered: Sequence[Answered], protocol: Protocol) -> dict[str, str]:
+def export_mme(answered: Sequence[Answered], protocol: Protocol) -> dict[str, str | bytes]:
     """A file a task of four columns, as `calculation.py` reads them; VLMEvalKit's table."""
     lines: dict[str, list[str]] = {}
     for one in answered:
@@ -214,7 +210,7 @@ def export_mme(answered: Sequence[Answered], protocol: Protocol) -> dict[str, st
         said = one.said(protocol)
         cells = (truth["file"], truth["question"], str(truth["answer"]).capitalize(), said)
         lines.setdefault(f"mme/{one.item.split}.txt", []).append("\t".join(map(one_line, cells)) + "\n")
-    return {name: "".join(told) for name, told in lines.items()} | {"vlmevalkit.tsv": vlmevalkit(answered, protocol)}
+    return {name: "".join(told) for name, told in lines.items()} | vlmevalkit(answered, protocol)
 
 
 def read_spoken(data: str, protocol: Protocol) -> Iterator[Item]:

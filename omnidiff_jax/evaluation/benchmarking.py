@@ -151,7 +151,7 @@ def sit(
         settings=_told(place, "run.json").get("decoding", ""),
     )
     for file, content in benchmark.exports(gathered.answered, protocol).items():
-        place.write(f"exports/{file}", content.encode())
+        place.write(f"exports/{file}", content if isinstance(content, bytes) else content.encode())
     place.write("score.json", (json.dumps(entry, indent=1) + "\n").encode())
     return entry
 
