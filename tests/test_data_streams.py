@@ -13,7 +13,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from omnidiff_jax.config import build
 from omnidiff_jax.data.config import DataConfig
 from omnidiff_jax.data.loader import HostBatches, Loader, owned_streams
-from omnidiff_jax.data.mixture import Interleave, Stage, shuffled, stage_at
+from omnidiff_jax.data.mixture import Interleave, Stage, stage_at
+from omnidiff_jax.data.order import Windows, shuffled
 from omnidiff_jax.data.packing import PackingConfig
 from omnidiff_jax.data.sources import Source
 from omnidiff_jax.data.streams import Corpus, Stream
@@ -58,6 +59,31 @@ def test_every_epoch_is_another_permutation(size, seed):
     assert all(sorted(order) == list(range(size)) for order in epochs)
     if size > 20:
         assert epochs[0] != epochs[1] != epochs[2] and epochs[0] != sorted(epochs[0])
+
+
+@given(
+    groups=st.lists(st.integers(1, 40), min_size=1, max_size=12),
+    rows=st.integers(1, 60),
+    streams=st.integers(1, 5),
+)
+def test_a_walk_in_windows_sees_every_sample_once_an_epoch_and_stays_near(groups, rows, streams):
+    """Whole groups follow each other, in another order each epoch; a window touches no more of them than it must."""
+    ends = np.cumsum(groups).tolist()
+    windows, size = Windows(ends, rows), ends[-1]
+    rows = max(1, min(rows, size // (4 * streams)))
+    rounds = -(-3 * size // (rows * streams))
+    walks = [[windows.walk(j, v, streams, 0, "s") for j in range(rounds * rows)] for v in range(streams)]
+    seen = sorted((epoch, index) for walk in walks for index, epoch in walk if epoch < 3)
+    assert seen == [(epoch, index) for epoch in range(3) for index in range(size)]
+    owner = np.repeat(np.arange(len(groups)), groups)
+    orders = [Windows(ends, 1).walk(j, 0, 1, 0, "s")[0] for j in range(size)]
+    for walk in walks:
+        for start in range(0, len(walk), rows):
+            epochs = {epoch for _, epoch in walk[start : start + rows]}
+            if len(epochs) == 1 and rows > 1:
+                held = {owner[index] for index, _ in walk[start : start + rows]}
+                assert len(held) <= 2 + (rows - 1) // min(groups)
+    assert sorted(orders) == list(range(size))
 
 
 def test_stage_of_a_step():

@@ -19,7 +19,8 @@ from omnidiff_jax.codecs.encode import encode_one
 from omnidiff_jax.data.building import origin
 from omnidiff_jax.data.config import DataConfig
 from omnidiff_jax.data.loader import HostBatches
-from omnidiff_jax.data.mixture import Stage, shuffled
+from omnidiff_jax.data.mixture import Stage
+from omnidiff_jax.data.order import shuffled
 from omnidiff_jax.data.packing import PackingConfig
 from omnidiff_jax.data.readers import READERS, Reader, SourceConfig, check_source, raw_records
 from omnidiff_jax.data.sources import Source, unconditional

@@ -1,14 +1,12 @@
 """The curriculum as data: stages of weighted sources, interleaved so that proportions hold over short windows."""
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from omnidiff_jax.config import Count, NonNegative, Share, check_fields, suggest
 from omnidiff_jax.errors import UserError
-from omnidiff_jax.records import stable_id
 from omnidiff_jax.tasks.registry import TASKS
 
 _GOLDEN = 0.6180339887498949
@@ -118,46 +116,6 @@ class Interleave:
                     best, most = source, behind
         self.taken[best] += 1
         return best
-
-
-def shuffled(position: int, size: int, seed: int, source: str) -> tuple[int, int]:
-    """Where an endless walk over a source stands: each epoch visits every index once, in an order of its own.
-
-    Args:
-        position: steps taken before this one, over all streams.
-        size: number of samples in the source.
-        seed: of the run.
-        source: name of the source.
-
-    Returns:
-        (index, epoch).
-    """
-    epoch, place = divmod(position, size)
-    return _permuted(place, size, _epoch_seed(seed, source, epoch)), epoch
-
-
-def _permuted(index: int, size: int, seed: int) -> int:
-    """Where `index` lands in the pseudo-random permutation `seed` of 0 .. size - 1.
-
-    A four-round Feistel network over the next even power of two, walked until it lands inside. grain's `index_shuffle`
-    works over at least 65,536 indices, which costs a small source hundreds of steps.
-    """
-    half = max(1, ((size - 1).bit_length() + 1) // 2)
-    low = (1 << half) - 1
-    while True:
-        left, right = index >> half, index & low
-        for turn in range(4):
-            mixed = (right + seed + turn * 0x9E3779B9) * 0x85EBCA6B & 0xFFFFFFFF
-            mixed = (mixed ^ mixed >> 15) * 0xC2B2AE35 & 0xFFFFFFFF
-            left, right = right, left ^ (mixed >> 13 & low)
-        index = left << half | right
-        if index < size:
-            return index
-
-
-@functools.lru_cache(maxsize=1024)
-def _epoch_seed(seed: int, source: str, epoch: int) -> int:
-    return stable_id("epoch", seed, source, epoch)
 
 
 def group_names(tasks: Mapping[str, str]) -> tuple[tuple[str, str], ...]:

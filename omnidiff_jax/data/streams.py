@@ -16,7 +16,7 @@ import numpy as np
 
 from omnidiff_jax.data.assemble import Sample, tail_pads
 from omnidiff_jax.data.config import DataConfig
-from omnidiff_jax.data.mixture import Interleave, Stage, group_names, shuffled, stage_at
+from omnidiff_jax.data.mixture import Interleave, Stage, group_names, stage_at
 from omnidiff_jax.data.packing import Packer
 from omnidiff_jax.data.sources import Source
 from omnidiff_jax.errors import UserError
@@ -210,11 +210,10 @@ class Stream(grain.DatasetIterator):
         return ((source, count), sample), sample.tokens, sample.frames
 
     def _read(self, draw: Draw) -> Sample:
-        """The sample of a draw: draw j of stream v is step j * V + v of the walk over the source."""
+        """The sample of a draw, where the source's walk says."""
         config, name = self._config, self._names[draw[0]]
         source = self._corpus.sources[name]
-        position = draw[1] * config.streams + self._number
-        index, epoch = shuffled(position, len(source), config.seed, name)
+        index, epoch = source.place(draw[1], self._number, config.streams, config.seed, name)
         example = source[index]
         counts = example.frame_counts
         frames = int(config.packing.speech.sizes(counts).sum())
