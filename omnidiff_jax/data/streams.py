@@ -141,6 +141,7 @@ class Stream(grain.DatasetIterator):
             "taken": dict(zip(self._names, self._interleave.taken, strict=True)),
             "draws": dict(zip(self._names, self._draws, strict=True)),
             "open": [[self._named(draw) for draw, _ in row.items] for row in self._packer.open],
+            "waited": [row.waited for row in self._packer.open],
             "ready": [[self._named(draw) for draw, _ in row] for row in self._ready],
             "rejected": dict(self.rejected),
         }
@@ -160,7 +161,9 @@ class Stream(grain.DatasetIterator):
             self._interleave.taken = [taken.get(name, 0) for name in self._names]
         self._draws = [named["draws"].get(name, 0) for name in self._names]
         self.rejected = collections.Counter(named["rejected"])
-        self._packer.resume([self._row(row) for row in named["open"]])
+        # States of before rows had patience do not say how long theirs waited.
+        waited = named.get("waited", [0] * len(named["open"]))
+        self._packer.resume([self._row(row) for row in named["open"]], waited)
         self._ready = collections.deque([[item for item, _, _ in self._row(row)] for row in named["ready"]])
 
     def _start_stage(self, stage: int) -> Interleave:
