@@ -9,7 +9,7 @@ from data_world import VOCABULARY, example
 
 from omnidiff_jax.codecs.encode import load_media
 from omnidiff_jax.data.config import DataConfig
-from omnidiff_jax.data.loader import HostBatches
+from omnidiff_jax.data.hosting import HostBatches
 from omnidiff_jax.data.mixture import Stage
 from omnidiff_jax.data.packing import PackingConfig
 from omnidiff_jax.data.sources import JsonlRecords, Source

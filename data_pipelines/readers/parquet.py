@@ -41,8 +41,19 @@ class _Held:
             self._groups.move_to_end(key)
             return self._groups[key][0]
 
+    def clear(self) -> None:
+        """Holds none."""
+        with self._lock:
+            self._groups.clear()
+            self._bytes = 0
+
 
 _held = _Held()
+
+
+def forget() -> None:
+    """Gives back the memory of row groups that were read."""
+    _held.clear()
 
 
 class ParquetRows:

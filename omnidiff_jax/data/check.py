@@ -144,6 +144,19 @@ def report_lines(report: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def mixture_lines(mixture: Mapping[str, Any]) -> list[str]:
+    """Lines for people of what `effective.effective_mixture` found."""
+    lines = []
+    for stage, sources in mixture.items():
+        lines.append(f"{stage}:")
+        for name, found in sources.items():
+            lines.append(
+                f"  {name}: {found['asked']:.1%} asked, {found['samples']:.1%} of samples, {found['tokens']:.1%} of "
+                f"tokens, {found['rejected']:.1%} rejected, {found['epochs']:.2f} epochs of {found['examples']}"
+            )
+    return lines
+
+
 def _sizes(record: Record) -> dict[str, Any]:
     audios: list[tuple[Waveform, str]] = list(zip(record.audios, media_roles(record.messages, AUDIO_TAG), strict=True))
     return {
