@@ -25,7 +25,7 @@ from experiments.programs import READERS, OpenSources
 from omnidiff_jax.codecs.tokenizers import open_tokenizers
 from omnidiff_jax.config import choose, suggest
 from omnidiff_jax.data.building import build_sets, described, encode_set
-from omnidiff_jax.data.check import amounts_to, check_records, mixture_lines, report_lines
+from omnidiff_jax.data.check import amounts_to, check_records, mixture_lines, report_lines, shown_again
 from omnidiff_jax.data.readers import SourceConfig, check_source, raw_records
 from omnidiff_jax.data.report import page
 from omnidiff_jax.data.storage import MANIFEST
@@ -91,6 +91,7 @@ def _check(path: str) -> dict[str, Any]:
         if shown:
             codecs = open_tokenizers(config.tokenizers).codecs
             report["amounts_to"] = amounts_to(report, shown, codecs, config.data.length, config.batch_size)
+            report["shown_again"] = shown_again(shown, codecs)
         with written(REPORT.value) as place:
             write_bytes(place, page(path, report, shown).encode())
     return report

@@ -9,8 +9,10 @@ from data_world import VOCABULARY, example
 
 from experiments import data as data_command
 from experiments.common import load_config
-from experiments.programs import READERS
+from experiments.programs import READERS, OpenSources
 from omnidiff_jax.cli import guard
+from omnidiff_jax.codecs.tokenizers import open_tokenizers
+from omnidiff_jax.data.check import shown_again
 from omnidiff_jax.data.config import DataConfig, RejectsConfig
 from omnidiff_jax.data.effective import effective_mixture
 from omnidiff_jax.data.mixture import Stage
@@ -19,7 +21,7 @@ from omnidiff_jax.data.readers import check_source
 from omnidiff_jax.data.sources import Source
 from omnidiff_jax.data.streams import Corpus
 from omnidiff_jax.errors import UserError
-from omnidiff_jax.records import RejectedRecord
+from omnidiff_jax.records import Record, RejectedRecord
 from omnidiff_jax.runs.config import run_config
 
 CONFIG = DataConfig(seed=3, batch_size=16, streams=4, packing=PackingConfig(256, 0, 32, 4), rejects=RejectsConfig(1.0))
@@ -112,5 +114,38 @@ def get_config():
     found = json.loads(capsys.readouterr().out.splitlines()[-1])["only"]
     assert found["many"]["asked"] == 0.75 and abs(found["many"]["samples"] - 0.75) < 0.02
     assert found["few"]["examples"] == 5 and found["few"]["epochs"] > found["many"]["epochs"]
-    assert guard(command.program, lambda: command.call(data_command.run, words)) == 0
-    assert "many: 75.0% asked" in capsys.readouterr().out
+    # What a worker process opens is what this one does.
+    config = run_config(load_config(str(tmp_path / "config.py")))
+    tokenizers = open_tokenizers(config.tokenizers)
+    here = OpenSources(config.sources, config.tokenizers, tmp_path, tokenizers)
+    there = pickle.loads(pickle.dumps(here))
+    assert there.tokenizers is None and list(here()["few"][2].tokens) == list(there()["few"][2].tokens)
+
+
+class Squares:
+    """An image tokenizer that knows a picture's mean in each quarter."""
+
+    assistant_image_size = 8
+
+    @staticmethod
+    def images(pixels):
+        return pixels.reshape(-1, 2, 4, 2, 4, 3).mean((2, 4)).round().astype(int)
+
+    @staticmethod
+    def draw(codes):
+        return codes.repeat(4, 1).repeat(4, 2)
+
+
+def test_a_tokenizers_error_on_ones_own_pictures_is_told_beside_that_of_a_flat_colour():
+    rng = np.random.default_rng(0)
+    quarters = rng.integers(0, 256, (2, 2, 3), np.uint8).repeat(4, 0).repeat(4, 1)
+    noise = rng.integers(0, 256, (8, 8, 3), np.uint8)
+
+    def record(*images):
+        return Record(1, "vqa", (), images)
+
+    known = shown_again([record(quarters)], Squares)
+    assert known["pictures"] == 1 and known["psnr"] > 60 > 30 > known["psnr_flat"]
+    both = shown_again([record(quarters, noise), record()], Squares)
+    assert both["pictures"] == 2 and both["psnr"] < known["psnr"]
+    assert shown_again([record()], Squares) == {}

@@ -178,17 +178,22 @@ def members(rng: random.Random, given: Sequence[tuple[str, bytes]]) -> list[tupl
     return found
 
 
-def tar(rng: random.Random, given: Sequence[tuple[str, bytes]], damaged: bool) -> bytes:
-    """An archive; `damaged` = a field of a header, with its checksum right again, or any bytes."""
-    buffer = io.BytesIO()
-    starts = []
+def tar_bytes(given: Sequence[tuple[str, bytes]]) -> tuple[bytes, list[int]]:
+    """An archive of members, and where the header of each begins."""
+    buffer, starts = io.BytesIO(), []
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as archive:
         for name, content in given:
             member = tarfile.TarInfo(name)
             member.size = len(content)
             starts.append(archive.offset)
             archive.addfile(member, io.BytesIO(content))
-    whole = bytearray(buffer.getvalue())
+    return buffer.getvalue(), starts
+
+
+def tar(rng: random.Random, given: Sequence[tuple[str, bytes]], damaged: bool) -> bytes:
+    """An archive; `damaged` = a field of a header, with its checksum right again, or any bytes."""
+    content, starts = tar_bytes(given)
+    whole = bytearray(content)
     if not damaged:
         return bytes(whole)
     if rng.random() < 0.5:

@@ -3,7 +3,7 @@
 The paper gives no mixture. What is public stands here as epochs, how often the samples of a corpus count:
 
 - speech: VITA-Audio, of the same group, trains on these very sets. Its first stage takes all once, Emilia half; its
-  second a twentieth, Emilia a fortieth, and spoken questions (VoiceAssistant, AudioQA) twice. The first is stage 2 here,
+  second a twentieth, Emilia a fortieth, spoken questions (VoiceAssistant, AudioQA) twice. The first is stage 2 here,
   where the paper has spoken questions too, once; the second is stage 3.
 - pictures and text: the released config takes every source once. In stage 3 they are kept as speech is, and the two
   SDVI sets, which that stage is for, are taken once.
