@@ -1,6 +1,7 @@
 """The mixture that batches hold, beside the one asked for; weights by epochs; the recipe of the paper's corpora."""
 
 import json
+import pickle
 
 import corpora
 import numpy as np

@@ -44,7 +44,7 @@ SECONDS = COMMAND.number("seconds", "after which it ends all the same", 0.0)
 SEED = COMMAND.integer("seed", "of the first round", 0)
 JSON = COMMAND.switch("json", "end with one line of JSON")
 _ROWS = 12
-_MOST_SECONDS = 20.0
+_MOST_SECONDS = 10.0
 _MOST_GROWTH = 512 * 2**20
 
 # A source to read, and how many records it must have; None where damage to the container decides.
@@ -56,12 +56,12 @@ def run() -> None:
     seed, before, slowest = SEED.value, 0, 0.0
     with Progress(RECORDS.value, label="records") as progress:
         while found["records"] < RECORDS.value and not 0 < SECONDS.value < time.perf_counter() - began:
-            started = time.perf_counter()
+            started = time.process_time()
             found.update(one_round(seed))
-            taken = time.perf_counter() - started
+            taken = time.process_time() - started
             slowest = max(slowest, taken)
             if taken > _MOST_SECONDS:
-                raise UserError(f"round --seed={seed} took {taken:.0f} s, over {_MOST_SECONDS:.0f}")
+                raise UserError(f"round --seed={seed} took {taken:.0f} s of a core, over {_MOST_SECONDS:.0f}")
             seed += 1
             # What libraries load at first is no growth.
             memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -17,7 +17,24 @@ from omnidiff_jax.media.image import png_bytes
 from omnidiff_jax.records import Waveform
 
 # What stands where something else was: of other types, at the ends of ranges, out of the folder, no Unicode.
-_ODD = (None, True, "", " ", 0, -1, 2**63, 10**40, 1e308, float("nan"), float("inf"), [], {}, [None], [[]], {"a": {}})
+_ODD: tuple[Any, ...] = (
+    None,
+    True,
+    "",
+    " ",
+    0,
+    -1,
+    2**63,
+    10**40,
+    1e308,
+    float("nan"),
+    float("inf"),
+    [],
+    {},
+    [None],
+    [[]],
+    {"a": {}},
+)
 _ODD_TEXTS = (
     "\0",
     "\ud83d",

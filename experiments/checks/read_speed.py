@@ -3,10 +3,11 @@
     omnidiff read_speed
     omnidiff read_speed --records=2000 --json
 
-It writes small corpora of real layouts (pictures in parquet and in tars, flac in LibriSpeech's tree, stretches of a long
-mp3, conversations in parquet) and takes records in the order of training. `read` is records a second with their media
-decoded, `floor` the same media decoded from memory by Pillow or soundfile alone; `encode` is reading and tokenizing with
-the shipped tokenizers, `tokenizers` tokenizing alone. All in processor time, so other work on the machine does not count.
+It writes small corpora of real layouts (pictures in parquet and in tars, flac in LibriSpeech's tree, stretches of a
+long mp3, conversations in parquet) and takes records in the order of training. `read` is records a second with their
+media decoded, `floor` the same media decoded from memory by Pillow or soundfile alone; `encode` is reading and
+tokenizing with the shipped tokenizers, `tokenizers` tokenizing alone. All in processor time, so other work on the
+machine does not count.
 """
 
 import io

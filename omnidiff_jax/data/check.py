@@ -170,8 +170,8 @@ def report_lines(report: Mapping[str, Any]) -> list[str]:
         )
     if shown := report.get("shown_again"):
         lines.append(
-            f"the image tokenizer shows {shown['pictures']} pictures at {shown['psnr']} dB; their mean colours alone give "
-            f"{shown['psnr_flat']}"
+            f"the image tokenizer shows {shown['pictures']} pictures at {shown['psnr']} dB; their mean colours "
+            f"alone give {shown['psnr_flat']}"
         )
     if not report["accepted"]:
         lines.append("nothing in this set can be trained on" if rejected else "this set is empty")

@@ -25,8 +25,8 @@ from omnidiff_jax.tasks.registry import TASKS
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
-# Keys of other manifests that say where media lie, or which part of one is meant: not heeding them reads something else.
-_PLACES = {"prefix_path", "start", "end", "begin", "begin_time", "end_time", "start_time", "offset", "duration"}
+# Keys of other manifests that say where media lie, or which part of one is meant: to read on would read something else.
+_PLACES = {"prefix_path", "start", "end", "begin", "begin_time", "end_time", "start_time", "offset"}
 
 
 class RandomAccess(Protocol[T_co]):
@@ -139,7 +139,7 @@ class JsonlRecords:
         except (ValueError, RecursionError) as error:
             raise RejectedRecord("line is not JSON", f"{where}: {error}") from error
         messages = _messages(content, where)
-        if odd := _PLACES & content.keys():
+        if (content.get("images") or content.get("audios")) and (odd := _PLACES & content.keys()):
             raise RejectedRecord("key is not understood", f"{where}: {min(odd)!r}; read it with reader=json_lines")
         images = self._media(content, "images", messages, IMAGE_TAG, where)
         audios = self._media(content, "audios", messages, AUDIO_TAG, where)
