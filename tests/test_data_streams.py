@@ -261,14 +261,14 @@ def small_corpus():
     return corpus(sizes=(12, 9, 5))
 
 
-def worker_batches_are_those_of_one_thread():
+def worker_batches_are_those_of_one_thread(workers):
     """Whatever the workers' number, from any state, into any: streams know nothing of who reads them."""
     here = HostBatches(small_corpus(), CONFIG)
     expected, states = [], []
     for _ in range(6):
         expected.append(next(here))
         states.append(json.loads(json.dumps(here.get_state())))
-    config = dataclasses.replace(CONFIG, workers=3)
+    config = dataclasses.replace(CONFIG, workers=workers)
     with Loader(small_corpus(), config, reopen=small_corpus) as loader:
         for batch, state in zip(expected[:3], states[:3], strict=True):
             same(batch, next(loader))
@@ -297,13 +297,13 @@ def what_a_worker_runs_into_is_said():
 def test_parts_of_workers_are_put_together_as_one_thread_reads_them(monkeypatch):
     """Without processes, which take seconds to start; the test below has them."""
     monkeypatch.setattr(PartDataset, "mp_prefetch", lambda parts, *_: parts)
-    worker_batches_are_those_of_one_thread()
+    worker_batches_are_those_of_one_thread(3)
     what_a_worker_runs_into_is_said()
 
 
 @pytest.mark.slow
 def test_worker_processes_give_the_batches_and_states_of_one_thread():
-    worker_batches_are_those_of_one_thread()
+    worker_batches_are_those_of_one_thread(2)
     what_a_worker_runs_into_is_said()
     before = set(multiprocessing.active_children())
     with Loader(small_corpus(), dataclasses.replace(CONFIG, workers=1), reopen=small_corpus) as loader:
