@@ -119,3 +119,18 @@ def test_keys_that_say_which_part_or_where_are_not_passed_over(key, tmp_path):
     assert records[0].images and records[2].task == "text_qa"
     with pytest.raises(RejectedRecord, match=f"key is not understood: .*record 2: '{key}'"):
         records[1]
+
+
+def test_a_hole_makes_a_sample_one_of_inpainting(tmp_path):
+    drawn = [{"role": "user", "content": "a sun"}, {"role": "assistant", "content": "<|image|>"}]
+    line = {"messages": drawn, "images": ["sun.png"]}
+    lines = [line | {"hole": "hole.png"}, line, line | {"hole": "../hole.png"}, line | {"hole": 3}]
+    records = JsonlRecords(write(tmp_path / "data.jsonl", lines))
+    assert [(records[i].task, records[i].hole) for i in range(2)] == [
+        ("inpainting", str(tmp_path / "hole.png")),
+        ("t2i", None),
+    ]
+    with pytest.raises(RejectedRecord, match="leads out"):
+        records[2]
+    with pytest.raises(RejectedRecord, match="hole is not a path"):
+        records[3]
