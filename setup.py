@@ -79,6 +79,8 @@ EXTRAS = {
         "mypy>=1.18",
         # Its client asks the server.
         "openai>=2",
+        # Drives the machine's own chromium; brings none.
+        "playwright>=1.55",
         "prometheus-client>=0.22",
         "pydantic>=2.11",
         "pyarrow>=19",

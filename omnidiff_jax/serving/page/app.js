@@ -338,7 +338,9 @@ at("conversation").addEventListener("scroll", (event) => {
   const { scrollHeight, scrollTop, clientHeight } = event.target;
   following = scrollHeight - scrollTop - clientHeight < NEAR;
 });
-new ResizeObserver(follow).observe(at("turns"));
+const sizes = new ResizeObserver(follow);
+sizes.observe(at("turns"));
+sizes.observe(at("conversation"));
 document.addEventListener("paste", (event) => attach(event.clipboardData.files));
 document.addEventListener("dragover", (event) => {
   event.preventDefault();

@@ -14,12 +14,12 @@ export class Film {
     this.over = false;
     this.shown = made("div", "", strip ? "frame strip" : "frame");
     this.slider = Object.assign(document.createElement("input"), { type: "range", min: 1, max: 1, value: 1 });
+    this.slider.setAttribute("aria-label", "Canvas");
     this.count = made("span");
-    this.again = Object.assign(made("button", "Replay"), { type: "button" });
+    this.again = Object.assign(made("button", "▶"), { type: "button" });
+    this.again.setAttribute("aria-label", "Replay");
     this.controls = made("div", "", "row");
-    const label = made("label", "Canvas");
-    label.append(this.slider, this.count);
-    this.controls.append(label, this.again);
+    this.controls.append(this.slider, this.count, this.again);
     this.controls.hidden = true;
     this.element = made("figure", "", "film");
     this.element.append(this.shown, this.controls);
