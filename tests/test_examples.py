@@ -76,7 +76,7 @@ def test_speech_to_image(example, url, tmp_path):
 
 @pytest.mark.slow
 def test_spoken_assistant(example, url, photo, tmp_path):
-    assert example("spoken_assistant.py", url, photo, ASKED, tmp_path / "answer.wav").strip() == "it is red"
+    assert "red" in example("spoken_assistant.py", url, photo, ASKED, tmp_path / "answer.wav")
     assert soundfile.info(tmp_path / "answer.wav").duration > 0.3
 
 

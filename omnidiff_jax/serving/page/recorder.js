@@ -11,7 +11,10 @@ export async function startRecording(heard, gone) {
   stream.getAudioTracks()[0].addEventListener("ended", gone);
   const context = new AudioContext(); // at the microphone's rate: the server resamples
   try {
-    if (!context.audioWorklet) return new Encoded(stream, heard);
+    if (!context.audioWorklet) {
+      await context.close();
+      return new Encoded(stream, heard);
+    }
     await context.audioWorklet.addModule("tap.js");
     await context.resume();
     return new Samples(stream, context, heard);
