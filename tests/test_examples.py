@@ -21,6 +21,8 @@ for needed in ("openai", "starlette", "uvicorn"):
 
 from served import serving  # noqa: E402
 
+from omnidiff_jax.serving.limits import Limits  # noqa: E402
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SCENE = "small red circle top left, big blue square bottom right, on white"
 ASKED = "what color is the circle"
@@ -40,7 +42,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def url(model):
-    with serving(model) as server:
+    with serving(model, limits=Limits()) as server:
         yield server.url
 
 
