@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import os
 import shutil
 import types
+import urllib.error
+import urllib.request
 
 import numpy as np
 import pytest
@@ -131,6 +134,17 @@ def test_the_page_opens_small_and_refuses_what_lacks_something(opened, scheme, k
             api.expect(page.locator("#status")).to_contain_text(told)
         for selector in ("h1", "#hint", "#send", "#record", "#status"):
             assert contrast(page, selector) >= 4.5, selector
+
+
+def test_canvases_are_refused_where_nothing_is_streamed():
+    with serving(types.SimpleNamespace(generator=None, picture_size=64)) as server:
+        body = json.dumps({"model": "nano", "prompt": CIRCLE, "include_canvas": True}).encode()
+        request = urllib.request.Request(
+            f"{server.url}/v1/images/generations", body, {"Content-Type": "application/json"}
+        )
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request)
+        assert refused.value.code == 400 and b"include_canvas" in refused.value.read()
 
 
 # From here on with the shipped model.

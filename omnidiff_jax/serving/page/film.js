@@ -16,7 +16,7 @@ export class Film {
     this.slider = Object.assign(document.createElement("input"), { type: "range", min: 1, max: 1, value: 1 });
     this.slider.setAttribute("aria-label", "Canvas");
     this.count = made("span");
-    this.again = Object.assign(made("button", "▶"), { type: "button" });
+    this.again = Object.assign(made("button", "▶\uFE0E"), { type: "button" });
     this.again.setAttribute("aria-label", "Replay");
     this.controls = made("div", "", "row");
     this.controls.append(this.slider, this.count, this.again);
