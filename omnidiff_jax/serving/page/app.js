@@ -19,6 +19,7 @@ let recording = null; // a promise of it while there is one
 let running = null;
 let painted = null; // the picture under the brush
 let following = true;
+let scrolled = 0;
 
 function preset() {
   return PRESETS[at("preset").value];
@@ -336,7 +337,9 @@ at("words").addEventListener("keydown", (event) => {
 });
 at("conversation").addEventListener("scroll", (event) => {
   const { scrollHeight, scrollTop, clientHeight } = event.target;
-  following = scrollHeight - scrollTop - clientHeight < NEAR;
+  const near = scrollHeight - scrollTop - clientHeight < NEAR;
+  if (near || scrollTop < scrolled) following = near; // what is appended meanwhile is no wish to stay
+  scrolled = scrollTop;
 });
 const sizes = new ResizeObserver(follow);
 sizes.observe(at("turns"));
