@@ -24,7 +24,7 @@ def draw(client: OpenAI, model: str, wav: bytes, folder: Path) -> int:
         messages=messages,
         stream=True,
         # Not of OpenAI's: pictures as answers, and the canvas on its way.
-        stream_options={"include_canvas": True},  # type: ignore[typeddict-unknown-key]
+        stream_options={"include_canvas": True},
         extra_body={"modalities": ["image"]},
     )
     steps = 0

@@ -18,7 +18,8 @@ export async function modelName(key) {
 // audio(url, words) and end(reason).
 export async function chat(body, heard, signal, key) {
   const whole = { ...body, n: heard.length, stream: true, stream_options: { include_canvas: true } };
-  const request = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(whole), signal };
+  const headers = { "Content-Type": "application/json" };
+  const request = { method: "POST", headers, body: JSON.stringify(whole), signal };
   const answer = await asked("chat/completions", request, key);
   for await (const [name, data] of events(answer)) {
     if (name === "canvas") heard[data.canvas.index].canvas(frame(data.canvas));

@@ -181,6 +181,7 @@ function wrong(words) {
   }
   if (paints && !brush.painted) return "this task needs a painted hole";
   if (worded && !words) return "this task needs words";
+  if (worded === false && words) return "this task takes no words";
   if (!words && !attached.length) return "a turn needs words, a picture or a recording";
   return "";
 }
@@ -241,7 +242,8 @@ function keep(mine, heard) {
   if (heard.length === 1) return;
   const [conversation, place] = [turns, turns.length - 1];
   heard.forEach(({ element, said }, i) => {
-    const radio = Object.assign(document.createElement("input"), { type: "radio", name: `kept-${place}`, checked: i === 0 });
+    const radio = document.createElement("input");
+    Object.assign(radio, { type: "radio", name: `kept-${place}`, checked: i === 0 });
     const label = made("label");
     label.append(radio, " go on with this");
     element.append(label);
@@ -260,7 +262,9 @@ async function repaired(words, element) {
     form.append("image", attached.find((other) => other.kind === "image").file);
     form.append("mask", mask);
     const mine = found.seed === undefined ? found : { ...found, seed: (found.seed + i) % 2 ** 32 };
-    for (const [name, value] of Object.entries(mine)) form.append(name, name === "settings" ? JSON.stringify(value) : value);
+    for (const [name, value] of Object.entries(mine)) {
+      form.append(name, name === "settings" ? JSON.stringify(value) : value);
+    }
     return edit(form, listener, running.signal, at("key").value);
   };
   await Promise.all(heard.map(one));
@@ -302,10 +306,12 @@ for (const [name, { label }] of Object.entries(PRESETS)) at("preset").append(new
 for (const [name, [label, least, most, stride]] of Object.entries(SETTINGS)) {
   const input = document.createElement("input");
   const placeholder = name === "n" ? "1" : "default";
-  labelled(label, Object.assign(input, { id: `setting-${name}`, type: "number", min: least, max: most, step: stride, placeholder }));
+  Object.assign(input, { id: `setting-${name}`, type: "number", min: least, max: most, step: stride, placeholder });
+  labelled(label, input);
 }
 labelled("A step reveals", Object.assign(document.createElement("select"), { id: "reveal" }));
-at("reveal").append(new Option("default", ""), ...Object.entries(REVEALS).map(([kind, label]) => new Option(label, kind)));
+at("reveal").append(new Option("default", ""));
+for (const [kind, label] of Object.entries(REVEALS)) at("reveal").append(new Option(label, kind));
 
 at("preset").addEventListener("change", choose);
 at("composer").addEventListener("submit", send);

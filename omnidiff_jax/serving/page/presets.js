@@ -1,11 +1,14 @@
 // What can be asked for: the model's tasks as it was trained on them, and free conversation.
 
 // answer: its form; null = as chosen, in a conversation that is remembered. system, user: turns, {text} for what is
-// typed. needs: the media it takes. worded: whether words must be typed. positions: of an answer in text, where a few
-// words are too little.
+// typed. needs: the media it takes. worded: whether words must be typed, or may not be. positions: of an answer in
+// text, where a few words are too little.
 export const PRESETS = {
   chat: { label: "Conversation", answer: null, hint: "Say anything, with any media; earlier turns are remembered." },
-  text_qa: { label: "Question about words", answer: "text", worded: true, hint: "Describe something and ask about it." },
+  text_qa: {
+    label: "Question about words", answer: "text", worded: true,
+    hint: "Describe something and ask about it.",
+  },
   captioning: {
     label: "Describe a picture", answer: "text", needs: ["image"], fallback: "Describe the image.", positions: 20,
     hint: "Attach a picture; words are optional.",
@@ -24,8 +27,8 @@ export const PRESETS = {
     hint: "Attach a picture, paint over what is to be drawn anew, and say what the whole shows.",
   },
   asr: {
-    label: "Transcribe", answer: "text", needs: ["audio"], user: "Convert the speech to text.", positions: 32,
-    hint: "Record or attach speech.",
+    label: "Transcribe", answer: "text", needs: ["audio"], worded: false, positions: 32,
+    user: "Convert the speech to text.", hint: "Record or attach speech.",
   },
   tts: {
     label: "Read aloud", answer: "speech", worded: true, user: "Convert the text to speech.\n{text}",
@@ -41,7 +44,8 @@ export const PRESETS = {
   },
   spoken_vqa: {
     label: "Ask aloud about a picture", answer: "text_and_speech", needs: ["audio", "image"],
-    system: "Please response the input audio based on the given image.", hint: "Attach a picture and record a question.",
+    system: "Please response the input audio based on the given image.",
+    hint: "Attach a picture and record a question.",
   },
 };
 
@@ -61,4 +65,8 @@ export const SETTINGS = {
 };
 
 // Ways to choose what a step reveals, by the server's word for them.
-export const REVEALS = { schedule: "as many a step as planned", threshold: "whatever is sure", stable: "whatever stays sure" };
+export const REVEALS = {
+  schedule: "as many a step as planned",
+  threshold: "whatever is sure",
+  stable: "whatever stays sure",
+};

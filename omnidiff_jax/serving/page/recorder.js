@@ -2,8 +2,8 @@
 
 const TOLD = 10; // times a second
 
-// Begins a recording; `stop()` of it gives a File. `heard(seconds, level)` is told how much there is so far and how loud
-// the newest of it is, from 0 to 1, or null where that is not known; `gone()` that the microphone was taken away.
+// Begins a recording; `stop()` of it gives a File. `heard(seconds, level)` is told how much there is so far and how
+// loud the newest of it is, from 0 to 1, or null where that is not known; `gone()` that the microphone was taken away.
 // Rejects where the browser has no microphone or may not use it.
 export async function startRecording(heard, gone) {
   if (!navigator.mediaDevices) throw new Error("browsers give it to pages of https and localhost only");
@@ -30,7 +30,8 @@ class Samples {
     this.context = context;
     this.parts = [];
     this.length = 0;
-    this.tap = new AudioWorkletNode(context, "tap", { channelCount: 1, channelCountMode: "explicit", numberOfOutputs: 0 });
+    const mono = { channelCount: 1, channelCountMode: "explicit", numberOfOutputs: 0 };
+    this.tap = new AudioWorkletNode(context, "tap", mono);
     let loudest = 0;
     let due = 0;
     this.tap.port.onmessage = ({ data }) => {
