@@ -127,11 +127,11 @@ def _inpainting(rng: np.random.Generator, split: str, identity: int, words: Word
     number = int(rng.integers(len(scene.objects)))
     described = words.scene(scene)
     messages = task("inpainting").conversation(described.text)
-    hidden = {"hidden": scene.objects[number].place, "hidden_number": number}
+    place, picture = scene.objects[number].place, render(scene)
+    hidden = {"hidden": place, "hidden_number": number}
     meta = {"request": described.text} | _drawn_of(described, scene) | hidden
-    picture = render(scene)
     hole = np.zeros(picture.shape[:2], bool)
-    hole[place_box(hidden["hidden"], len(picture))] = True
+    hole[place_box(place, len(picture))] = True
     return Record(identity, "inpainting", messages, (picture,), hole=hole, meta=meta)
 
 
