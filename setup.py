@@ -80,6 +80,8 @@ EXTRAS = {
         # Its client asks the server.
         "openai>=2",
         "openpyxl>=3.1",
+        # Drives the machine's own chromium; brings none.
+        "playwright>=1.55",
         "prometheus-client>=0.22",
         "pydantic>=2.11",
         "pyarrow>=19",
