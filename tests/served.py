@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
+import json
 import socket
+import sys
 import threading
 import time
 import urllib.request
@@ -89,3 +91,22 @@ def posted(path: str, body: bytes, kind: str = "application/json", length: int |
     size = len(body) if length is None else length
     head = f"POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: {kind}\r\nContent-Length: {size}\r\n"
     return head.encode() + b"\r\n" + body
+
+
+def long_stream(url: str):
+    """An answer of 150 steps, whose canvases are seen; the response, its first event read."""
+    settings = {**STEPS["settings"], "stop": "never"}
+    body = {"model": MODEL, "messages": said("hello"), "max_tokens": 150, "stream": True, "settings": settings}
+    content = json.dumps(body | {"stream_options": {"include_canvas": True}}).encode()
+    request = urllib.request.Request(f"{url}/v1/chat/completions", content, {"Content-Type": "application/json"})
+    answer = urllib.request.urlopen(request, timeout=120)
+    while b"event: canvas" not in answer.readline():
+        pass
+    return answer
+
+
+if __name__ == "__main__":  # a client to be killed
+    with long_stream(sys.argv[1]) as stream:
+        print("seen", flush=True)
+        stream.read()
+        print("read", flush=True)

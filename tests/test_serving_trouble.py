@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ import urllib.request
 
 import numpy as np
 import pytest
+import served
 
 import omnidiff_jax
 from omnidiff_jax.answering.media import Audio
@@ -24,7 +26,7 @@ pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 
 from openapi_spec_validator import validate  # noqa: E402
-from served import CIRCLE, MODEL, STEPS, heard, posted, raw, said, serving, settle  # noqa: E402
+from served import CIRCLE, MODEL, STEPS, heard, long_stream, posted, raw, said, serving, settle  # noqa: E402
 
 from omnidiff_jax.serving.failures import Failure  # noqa: E402
 
@@ -46,6 +48,20 @@ def server(model):
 def client(server):
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as made:
         yield made
+
+
+def cancelled(found: dict[str, float]) -> float:
+    return sum(value for name, value in found.items() if name.startswith("omnidiff_cancellations_total"))
+
+
+def served_by(port: int) -> list[str]:
+    """The command in a process of its own."""
+    return [sys.executable, "-m", "omnidiff_jax.cli", "serve", f"--port={port}", "--warm=none", f"--name={MODEL}"]
+
+
+def alone_env() -> dict[str, str]:
+    """One CPU device, as users have it."""
+    return {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
 
 
 def test_a_bad_request_is_told_by_name_and_hurts_nobody(client):
@@ -116,13 +132,43 @@ def test_who_leaves_frees_the_slot(server, client):
     with socket.create_connection(server.url.removeprefix("http://").split(":"), 10) as connection:
         connection.sendall(posted("/v1/chat/completions", json.dumps(body).encode()))
         time.sleep(0.05)
-    after = settle(server)
-
-    def cancelled(found: dict[str, float]) -> float:
-        return sum(value for name, value in found.items() if name.startswith("omnidiff_cancellations_total"))
-
-    assert cancelled(after) > cancelled(before)
+    assert cancelled(settle(server)) > cancelled(before)
     assert client.chat.completions.create(**request).choices[0].finish_reason
+
+
+def test_a_client_that_is_killed_harms_nobody(server, client):
+    request = {"model": MODEL, "messages": said("what colour is snow"), "extra_body": STEPS}
+    alone = client.chat.completions.create(**request).choices[0].message.content
+    long_stream(server.url).close()  # its programs are compiled
+    before = settle(server)
+    command = [sys.executable, served.__file__, server.url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        seen = process.stdout.readline()
+        process.kill()
+        assert seen == "seen\n"
+        assert client.chat.completions.create(**request).choices[0].message.content == alone
+        assert process.stdout.read() == ""
+    assert cancelled(settle(server)) == cancelled(before) + 1
+
+
+def test_a_server_that_is_killed_starts_again():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    with subprocess.Popen(served_by(port), env=alone_env(), stderr=subprocess.PIPE, text=True) as process:
+        try:
+            stream = long_stream(process.stderr.readline().split()[-1])
+        finally:
+            process.kill()
+        with pytest.raises((OSError, http.client.HTTPException)):
+            stream.read()
+    with subprocess.Popen(served_by(port), env=alone_env(), stderr=subprocess.PIPE, text=True) as process:
+        try:
+            with long_stream(process.stderr.readline().split()[-1]) as stream:
+                assert stream.read().endswith(b"data: [DONE]\n\n")
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
 
 
 def test_a_queue_has_an_end(server, client):
@@ -185,13 +231,11 @@ def test_what_is_under_way_is_answered_before_the_end(model):
 
 
 def test_the_command_ends_well_on_sigterm(omnidiff):
-    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    command = [sys.executable, "-m", "omnidiff_jax.cli", "serve", "--port=0", "--warm=none", "--name=mine"]
-    with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(served_by(0), env=alone_env(), stderr=subprocess.PIPE, text=True) as process:
         try:
             url = process.stderr.readline().split()[-1]
             with openai.OpenAI(base_url=f"{url}/v1", api_key="none") as asking:
-                assert [entry.id for entry in asking.models.list()] == ["mine"]
+                assert [entry.id for entry in asking.models.list()] == [MODEL]
             process.send_signal(signal.SIGTERM)
             assert process.wait(30) == 0
         finally:
