@@ -47,6 +47,7 @@ LIMITS = Limits(
 )
 _AT_ONCE = 8
 _SHOWN = 20
+_LONGEST = 3600  # seconds: a machine may stand still
 _GROWTH = 64  # MB, after the first tenth
 _CHECKS = ("not_a_server_error", "status_code_conformance", "content_type_conformance", "response_schema_conformance")
 
@@ -133,7 +134,7 @@ def fuzz(service: Service, count: int, seed: int, leaving: float) -> dict[str, A
 async def _judged(app: ASGIApp, request: Sent, leaves: float | None) -> tuple[str, int]:
     """What is wrong with how a request was answered, "" where nothing is; and its status."""
     try:
-        got = await asyncio.wait_for(ask(app, request, leaves), 120)
+        got = await asyncio.wait_for(ask(app, request, leaves), _LONGEST)
     except Exception as error:
         return f"{type(error).__name__}: {str(error)[:300]}", 0
     return _fault(request, got, gone=leaves is not None or request.cut), got.status
