@@ -140,11 +140,16 @@ def sent(whole: Whole, rng: random.Random | None = None) -> Sent:
     return _posted(whole.path, _form(_parts(whole)), kind, rng)
 
 
-def malformed(number: int, key: str, seed: int = 0) -> tuple[str, Sent]:
-    """What a number stands for: a kind of damage (a key of `KINDS`), and a request that bears it."""
+def malformed(number: int, key: str, seed: int = 0, in_order: float = 0.0) -> tuple[str, Sent]:
+    """What a number stands for: a kind of damage (a key of `KINDS`), and a request that bears it.
+
+    Args:
+        in_order: share of requests without any, "whole".
+    """
     rng = random.Random(f"{seed}/{number}")
-    kind = rng.choice(tuple(KINDS))
-    made = KINDS[kind](rng, rng.choice(whole_requests()))
+    kind = "whole" if rng.random() < in_order else rng.choice(tuple(KINDS))
+    whole = rng.choice(whole_requests())
+    made = KINDS[kind](rng, whole) if kind in KINDS else sent(whole, rng)
     shown = b"Bearer " + key.encode()
     if kind == "lines" and rng.random() < 0.2:
         shown = rng.choice((b"", b"Bearer", b"Bearer \xff\xfe", b"Basic " + key.encode(), b"bearer  " + key.encode()))

@@ -1,6 +1,7 @@
 """Requests that are nearly right, by the thousand: none may bring a server down or be answered with its fault.
 
     omnidiff serve_fuzz --requests=100000
+    omnidiff serve_fuzz --requests=10000 --whole=1 --leaving=0.5     nothing damaged, half of the clients leave
     omnidiff serve_fuzz --only=4711 --seed=0     one of them again, with what it was told
 
 All of `omnidiff serve` but the model itself is asked (`scripted.py`), in this process and without sockets: bodies of
@@ -38,6 +39,7 @@ COMMAND = Command("serve_fuzz", __doc__)
 REQUESTS = COMMAND.integer("requests", "in all", 100_000, minimum=1)
 SCHEMA = COMMAND.number("schema", "share of them that schemathesis makes, where it is installed", 0.05)
 LEAVING = COMMAND.number("leaving", "share of the others whose client is gone within a hundredth of a second", 0.02)
+WHOLE = COMMAND.number("whole", "share of the others that is in order, and must be answered", 0.02)
 SEED = COMMAND.integer("seed", "of all of it", 0)
 ONLY = COMMAND.integer("only", "number of one request to send again, in place of all", minimum=0)
 JSON = COMMAND.switch("json", "end with one line of JSON")
@@ -59,7 +61,7 @@ def run() -> None:
             _again(service, ONLY.value)
             return
         by_schema = round((REQUESTS.value or 1) * (SCHEMA.value or 0)) if _schemathesis() else 0
-        told = fuzz(service, (REQUESTS.value or 1) - by_schema, SEED.value or 0, LEAVING.value or 0)
+        told = fuzz(service, (REQUESTS.value or 1) - by_schema, SEED.value or 0, LEAVING.value or 0, WHOLE.value or 0)
         told |= {"by_schema": check_schema(service, by_schema, SEED.value or 0)}
     finally:
         service.scheduler.close(30)
@@ -71,8 +73,8 @@ def run() -> None:
         )
 
 
-def fuzz(service: Service, count: int, seed: int, leaving: float) -> dict[str, Any]:
-    """Sends damaged requests to a scripted service, some at once, and tells what came of them."""
+def fuzz(service: Service, count: int, seed: int, leaving: float, in_order: float = 0.0) -> dict[str, Any]:
+    """Sends damaged requests to a scripted service, and others, some at once, and tells what came of them."""
     app = application(service)
     statuses: collections.Counter[str] = collections.Counter()
     wrong: list[str] = []
@@ -82,12 +84,13 @@ def fuzz(service: Service, count: int, seed: int, leaving: float) -> dict[str, A
 
     async def one_client() -> None:
         for number in numbers:
-            kind, request = malformed(number, KEY, seed)
+            kind, request = malformed(number, KEY, seed, in_order)
             rng = random.Random(f"{seed}/{number}/leaves")
             leaves = rng.uniform(0, 0.01) if rng.random() < leaving else None
-            if leaves is not None:
-                kind = "left"
             fault, status = await _judged(app, request, leaves)
+            if kind == "whole" and leaves is None and status not in (200, 429):
+                fault = fault or f"a request in order to {request.path} got {status}"
+            kind = kind if leaves is None else "left"
             statuses[f"{kind} {status}"] += 1
             if fault and len(wrong) < _SHOWN:
                 wrong.append(f"{number}: {fault}")
@@ -204,7 +207,7 @@ def check_schema(service: Service, count: int, seed: int) -> dict[str, Any]:
 
 
 def _again(service: Service, number: int) -> None:
-    kind, request = malformed(number, KEY, SEED.value or 0)
+    kind, request = malformed(number, KEY, SEED.value or 0, WHOLE.value or 0)
     got = asyncio.run(ask(application(service), request))
     print(f"{kind}: {request.method} {request.path!r} {request.headers}\n{b''.join(request.pieces)[:4000]!r}")
     print(f"{got.status} {got.headers}\n{got.body[:2000]!r}")

@@ -65,6 +65,7 @@ def run() -> None:
             told["status"] = process.wait(60)
         finally:
             process.kill()
+    print(f"serve_load: {json.dumps(told)}", file=sys.stderr, flush=True)  # the rest takes a while
     told["without_server_per_second"] = round(_by_the_model(what, asked), 2)
     print(json.dumps(told) if JSON.value else "\n".join(f"{name}: {value}" for name, value in told.items()))
     if told["differing"] or told["under_way"] or told["status"] or set(told["errors"]) - {"429"}:
