@@ -21,7 +21,7 @@ GPU_VARIANTS ?= exact,restricted,fast,cached,int8,batch8,engine
 PACKAGES := omnidiff_jax experiments data_pipelines
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lock quickstart train-nano fullsize check-7b soak serve-load scaling bench-gpu test test-slow test-torch test-gpu lint typecheck
+.PHONY: help venv lock quickstart train-nano fullsize check-7b soak serve-load serve-fuzz scaling bench-gpu test test-slow test-torch test-gpu lint typecheck
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*##/  make \1 — /'
@@ -77,6 +77,9 @@ soak: $(STAMP)  ## SOAK=DIR: 20 kills of two processes, then 2, 1 and 4 processe
 serve-load: $(STAMP)  ## 64 clients against a served nano for five minutes, then 10,000 requests of which half are left
 	$(BIN)/omnidiff serve_load --seconds=300
 	$(BIN)/omnidiff serve_load --requests=10000 --leaving=0.5
+
+serve-fuzz: $(STAMP)  ## 100,000 damaged requests to a server without a model
+	$(BIN)/omnidiff serve_fuzz --requests=100000
 
 # Of a GPU's memory jax takes three quarters if not told otherwise.
 bench-gpu: export XLA_PYTHON_CLIENT_MEM_FRACTION ?= 0.92

@@ -92,6 +92,8 @@ EXTRAS = {
         "qwix>=0.1.8",
         "ruff>=0.14",
         "s3fs>=2026.9",
+        # Makes requests of the server's schema.
+        "schemathesis>=4.32",
         "setuptools>=77",
         "starlette>=0.47",
         "tokamax>=0.0.12",
