@@ -227,6 +227,37 @@ def test_memory_traffic_is_of_slices_and_of_what_leaves_the_cores():
     )  # the index is counted as memory, the update read too
 
 
+LAID_ANEW_PROGRAM = """HloModule jit_step
+
+%tiles (p: s8[28,8,64]) -> s8[28,8,64] {
+  %p = s8[28,8,64]{2,1,0:T(32,128)(4,1)} parameter(0)
+  ROOT %q = s8[28,8,64]{2,1,0:T(8,128)(4,1)} copy(%p)
+}
+
+%layer (stack: s8[28,8,64], i: s32[]) -> bf16[8,64] {
+  %stack = s8[28,8,64]{2,1,0:T(32,128)(4,1)} parameter(0)
+  %i = s32[] parameter(1)
+  %laid = s8[28,8,64]{2,1,0:T(8,128)(4,1)} fusion(%stack), kind=kLoop, calls=%tiles
+  %wide = bf16[28,8,64]{2,1,0} convert(%laid)
+  %one = bf16[1,8,64]{2,1,0} dynamic-slice(%wide, %i, %i, %i), dynamic_slice_sizes={1,8,64}
+  ROOT %flat = bf16[8,64]{1,0} bitcast(%one)
+}
+
+ENTRY %main (a: s8[28,8,64], n: s32[]) -> bf16[8,64] {
+  %a = s8[28,8,64]{2,1,0:T(32,128)(4,1)} parameter(0)
+  %n = s32[]{:S(1)} parameter(1)
+  %all = s8[28,8,64]{2,1,0:T(8,128)(4,1)} fusion(%a), kind=kLoop, calls=%tiles
+  ROOT %out = bf16[8,64]{1,0:S(1)} fusion(%a, %n), kind=kLoop, calls=%layer
+}
+"""
+
+
+def test_within_a_fusion_a_stack_is_laid_out_anew_where_it_is_read_only():
+    """One layer of the stack in its own dtype; a fusion that does nothing else reads and writes all of it."""
+    layer = 8 * 64
+    assert read_program(LAID_ANEW_PROGRAM, [0], trips=(1,)).bytes == layer + 2 * 28 * layer
+
+
 ROUNDS_PROGRAM = """HloModule jit_run
 
 %rows (p: f32[100,8], i: s32[2]) -> f32[2,8] {

@@ -23,6 +23,10 @@ _FREE = frozenset(
     "send recv partition-id replica-id iota opt-barrier".split()
 )
 
+# What reads a part of its first operand; what, within a fusion, is computed of those parts alone that are asked for.
+_PARTS = frozenset(("dynamic-slice", "slice", "gather"))
+_ON_DEMAND = frozenset(("bitcast", "copy", "convert", "reshape", "transpose"))
+
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
@@ -77,6 +81,16 @@ class _Sum:
         for key, (count, sent) in other.exchanged.items():
             before = self.exchanged.get(key, (0.0, 0.0))
             self.exchanged[key] = before[0] + times * count, before[1] + times * sent
+
+
+@dataclasses.dataclass(frozen=True)
+class _Use:
+    """Of a fusion's parameter: bytes that are read, bytes of the result that are its own memory, left as they were, and
+    whether the result is the parameter, laid out anew."""
+
+    read: float = 0.0
+    replaced: float = 0.0
+    handed_on: bool = False
 
 
 def read_program(
@@ -169,7 +183,7 @@ def _moved(instruction: Instruction, table: dict[str, Instruction], computations
     if instruction.kind.endswith("slice-start"):  # and this one's the whole source, the part, and a flag
         part = size(instruction.arrays[1])
         return part + (0.0 if instruction.on_chip[1] else part)
-    if instruction.kind in ("dynamic-slice", "slice", "gather"):
+    if instruction.kind in _PARTS:
         return instruction.memory_bytes + (instruction.bytes if operands and operands[0].memory_bytes else 0.0)
     if instruction.kind == "dynamic-update-slice":
         update = operands[1] if len(operands) > 1 else None
@@ -180,37 +194,42 @@ def _moved(instruction: Instruction, table: dict[str, Instruction], computations
     total, written = 0.0, instruction.memory_bytes
     for number, operand in enumerate(operands):
         if operand.memory_bytes:
-            read, replaced = _used(body, number, operand.bytes, computations)
-            total += read
-            written -= replaced if written else 0.0
+            use = _used(body, number, operand.bytes, computations)
+            total += operand.bytes if use.handed_on else use.read
+            written -= use.replaced if written else 0.0
     return total + max(written, 0.0)
 
 
-def _used(body: list[Instruction], number: int, whole: float, computations: Computations) -> tuple[float, float]:
-    """What a fusion does with its parameter `number` of `whole` bytes: bytes it reads, and bytes of its result that are
-    the parameter's own memory, left as they were. Fusions lie within fusions on TPUs."""
+def _used(body: list[Instruction], number: int, whole: float, computations: Computations) -> _Use:
+    """What a fusion does with its parameter `number` of `whole` bytes. Fusions lie within fusions on TPUs."""
     inner = {i.name: i for i in body}
-    names = {i.name for i in body if i.kind == "parameter" and i.text.startswith(f"parameter({number})")}
-    read = replaced = 0.0
+    found = [i for i in body if i.kind == "parameter" and i.text.startswith(f"parameter({number})")]
+    names = {i.name for i in found}
+    each = whole / max(_elements(found[0]), 1) if found else 0.0
+    use = _Use()
     for user in body:  # in order: operands come first
         at = [place for place, name in enumerate(user.operands) if name in names]
         if not at:
             continue
-        if user.kind == "bitcast":
+        if user.kind in _ON_DEMAND:
             names.add(user.name)
-        elif user.kind in ("dynamic-slice", "slice", "gather") and at == [0]:
-            read += user.bytes
+        elif user.kind in _PARTS and at == [0]:
+            use = _Use(use.read + each * _elements(user), use.replaced)
         elif user.kind == "dynamic-update-slice" and at == [0]:
             update = inner[user.operands[1]].bytes if user.operands[1] in inner else 0.0
-            read, replaced = read + update, replaced + whole - update
+            use = _Use(use.read + update, use.replaced + whole - update)
         elif user.kind == "fusion":
             within = computations.get((called(user.text) or [""])[0], [])
-            for place in at:
-                more, kept = _used(within, place, whole, computations)
-                read, replaced = read + more, replaced + kept
+            for more in (_used(within, place, whole, computations) for place in at):
+                use = _Use(use.read + more.read, use.replaced + more.replaced)
+                names |= {user.name} if more.handed_on else set()
         else:
-            return whole, 0.0
-    return min(read, whole), min(replaced, whole)
+            return _Use(whole)
+    return _Use(min(use.read, whole), min(use.replaced, whole), bool(body) and body[-1].name in names)
+
+
+def _elements(instruction: Instruction) -> int:
+    return sum(math.prod(shape) for _, shape in instruction.arrays)
 
 
 def _kept_parts(reduced: Instruction, table: dict[str, Instruction], granules: Sequence[int]) -> list[Array]:
