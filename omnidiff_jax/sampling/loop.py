@@ -130,7 +130,7 @@ def trace_sampler(
     plan: Any = Plan(abstract(rows, steps, dtype=jnp.float32), columns, columns, abstract(rows), order)
     noise = jax.eval_shape(lambda: rng.streams([0] * rows, "sampling"))
     every: Any = np.zeros(len(canvas.generate), np.int32)
-    layout = Layout(length, every, every, every + answer, min(config.blocks.size, answer))
+    layout = Layout(length, every, every, every + answer, every + answer, min(config.blocks.size, answer))
     config = dataclasses.replace(config, cache=config.cache.fitted(layout))
     code = compiled(config, rows * answer, canvas.generate.size, span)
     return _run.trace(denoiser, canvas, plan, noise, code=code, length=length)
@@ -147,7 +147,8 @@ def _layout(canvas: Canvas, plan: Plan, config: SamplerConfig) -> Layout:
         partners = [config.guidance.partners(x, shift) for x in ends]
         asked[batch:], last[batch:] = (np.asarray(x)[:, 0] for x in partners)
     block = int((plan.stop - plan.start).max(initial=0)) if config.blocks.size else 0
-    return Layout(canvas.generate.shape[1], start, asked, np.maximum(last, start + size), block)
+    held = (np.asarray(canvas.inputs.segment_ids) > 0).sum(axis=1)
+    return Layout(canvas.generate.shape[1], start, asked, np.maximum(last, start + size), held, block)
 
 
 def compiled(config: SamplerConfig, masks: int, positions: int, span: Span | None) -> Compiled:
