@@ -65,8 +65,8 @@ def read_seed(data: str, protocol: Protocol) -> Iterator[Item]:
     for number, line in enumerate(lines, start=1):
         with files.told(f"{found[0]}, question {number}", f"{', '.join(_ASKED)} and choice_A to choice_D"):
             options = [str(line[f"choice_{letter}"]) for letter in "ABCD"]
-            name, question, answer, picture, kind = (str(line[key]) for key in _ASKED)
-        yield _choice(kind.lower(), name, question, options, answer, _inside(root, picture), protocol)
+            name, question, answer, file, kind = (str(line[key]) for key in _ASKED)
+        yield _choice(kind.lower(), name, question, options, answer, _inside(root, file), protocol)
 
 
 def _inside(root: Path, name: str) -> Medium:

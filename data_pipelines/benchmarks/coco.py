@@ -113,8 +113,8 @@ def _chosen(place: Path, captions: Sequence[Caption], protocol: Protocol) -> lis
         wanted = []
         for number, line in files.text_lines(subset):
             with files.told(f"{subset}, line {number}", "IMAGE_ID,CAPTION_ID"):
-                picture, caption = line.split(",")
-                wanted.append((picture.strip(), caption.strip()))
+                picture, name = line.split(",")
+                wanted.append((picture.strip(), name.strip()))
         if unknown := [pair for pair in wanted if pair not in known]:
             raise UserError(f"{subset}: {len(unknown)} of {len(wanted)} captions are not there, such as {unknown[0]}")
         return [known[pair] for pair in wanted]

@@ -231,9 +231,9 @@ def read_spoken(data: str, protocol: Protocol) -> Iterator[Item]:
             task, file, asked, wav = line.split("\t")
             wavs[task, file, int(asked)] = wav
     for item in read_mme(data, protocol):
-        wav = wavs.pop((item.split, str(item.truth["file"]), int(item.name.rpartition(" ")[2])), None)
-        if wav:
-            yield dataclasses.replace(item, task="spoken_vqa", text="", audio=files.beside(place, wav))
+        said = wavs.pop((item.split, str(item.truth["file"]), int(item.name.rpartition(" ")[2])), "")
+        if said:
+            yield dataclasses.replace(item, task="spoken_vqa", text="", audio=files.beside(place, said))
     if wavs:
         raise UserError(
             f"{manifest}: {len(wavs)} lines name no question, such as {', '.join(map(str, next(iter(wavs))))}"

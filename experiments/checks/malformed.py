@@ -100,7 +100,7 @@ def _webm(wave: Waveform) -> bytes:
         samples = np.repeat(wave.samples, 3)[None]
         frame = av.AudioFrame.from_ndarray(samples, format="flt", layout="mono")
         frame.rate = 48_000
-        for packet in (*stream.encode(frame), *stream.encode(None)):  # type: ignore[attr-defined]
+        for packet in (*stream.encode(frame), *stream.encode(None)):
             container.mux(packet)
     return buffer.getvalue()
 

@@ -53,9 +53,10 @@ Made = tuple[Callable[[], RandomAccess[Record]], int | None]
 
 def run() -> None:
     began, found = time.perf_counter(), collections.Counter[str]()
-    seed, before, slowest = SEED.value, 0, 0.0
-    with Progress(RECORDS.value, label="records") as progress:
-        while found["records"] < RECORDS.value and not 0 < SECONDS.value < time.perf_counter() - began:
+    wanted, limit, first = int(RECORDS.value or 0), float(SECONDS.value or 0), int(SEED.value or 0)
+    seed, before, slowest = first, 0, 0.0
+    with Progress(wanted, label="records") as progress:
+        while found["records"] < wanted and not 0 < limit < time.perf_counter() - began:
             started = time.process_time()
             found.update(one_round(seed))
             taken = time.process_time() - started
@@ -65,14 +66,14 @@ def run() -> None:
             seed += 1
             # What libraries load at first is no growth.
             memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-            if seed - SEED.value <= 200:
+            if seed - first <= 200:
                 before = memory
             if memory - before > _MOST_GROWTH:
                 raise UserError(
                     f"at round --seed={seed} the process is {(memory - before) >> 20} MiB larger than before"
                 )
             progress.update(found["records"])
-    told = {**found, "rounds": seed - SEED.value, "seconds": round(time.perf_counter() - began, 1)}
+    told = {**found, "rounds": seed - first, "seconds": round(time.perf_counter() - began, 1)}
     told |= {"slowest_round": round(slowest, 2), "megabytes": memory >> 20, "megabytes_after_200_rounds": before >> 20}
     print(json.dumps(told) if JSON.value else "\n".join(f"{name}: {value}" for name, value in told.items()))
 

@@ -10,6 +10,7 @@ tokenizing with the shipped tokenizers, `tokenizers` tokenizing alone. All in pr
 machine does not count.
 """
 
+import functools
 import io
 import json
 import tempfile
@@ -26,10 +27,11 @@ from data_pipelines.readers.reader import open_corpus
 from experiments.checks.mutations import tar_bytes
 from experiments.common import Command
 from omnidiff_jax.codecs.encode import encode_one, load_media
+from omnidiff_jax.codecs.media import Codecs
 from omnidiff_jax.codecs.tokenizers import TokenizersConfig, open_tokenizers
 from omnidiff_jax.data.readers import SourceConfig
 from omnidiff_jax.data.sources import RandomAccess, Source
-from omnidiff_jax.records import Record
+from omnidiff_jax.records import EncodedExample, Record
 
 COMMAND = Command("read_speed", __doc__)
 RECORDS = COMMAND.integer("records", "of each corpus", 600, minimum=8)
@@ -45,15 +47,15 @@ def run() -> None:
         for name, make in _CORPORA.items():
             root = Path(place) / name
             root.mkdir()
-            config, contents = make(root, RECORDS.value)
+            config, contents = make(root, int(RECORDS.value or 0))
             records = open_corpus(config.reader, config)
             order = _order(records)
             loaded = [load_media(records[index]) for index in order[: ENCODED.value]]
             encode_one(loaded[0], codecs)  # compiles
             told[name] = {
-                "read": _rate(lambda index, of=records: load_media(of[index]), order),
+                "read": _rate(functools.partial(_loaded, records), order),
                 "floor": _rate(_decoded, contents) if contents else None,
-                "encode": _rate(lambda index, of=records: encode_one(of[index], codecs), order[: ENCODED.value]),
+                "encode": _rate(functools.partial(_encoded, codecs, records), order[: ENCODED.value]),
                 "tokenizers": _rate(lambda record: encode_one(record, codecs), loaded),
             }
             if not JSON.value:
@@ -123,6 +125,14 @@ def _tar_pictures(root: Path, count: int) -> Made:
     return SourceConfig("tar", path=str(root), columns={"image": "jpg", "text": "txt"}), contents
 
 
+def _loaded(records: RandomAccess[Record], index: int) -> Record:
+    return load_media(records[index])
+
+
+def _encoded(codecs: Codecs, records: RandomAccess[Record], index: int) -> EncodedExample:
+    return encode_one(records[index], codecs)
+
+
 def _librispeech(root: Path, count: int) -> Made:
     content, chapter = _speech(12.0, "FLAC"), root / "train-clean-100" / "1" / "2"
     chapter.mkdir(parents=True)
@@ -135,8 +145,9 @@ def _librispeech(root: Path, count: int) -> Made:
 def _segments(root: Path, count: int) -> Made:
     minutes, seconds = 20, 8.0
     (root / "a.mp3").write_bytes(_speech(60.0 * minutes, "MP3"))
-    rows = ({"audio": "a.mp3", "start": n * 7 % (60 * minutes - 9), "text": "words"} for n in range(count))
-    lines = (json.dumps(row | {"end": row["start"] + seconds}) + "\n" for row in rows)
+    starts = (n * 7 % (60 * minutes - 9) for n in range(count))
+    rows = ({"audio": "a.mp3", "start": start, "end": start + seconds, "text": "words"} for start in starts)
+    lines = (json.dumps(row) + "\n" for row in rows)
     (root / "a.jsonl").write_text("".join(lines))
     columns = {name: name for name in ("audio", "start", "end", "text")}
     return SourceConfig("json_lines", path=str(root), columns=columns), [_speech(seconds, "MP3")] * count

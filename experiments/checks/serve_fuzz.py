@@ -175,9 +175,9 @@ def check_schema(service: Service, count: int, seed: int) -> dict[str, Any]:
     app = application(service)
     schema = schemathesis.openapi.from_asgi("/openapi.json", app)
     chosen = [CHECKS.get_one(name) for name in _CHECKS]
-    operations = [found.ok() for found in schema.get_all_operations()]
+    operations = [found.ok() for found in schema.get_all_operations()]  # type: ignore[union-attr]
     posted = [operation for operation in operations if operation.method.upper() == "POST"]
-    sent, wrong = collections.Counter[str](), []
+    sent, wrong = collections.Counter[str](), list[str]()
     options = settings(
         deadline=None,
         database=None,

@@ -182,7 +182,7 @@ def _read_media(exam: str, batch: Sequence[Item], unreadable: list[str], of: int
             requests.append(None)
             faults[number] = str(error)
     there = by_all([request is not None for request in requests])
-    for number in np.flatnonzero(~there):
+    for number in np.flatnonzero(~there).tolist():
         unreadable.append(f"{batch[number].where}: {faults.get(number, 'cannot be read by another process')}")
         _spare(exam, "items", unreadable, of)
     both = zip(batch, requests, there, strict=True)

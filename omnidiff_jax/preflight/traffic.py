@@ -144,7 +144,10 @@ def read_program(
         total = _Sum(unknown=len(loops))
         for name in (name for loop in loops for name in called(loop.text)):
             total.add(visit(name, trips[1:] or trips, False), trips[0])
-    rows = (Collective(*key, count=count, bytes=sent) for key, (count, sent) in total.exchanged.items())
+    rows = (
+        Collective(kind, shape, group, crosses, count=count, bytes=sent)
+        for (kind, shape, group, crosses), (count, sent) in total.exchanged.items()
+    )
     return Traffic(tuple(sorted(rows, key=lambda c: -c.bytes)), total.bytes, total.unknown)
 
 
