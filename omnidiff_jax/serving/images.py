@@ -129,7 +129,7 @@ def _due(count: int, steps: int) -> list[int]:
 
 def _image(answered: Answered) -> np.ndarray:
     if answered.response.image is None:
-        raise Failure("the model drew no whole picture; ask in other words", status=500, code="no_picture")
+        raise Failure("the model drew no whole picture; ask in other words", status=422, code="no_picture")
     return answered.response.image
 
 
