@@ -389,7 +389,7 @@ def test_answers_stand_side_by_side_and_a_conversation_goes_on_with_one(opened, 
     assert page.locator("#alike").is_visible()
     page.fill("#setting-temperature", "1")
     assert not page.locator("#alike").is_visible()
-    ask(page, "t2i", CIRCLE)
+    ask(page, "t2i", "big blue square")  # where is left open
     answers = page.locator(f"{LAST} .answer")
     boxes = [answers.nth(i).bounding_box() for i in range(3)]
     assert len({box["y"] for box in boxes}) == 1 and boxes[0]["x"] < boxes[1]["x"] < boxes[2]["x"]

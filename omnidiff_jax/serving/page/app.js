@@ -8,6 +8,7 @@ import { MODALITIES, PRESETS, REVEALS, SETTINGS } from "./presets.js";
 import { startRecording } from "./recorder.js";
 
 const LONGEST = 60; // seconds of a recording
+const FAINT = 0.005; // of the loudest there can be: less is no sound
 const QUIET = 1.5; // seconds without a sound, after which that is told
 const NEAR = 80; // pixels from the end of the conversation, within which it is followed
 
@@ -86,7 +87,7 @@ async function record() {
   let quiet = 0;
   let before = 0;
   const heard = (seconds, level) => {
-    quiet = level === null || level > 0.001 ? 0 : quiet + seconds - before;
+    quiet = level === null || level > FAINT ? 0 : quiet + seconds - before;
     before = seconds;
     const clock = `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
     indicate(`recording ${clock}${quiet > QUIET ? ", but nothing is heard: is the microphone muted?" : ""}`, level);

@@ -7,7 +7,8 @@ const TOLD = 10; // times a second
 // Rejects where the browser has no microphone or may not use it.
 export async function startRecording(heard, gone) {
   if (!navigator.mediaDevices) throw new Error("browsers give it to pages of https and localhost only");
-  const stream = await navigator.mediaDevices.getUserMedia({ audio: { channelCount: 1 } });
+  // Automatic gain would make silence loud, and the loudness that is told untrue.
+  const stream = await navigator.mediaDevices.getUserMedia({ audio: { channelCount: 1, autoGainControl: false } });
   stream.getAudioTracks()[0].addEventListener("ended", gone);
   const context = new AudioContext(); // at the microphone's rate: the server resamples
   try {
