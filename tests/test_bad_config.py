@@ -62,7 +62,6 @@ def test_unknown_config_keys_and_tasks(refusal, config, tmp_path):
         ("config.optimizer.b2 = 2.0", "config.optimizer.b2 = 2.0 must be below 1"),
         ("config.optimizer.clip_norm = -1.0", "config.optimizer.clip_norm = -1.0 must be above 0"),
         ("config.data.streams = 0", "config.data.streams = 0 must be at least 1"),
-        ("config.stages.only.weights = {'inpainting': 1.0}", "config.stages weighs 'inpainting'"),
     ],
 )
 def test_config_files_that_cannot_be_used(refusal, config, tmp_path, line, expected):

@@ -115,7 +115,7 @@ def _t2i(rng: np.random.Generator, split: str, identity: int, words: Wording) ->
     scene = _scene(rng, split)
     described = words.scene(scene)
     if rng.random() < SETTLED:
-        scene = settled(scene, described, split)
+        scene, described = settled(scene, described, split)
     messages = task("t2i").conversation(described.text)
     meta = {"request": described.text} | _drawn_of(described, scene)
     return Record(identity, "t2i", messages, (render(scene),), meta=meta)
