@@ -173,7 +173,8 @@ class Beeps(SpeakerConfig, word="beeps"):
 
 
 @pytest.fixture
-def said(monkeypatch):
+def said(monkeypatch, tmp_path_factory):
+    monkeypatch.setenv("OMNIDIFF_CACHE", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.setattr(Beeper, "said", [])
     return Beeper.said
 
