@@ -45,10 +45,10 @@ def test_every_command_of_the_page_is_one():
     found = commands()
     assert [words[0] for words in found].count("train") == 1 and len(found) == 11
     for name, *words in found:
-        command = importlib.import_module(f"experiments.{name}").COMMAND
-        command.parse(words)
+        module = importlib.import_module(f"experiments.{name}")
+        module.COMMAND.parse(words)
         if name == "train":
-            config = run_config(command._config.value)
+            config = run_config(module.CONFIG.value)
             assert {source.task or source.reader for source in config.sources.values()} == {"captioning", "librispeech"}
             for source, settings in config.sources.items():
                 check_source(source, settings, READERS)

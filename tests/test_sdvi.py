@@ -283,21 +283,21 @@ def test_a_killed_build_goes_on_and_is_what_an_uninterrupted_one_is(said, tmp_pa
     monkeypatch.setattr(building, "PART", 3)
     monkeypatch.setattr(building, "_TOGETHER", 2)
     config = config_of(manifest(tmp_path, asked(*(f"Is it number {i}?" for i in range(10)))))
-    build(config, tmp_path / "whole")
+    build(config, tmp_path / "whole", 1)
     monkeypatch.setattr(Beeper, "patience", len(said) + 14)
     with pytest.raises(RuntimeError, match="no speech"):
-        build(config, tmp_path / "killed")
+        build(config, tmp_path / "killed", 1)
     assert not (tmp_path / "killed" / "data.jsonl").exists()
     monkeypatch.setattr(Beeper, "patience", 10**9)
     said.clear()
-    build(config, tmp_path / "killed")
+    build(config, tmp_path / "killed", 1)
     assert len(said) == 2 * (10 - 6), "two parts of three were done"
     assert content(tmp_path / "killed") == content(tmp_path / "whole")
     monkeypatch.setattr(Beeper, "patience", 0)
     with pytest.raises(RuntimeError, match="no speech"):
-        build(config, tmp_path / "other")
+        build(config, tmp_path / "other", 1)
     with pytest.raises(UserError, match="begun with other settings"):
-        build(dataclasses.replace(config, seed=5), tmp_path / "other")
+        build(dataclasses.replace(config, seed=5), tmp_path / "other", 1)
 
 
 def test_a_record_is_the_same_alone_together_and_in_any_order(said):

@@ -54,7 +54,8 @@ def build(config: SdviConfig, target: Path, processes: int | None = None) -> dic
     jobs = {first: (config, str(target), first, min(first + PART, total)) for first in missing}
     workers = min(processes or os.cpu_count() or 1, len(jobs))
     if workers > 1:
-        with Progress(len(jobs) * PART, label="candidate") as progress, Workers(workers) as pool:
+        waiting = sum(last - first for *_, first, last in jobs.values())
+        with Progress(waiting, label="candidate") as progress, Workers(workers) as pool:
             for _ in pool.run(build_part, jobs, progress):
                 pass
     else:

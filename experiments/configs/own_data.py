@@ -3,8 +3,6 @@
     omnidiff train --config=experiments/configs/own_data.py --workdir=RUN \
         --config.data.sources.mine.reader=folder --config.data.sources.mine.path=DIR \
         --config.data.sources.mine.task=captioning --config.stages.own.weights.mine=1
-
-The same of released weights: `dream7b.py` with `config.init.folder`.
 """
 
 from ml_collections import ConfigDict
