@@ -1,7 +1,7 @@
 """docs/data.md is followed word for word: every command of the page, on media that lie as it says.
 
 `OMNIDIFF_REAL_MEDIA` may name a folder with real `pictures/`, `held_out/`, `held_out.jsonl` and `recordings/`, as the
-page has them; without it pictures are drawn and speech is espeak's.
+page has them, and with `kokoro/` and `whisper/`; without it pictures are drawn and speech is espeak's.
 """
 
 import importlib
@@ -55,9 +55,9 @@ def test_every_command_of_the_page_is_one():
 
 
 def test_the_settings_of_the_page_are_settings():
-    (settings,) = blocks("json")
-    config = build(SdviConfig, json.loads(settings))
-    assert config == SdviConfig(config.source, "spoken_vqa"), "what the page shows are the defaults"
+    plain, kokoro = (build(SdviConfig, json.loads(block)) for block in blocks("json"))
+    assert plain == SdviConfig(plain.source, "spoken_vqa"), "what the page shows are the defaults"
+    assert (kokoro.speaker.kind, kokoro.gate.judge) == ("kokoro", "whisper:whisper")
     for example in re.findall(r"^    (\{.*\})$", PAGE, re.MULTILINE):
         assert json.loads(example)["task"] == "captioning"
 
@@ -121,5 +121,14 @@ def test_the_page_works_as_it_stands(omnidiff, tmp_path):
         assert "captioning" in card and "librispeech" in card
     samples = [words for line, words in said.items() if line.startswith("sample")]
     assert len(samples) == 2 and all(answer.strip() for answer in samples)
-    told = json.loads((tmp_path / "spoken" / "card.json").read_text())
-    assert told["accepted"] + sum(told["rejected"].values()) == len(pictures)
+    spoken = ["spoken"]
+    if REAL and (Path(REAL) / "kokoro").is_dir():
+        for name in ("kokoro", "whisper"):
+            (tmp_path / name).symlink_to(Path(REAL) / name)
+        (tmp_path / "kokoro.json").write_text(blocks("json")[1])
+        done = omnidiff("data", "build", "spoken_kokoro", "--sdvi=kokoro.json", cwd=tmp_path, timeout=5400)
+        assert done.returncode == 0, done.stderr[-2000:]
+        spoken.append("spoken_kokoro")
+    for name in spoken:
+        told = json.loads((tmp_path / name / "card.json").read_text())
+        assert told["accepted"] + sum(told["rejected"].values()) == len(pictures)
