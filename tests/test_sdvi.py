@@ -25,8 +25,8 @@ from omnidiff_jax.data.readers import SourceConfig
 from omnidiff_jax.data.sources import JsonlRecords
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.media.audio import read_audio
-from omnidiff_jax.media.image import read_image, write_png
-from omnidiff_jax.records import Message, Record, RejectedRecord, Waveform, stable_id
+from omnidiff_jax.media.image import png_bytes, read_image, write_png
+from omnidiff_jax.records import Medium, Message, Record, RejectedRecord, Waveform, stable_id
 
 DIRECT = "Answer with the option's letter from the given choices directly."
 HINT = "Hint: Please answer the question and provide the correct option letter, e.g., A, B, C, D, at the end."
@@ -259,7 +259,7 @@ def test_the_card_says_who_spoke_who_listened_and_what_was_left_out(said, tmp_pa
     source = manifest(tmp_path, asked("What is it?", "What is 1 + 1?", "What is mumbled here?"))
     told = build(config_of(source), tmp_path / "out")
     assert json.loads((tmp_path / "out" / "card.json").read_text()) == told
-    seconds = sum(read_audio(path).seconds for path in (tmp_path / "out" / "audios").iterdir())
+    seconds = sum(read_audio(path).seconds for path in (tmp_path / "out" / "audios").rglob("*.wav"))
     assert told["seconds"] == pytest.approx(seconds, abs=0.01)
     assert told["recogniser"] == "none" and told["word_error_rate"] is None
     assert told["licences"] == {"speech": "public domain", "source": "its own"}
@@ -392,6 +392,15 @@ def test_missing_image_is_counted(said, tmp_path):
     source = manifest(tmp_path, asked("What is it?"))
     (tmp_path / "a.png").unlink()
     assert build(config_of(source), tmp_path / "out")["rejected"] == {"image file is missing": 1}
+
+
+def test_pictures_within_other_files_are_decoded_or_rejected(said):
+    whole = Medium("a.png", content=png_bytes(np.full((2, 3, 3), 9, np.uint8)))
+    turns = (Message("user", "What is it?"), Message("assistant", "yes"))
+    source = [Record(0, "vqa", turns, (medium,)) for medium in (whole, Medium("b.png", content=b"no picture"))]
+    good, bad = records_of(source).made(range(2))
+    assert (good.record.images[0] == 9).all() and good.record.images[0].shape == (2, 3, 3)
+    assert bad.record is None and bad.reason == "unusable image"
 
 
 def test_pictures_in_memory_are_stored(said, tmp_path):

@@ -18,7 +18,7 @@ from omnidiff_jax.config import to_dict
 from omnidiff_jax.errors import UserError, notice
 from omnidiff_jax.files import check_place, write_bytes
 from omnidiff_jax.media.audio import write_wav
-from omnidiff_jax.media.image import png_bytes, read_image
+from omnidiff_jax.media.image import png_bytes
 from omnidiff_jax.progress import Progress
 from omnidiff_jax.records import Record
 from omnidiff_jax.workers import Workers, advance
@@ -27,6 +27,7 @@ DATA = "data.jsonl"
 _PARTS, _SETTINGS = "parts", "settings.json"
 PART = 256  # candidates
 _TOGETHER = 16  # of them, spoken at once
+_IN_A_FOLDER = 1000  # of them
 
 
 def build(config: SdviConfig, target: Path, processes: int | None = None) -> dict[str, Any]:
@@ -47,7 +48,7 @@ def build(config: SdviConfig, target: Path, processes: int | None = None) -> dic
     made = opened(config)
     if not made.gate.recogniser:
         notice("sdvi: nobody listens to the clips; name a recogniser: gate.judge = 'whisper:FOLDER'")
-    parts = _begun(target, {"fingerprint": made.fingerprint, "settings": to_dict(config)})
+    parts = _begun(target, {"fingerprint": made.fingerprint, "part": PART, "settings": to_dict(config)})
     total = len(made.records)
     starts = range(0, total, PART)
     missing = [first for first in starts if not _part(parts, first).is_file()]
@@ -81,10 +82,10 @@ def build_part(config: SdviConfig, target: str, first: int, last: int) -> None:
     tally, lines = Tally(), []
     for begin in range(first, last, _TOGETHER):
         group = range(begin, min(begin + _TOGETHER, last))
-        for made in records.made(group):
+        for number, made in zip(group, records.made(group), strict=True):
             tally.count(made)
             if made.record is not None:
-                lines.append(json.dumps(_stored(made.record, folder)))
+                lines.append(json.dumps(_stored(made.record, folder, number)))
         advance(len(group))
     write_bytes(_part(folder / _PARTS, first), json.dumps({"lines": lines, "tally": tally.to_dict()}).encode())
 
@@ -110,26 +111,28 @@ def _part(parts: Path, first: int) -> Path:
     return parts / f"{first:012d}.json"
 
 
-def _stored(record: Record, folder: Path) -> dict[str, Any]:
-    """The record as a line of the released format, its media written to `folder`."""
+def _stored(record: Record, folder: Path, number: int) -> dict[str, Any]:
+    """The record of candidate `number` as a line of the released format, its media written to `folder`."""
     images, audios = [], []
-    for number, image in enumerate(record.images):
-        name = f"images/{record.sample_id:08x}_{number}"
+    # By number: ids of 32 bits meet in large sets.
+    place = f"{number // _IN_A_FOLDER:06d}/{number:09d}"
+    for i, image in enumerate(record.images):
+        name = f"images/{place}_{i}"
         if isinstance(image, str):
             images.append(name + Path(image).suffix)
             _link(image, folder / images[-1])
         else:
             images.append(f"{name}.png")
-            pixels = image if hasattr(image, "dtype") else read_image(image)
-            write_bytes(folder / images[-1], png_bytes(pixels))
-    for number, waveform in enumerate(record.audios):
-        audios.append(f"audios/{record.sample_id:08x}_{number}.wav")
+            write_bytes(folder / images[-1], png_bytes(image))
+    for i, waveform in enumerate(record.audios):
+        audios.append(f"audios/{place}_{i}.wav")
         write_wav(folder / audios[-1], waveform)
     messages = [dataclasses.asdict(message) for message in record.messages]
     return {"task": record.task, "messages": messages, "images": images, "audios": audios}
 
 
 def _link(image: str, place: Path) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
     place.unlink(missing_ok=True)  # of a part that was not finished
     try:
         os.link(os.path.realpath(image), place)

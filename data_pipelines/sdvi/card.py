@@ -68,7 +68,10 @@ class Tally:
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> "Tally":
         """The inverse of `to_dict`."""
-        return cls(**{k: collections.Counter(v) if isinstance(v, dict) else v for k, v in content.items()})
+        values: dict[str, Any] = {
+            name: collections.Counter(value) if isinstance(value, dict) else value for name, value in content.items()
+        }
+        return cls(**values)
 
 
 def card(config: SdviConfig, made: Opened, tally: Tally) -> dict[str, Any]:

@@ -17,12 +17,14 @@ from omnidiff_jax.data.readers import SourceConfig
 from omnidiff_jax.data.sources import RandomAccess
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.fetching import local_copy
-from omnidiff_jax.records import Record, RejectedRecord, Waveform, stable_id
+from omnidiff_jax.media.image import read_image
+from omnidiff_jax.records import Medium, Record, RejectedRecord, Waveform, stable_id
 from omnidiff_jax.tasks.registry import task
 
 VOICES = 1000
 NO_IMAGE = "no image"
 MISSING_IMAGE = "image file is missing"
+UNUSABLE_IMAGE = "unusable image"
 NO_PAIR = "no question with an answer"
 SAID = {"spoken_vqa": ("question", "answer"), "s2i": ("prompt",)}  # the clips of a record, in this order
 
@@ -87,7 +89,7 @@ def spoken_vqa(
       sample_id: of the record.
       question: as it is asked, after `speakable`.
       answer: likewise.
-      image: uint8 [H, W, 3], a path or a `Medium`.
+      image: uint8 [H, W, 3] or a path.
       voice: that asks, 0 .. VOICES - 1.
       speech: the question and the answer, spoken.
     """
@@ -161,8 +163,7 @@ class SdviRecords:
         record = self._source[number]
         if not record.images:
             raise RejectedRecord(NO_IMAGE)
-        if (image := near(record.images[0])) is None:
-            raise RejectedRecord(MISSING_IMAGE)
+        image = near(record.images[0])
         key = (self._seed, number, turn) if self._name == "spoken_vqa" else (self._seed, number)
         identity, voice = stable_id("sdvi", *key), stable_id("sdvi voice", *key) % self._voices
         if self._name == "s2i":
@@ -203,11 +204,25 @@ def _prompt(record: Record) -> str:
 
 
 def near(image: Any) -> Any:
-    """An image that can be read on this host: as it is in memory, or its file; None where there is no such file."""
-    if not isinstance(image, str):
+    """An image that can be read on this host: a file, or uint8 [H, W, 3].
+
+    Args:
+        image: a path, here or in a bucket, an array, or a `Medium`, which is decoded.
+
+    Raises:
+        RejectedRecord: there is no such file, or what is not a file of its own cannot be decoded.
+    """
+    if isinstance(image, np.ndarray):
         return image
+    if isinstance(image, Medium):
+        try:
+            return read_image(image)
+        except UserError as error:
+            raise RejectedRecord(UNUSABLE_IMAGE, str(error)) from error
     try:
         file = local_copy(image)
-    except UserError:
-        return None
-    return str(file) if file.is_file() else None
+    except UserError as error:
+        raise RejectedRecord(MISSING_IMAGE, str(error)) from error
+    if not file.is_file():
+        raise RejectedRecord(MISSING_IMAGE, str(file))
+    return str(file)
