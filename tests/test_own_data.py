@@ -17,7 +17,8 @@ import soundfile
 
 from data_pipelines.scenes.tasks import make_record
 from data_pipelines.sdvi.records import SdviConfig
-from data_pipelines.speakers.speaker import Line, SpeakerConfig
+from data_pipelines.speakers.kinds import SpeakerConfig
+from data_pipelines.speakers.speaker import Line
 from experiments.programs import READERS
 from omnidiff_jax.config import build
 from omnidiff_jax.data.readers import check_source

@@ -19,7 +19,7 @@ from data_pipelines.sdvi.reader import SDVI_READER
 from data_pipelines.sdvi.records import VOICES, SdviConfig, SdviRecords, turns_of
 from data_pipelines.sdvi.rules import speakable
 from data_pipelines.speakers.gate import Gate, GateConfig
-from data_pipelines.speakers.speaker import ScenesSpeaker, SpeakerConfig
+from data_pipelines.speakers.kinds import ScenesSpeaker, SpeakerConfig
 from omnidiff_jax.config import to_dict
 from omnidiff_jax.data.readers import SourceConfig
 from omnidiff_jax.data.sources import JsonlRecords

@@ -13,8 +13,9 @@ from data_pipelines.speakers import gate as gates
 from data_pipelines.speakers.cloned import Request
 from data_pipelines.speakers.espeak_engine import phonemes
 from data_pipelines.speakers.gate import Gate, GateConfig, fault
+from data_pipelines.speakers.kinds import Cloned, Kokoro, ScenesSpeaker, SpeakerConfig
 from data_pipelines.speakers.kokoro import KokoroSpeaker, asking_voice, parts, respelt
-from data_pipelines.speakers.speaker import Cloned, Kokoro, Line, ScenesSpeaker, SpeakerConfig, pace
+from data_pipelines.speakers.speaker import Line, pace
 from omnidiff_jax.config import build, to_dict
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.evaluation.normalisers import Normaliser, Whisper
@@ -98,9 +99,14 @@ def kokoro(tmp_path):
     return Kokoro(folder=str(tmp_path))
 
 
+def opened(config):
+    """A speaker of the config, with a stand-in for the network."""
+    return KokoroSpeaker(config.folder, config.voices, config.answer, config.languages, session=Network())
+
+
 def test_kokoro_speaks_in_packs_blends_speeds_and_pitches(kokoro):
-    network = Network()
-    speaker = KokoroSpeaker(kokoro, network)
+    speaker = opened(kokoro)
+    network = speaker._session
     assert speaker.voices == 1000 and len({asking_voice(n, ["a", "b", "c"]) for n in range(1000)}) == 1000
     assert all("ff_siwis" not in speaker.described(voice) for voice in range(50)), "only English packs ask"
     assert speaker.described(None).startswith("af_heart, speed 1.00, pitch 1.00")
@@ -129,18 +135,18 @@ def test_kokoro_cuts_long_texts_after_sentences():
 def test_kokoro_folders_that_cannot_be_used(kokoro, monkeypatch):
     folder = Path(kokoro.folder)
     with pytest.raises(UserError, match="af_heart"):
-        KokoroSpeaker(Kokoro(folder=kokoro.folder, answer="af_hart"), Network())
+        opened(Kokoro(folder=kokoro.folder, answer="af_hart"))
     with pytest.raises(UserError, match="language 'f'"):
-        KokoroSpeaker(Kokoro(folder=kokoro.folder, languages="af"), Network())
+        opened(Kokoro(folder=kokoro.folder, languages="af"))
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UserError, match="omnidiff_jax\\[kokoro\\]"):
         kokoro.open()
     (folder / "voices" / "af_heart.bin").write_bytes(b"short")
     with pytest.raises(UserError, match=r"af_heart\.bin"):
-        KokoroSpeaker(kokoro, Network()).say([Line("red", None)])
+        opened(kokoro).say([Line("red", None)])
     (folder / "config.json").unlink()
     with pytest.raises(UserError, match=r"vocab\.json"):
-        KokoroSpeaker(kokoro, Network())
+        opened(kokoro)
     with pytest.raises(UserError, match="no folder"):
         Kokoro(folder=str(folder / "nowhere")).open()
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from data_pipelines.sdvi.rules import NOTHING_TO_SAY, speakable
 from data_pipelines.speakers.gate import Clip, Gate, GateConfig
-from data_pipelines.speakers.speaker import Line, Speaker, SpeakerConfig
+from data_pipelines.speakers.kinds import SpeakerConfig
+from data_pipelines.speakers.speaker import Line, Speaker
 from omnidiff_jax.config import Seed
 from omnidiff_jax.data.readers import SourceConfig
 from omnidiff_jax.data.sources import RandomAccess
@@ -153,9 +154,13 @@ class SdviRecords:
         for name, clip in zip(SAID[self._name], said, strict=True):
             if not clip.accepted:
                 return Made(None, f"{name} {clip.failed[-1]}", candidate.rewritten, said)
-        make = spoken_vqa if self._name == "spoken_vqa" else speech_to_image
-        told = (candidate.identity, *candidate.texts, candidate.image, candidate.voice)
-        return Made(make(*told, [clip.speech for clip in said]), "", candidate.rewritten, said)
+        told = (candidate.image, candidate.voice, [clip.speech for clip in said])
+        if self._name == "spoken_vqa":
+            question, answer = candidate.texts
+            record = spoken_vqa(candidate.identity, question, answer, *told)
+        else:
+            record = speech_to_image(candidate.identity, candidate.texts[0], *told)
+        return Made(record, "", candidate.rewritten, said)
 
     def _candidate(self, index: int) -> _Candidate:
         number = int(np.searchsorted(self._ends, index, side="right"))

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.speakers.speaker import Cloned, Line
+from data_pipelines.speakers.speaker import Line
 from omnidiff_jax.config import suggest
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.fetching import local_copy
@@ -47,28 +47,31 @@ class Request:
 class ClonedSpeaker:
     """The voices of a folder of clips. See `speaker.Speaker`; there are no more voices than clips that ask."""
 
-    def __init__(self, config: Cloned):
-        """Raises UserError where the function cannot be imported, or the folder holds no such clips."""
-        self._config, self.licence = config, config.licence
-        self._function = _imported(config.function)
-        folder = local_copy(config.clips)
+    def __init__(self, function: str, clips: str, answer: str, voices: int, batch: int, licence: str):
+        """Args:
+            function, clips, answer, voices, batch, licence: as `kinds.Cloned` says.
+
+        Raises:
+            UserError: the function cannot be imported, or the folder holds no such clips.
+        """
+        self._called, self._batch, self.licence = function, batch, licence
+        self._function = _imported(function)
+        folder = local_copy(clips)
         if not folder.is_dir():
-            raise UserError(f"speaker.clips = {config.clips!r} is no folder; it must hold recordings with .txt beside")
+            raise UserError(f"speaker.clips = {clips!r} is no folder; it must hold recordings with .txt beside")
         found = {file.stem: file for file in sorted(folder.iterdir()) if file.suffix.lower() in _SOUNDS}
-        if config.answer not in found:
-            raise UserError(
-                f"speaker.answer = {config.answer!r} is no clip of {folder}; {suggest(config.answer, found)}"
-            )
-        self._answer = found.pop(config.answer)
-        self._clips = list(found.values())[: config.voices]
+        if answer not in found:
+            raise UserError(f"speaker.answer = {answer!r} is no clip of {folder}; {suggest(answer, found)}")
+        self._answer = found.pop(answer)
+        self._clips = list(found.values())[:voices]
         if not self._clips:
-            raise UserError(f"{folder} has no clip beside {config.answer!r}; questions need voices of their own")
+            raise UserError(f"{folder} has no clip beside {answer!r}; questions need voices of their own")
         if missing := [file for file in (self._answer, *self._clips) if not file.with_suffix(".txt").is_file()]:
             raise UserError(
                 f"{missing[0]} has no {missing[0].with_suffix('.txt').name} beside it; write its words there"
             )
         self.voices = len(self._clips)
-        self.name = f"{config.function} with clips {fingerprint([folder])[:8]}"
+        self.name = f"{function} with clips {fingerprint([folder])[:8]}"
 
     def say(self, lines: Sequence[Line]) -> list[Waveform]:
         """What the function gives, checked.
@@ -77,11 +80,11 @@ class ClonedSpeaker:
             UserError: the function gives something else than a mono `Waveform` a request.
         """
         said: list[Waveform] = []
-        for first in range(0, len(lines), self._config.batch):
-            requests = [self._request(line) for line in lines[first : first + self._config.batch]]
+        for first in range(0, len(lines), self._batch):
+            requests = [self._request(line) for line in lines[first : first + self._batch]]
             answers = self._function(requests)
             if len(answers) != len(requests):
-                raise UserError(f"{self._config.function} gave {len(answers)} waveforms for {len(requests)} requests")
+                raise UserError(f"{self._called} gave {len(answers)} waveforms for {len(requests)} requests")
             said += [self._checked(answer) for answer in answers]
         return said
 
@@ -98,7 +101,7 @@ class ClonedSpeaker:
     def _checked(self, answer: Any) -> Waveform:
         samples = getattr(answer, "samples", None)
         if not isinstance(samples, np.ndarray) or samples.ndim != 1 or getattr(answer, "rate", 0) <= 0:
-            raise UserError(f"{self._config.function} gave {type(answer).__name__}; it must give mono Waveforms")
+            raise UserError(f"{self._called} gave {type(answer).__name__}; it must give mono Waveforms")
         return Waveform(samples.astype(np.float32), int(answer.rate))
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.speakers.espeak_engine import phonemes
-from data_pipelines.speakers.speaker import Kokoro, Line, drawn, pace
+from data_pipelines.speakers.speaker import Line, drawn, pace
 from omnidiff_jax.config import suggest
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.fetching import local_copy
@@ -102,35 +102,37 @@ def respelt(text: str, language: str) -> str:
 class KokoroSpeaker:
     """Voices of packs and their blends. See `speaker.Speaker`."""
 
-    def __init__(self, config: Kokoro, session: Any = None):
+    def __init__(
+        self, folder: str, voices: int, answer: str, languages: str, licence: str = "Apache-2.0", session: Any = None
+    ):
         """Args:
-            config: its folder and packs.
+            folder, voices, answer, languages, licence: as `kinds.Kokoro` says.
             session: in place of the folder's network, an object with `run` and `get_inputs` of onnxruntime's.
 
         Raises:
             UserError: a file is missing or damaged, or onnxruntime is not installed.
         """
-        folder = local_copy(config.folder)
-        if not folder.is_dir():
-            raise UserError(f"speaker.folder = {config.folder!r} is no folder; it must hold Kokoro (docs/data.md)")
-        self._vocabulary = _vocabulary(folder)
-        self._packs = {file.stem: file for file in sorted((folder / "voices").glob("*.bin"))}
+        place = local_copy(folder)
+        if not place.is_dir():
+            raise UserError(f"speaker.folder = {folder!r} is no folder; it must hold Kokoro (docs/data.md)")
+        self._vocabulary = _vocabulary(place)
+        self._packs = {file.stem: file for file in sorted((place / "voices").glob("*.bin"))}
         self._styles: dict[str, np.ndarray] = {}
-        self._asking = [name for name in self._packs if name[0] in config.languages]
-        strange = set(config.languages) - set(_ACCENTS)
-        if strange or config.answer not in self._packs or config.answer[0] not in _ACCENTS:
-            wanted = min(strange) if strange else config.answer
+        self._asking = [name for name in self._packs if name[0] in languages]
+        strange = set(languages) - set(_ACCENTS)
+        if strange or answer not in self._packs or answer[0] not in _ACCENTS:
+            wanted = min(strange) if strange else answer
             known = _ACCENTS if strange else self._packs
             raise UserError(f"speaker: no {'language' if strange else 'pack'} {wanted!r}; {suggest(wanted, known)}")
         if not self._asking:
-            raise UserError(f"{folder}/voices has no pack of speaker.languages = {config.languages!r}")
+            raise UserError(f"{place}/voices has no pack of speaker.languages = {languages!r}")
         self._answer, self.voices, self.licence = (
-            KokoroVoice(config.answer, config.answer),
-            config.voices,
-            config.licence,
+            KokoroVoice(answer, answer),
+            voices,
+            licence,
         )
-        self.name = f"kokoro-{fingerprint([folder])[:8]}"
-        self._session = session or _session(folder)
+        self.name = f"kokoro-{fingerprint([place])[:8]}"
+        self._session = session or _session(place)
         self._tokens, self._style, self._speed = (given.name for given in self._session.get_inputs())
 
     def say(self, lines: Sequence[Line]) -> list[Waveform]:
