@@ -98,7 +98,13 @@ def load_media(record: Record) -> Record:
         _load("audio", audio, functools.partial(read_audio, channels="first" if role == "assistant" else "mean"))
         for audio, role in zip(record.audios, roles, strict=True)
     )
-    return dataclasses.replace(record, images=images, audios=audios)
+    hole = _load("hole", record.hole, read_image)
+    if hole is not None:
+        hole = hole if hole.dtype == bool else hole.mean(axis=-1) > 127
+        if not images or hole.shape != images[-1].shape[:2]:
+            pixels = images[-1].shape[:2] if images else "no"
+            raise RejectedRecord("hole of another size", f"{hole.shape} pixels, the picture has {pixels}")
+    return dataclasses.replace(record, images=images, audios=audios, hole=hole)
 
 
 def fit_image(image: np.ndarray, size: int) -> np.ndarray:
@@ -110,6 +116,13 @@ def fit_image(image: np.ndarray, size: int) -> np.ndarray:
     longest = _LONGEST_STRIP * min(image.shape[:2])
     top, left = (max(side - longest, 0) // 2 for side in image.shape[:2])
     return fit(image[top : image.shape[0] - top, left : image.shape[1] - left], size)
+
+
+def code_hole(hole: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """bool [k]: the codes of a grid whose patch touches the hole, bool [size, size]."""
+    rows, columns = grid
+    patches = hole.reshape(rows, hole.shape[0] // rows, columns, hole.shape[1] // columns)
+    return patches.any(axis=(1, 3)).reshape(-1)
 
 
 def _load(kind: str, medium: Any, read: Callable[..., Any]) -> Any:
@@ -143,7 +156,8 @@ def _encode(records: Sequence[Record], codecs: Codecs, generate: bool) -> list[E
         codes = [next(images) for _ in item.images]
         sounds = [next(audios) for _ in item.audios]
         try:
-            results.append(_example(item, codes, sounds, codecs.layout, generate))
+            example = _example(item, codes, sounds, codecs.layout, generate)
+            results.append(example if item.hole is None else _painted(example, item.hole, codecs))
         except RejectedRecord as error:
             results.append(error)
     return results
@@ -236,3 +250,17 @@ def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
             group = []
     if group:
         yield group
+
+
+def _painted(example: EncodedExample, hole: np.ndarray, codecs: Codecs) -> EncodedExample:
+    """The example with nothing to learn but the codes of its last picture whose patch touches the hole, bool [H, W]."""
+    codes = code_hole(
+        fit_image(np.repeat(hole[..., None], 3, axis=-1) * np.uint8(255), codecs.assistant_image_size)[..., 0] > 127,
+        codecs.image_grid,
+    )
+    if not codes.any():
+        raise RejectedRecord("hole is empty", "no pixel of it lies in the part of the picture that the model sees")
+    first = np.flatnonzero(example.tokens == codecs.layout.vocabulary.begin_image)[-1] + 1
+    targets = np.zeros_like(example.targets)
+    targets[first : first + len(codes)] = codes
+    return dataclasses.replace(example, targets=targets)
