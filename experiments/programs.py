@@ -1,6 +1,7 @@
 """What commands hand down to the library: programs by `config.program`, readers of data, exams."""
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -76,18 +77,38 @@ def open_model(config: RunConfig, workdir: Path) -> Run:
     fetch_run(config, READERS, fresh=not is_run(workdir))
     tokenizers = open_tokenizers(config.tokenizers)
 
-    def opened(sources: Mapping[str, SourceConfig], folder: Path) -> Callable[[], dict[str, Source]]:
-        return lambda: _sources(sources, config.tokenizers, tokenizers, folder)
-
     data = workdir / "data"
-    measured = opened(held_out, data / "held_out") if held_out else None
-    return open_run(config, tokenizers, opened(learned, data), measured, workdir)
+    measured = OpenSources(held_out, config.tokenizers, data / "held_out", tokenizers) if held_out else None
+    return open_run(config, tokenizers, OpenSources(learned, config.tokenizers, data, tokenizers), measured, workdir)
 
 
-def _sources(
-    sources: Mapping[str, SourceConfig], config: TokenizersConfig, tokenizers: Tokenizers, folder: Path
-) -> dict[str, Source]:
-    if is_primary():
-        build_sets(sources, READERS, config, folder)
-    barrier(f"data sets of {folder.name} are built")
-    return {name: open_source(name, source, READERS, tokenizers, folder) for name, source in sources.items()}
+@dataclasses.dataclass(frozen=True)
+class OpenSources:
+    """Opens sources when it is called, in this process or, pickled without its tokenizers, in a worker.
+
+    Attributes:
+        sources: by name.
+        config: of the tokenizers that encode them.
+        folder: holds the sets that are built for the run.
+        tokenizers: opened; None = in a worker, where sets are built already.
+    """
+
+    sources: Mapping[str, SourceConfig]
+    config: TokenizersConfig
+    folder: Path
+    tokenizers: Tokenizers | None = None
+
+    def __reduce__(self) -> tuple[type["OpenSources"], tuple[Any, ...]]:
+        return OpenSources, (self.sources, self.config, self.folder)
+
+    def __call__(self) -> dict[str, Source]:
+        tokenizers = self.tokenizers
+        if tokenizers is None:
+            tokenizers = open_tokenizers(self.config)
+        else:
+            if is_primary():
+                build_sets(self.sources, READERS, self.config, self.folder)
+            barrier(f"data sets of {self.folder.name} are built")
+        return {
+            name: open_source(name, source, READERS, tokenizers, self.folder) for name, source in self.sources.items()
+        }

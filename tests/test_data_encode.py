@@ -435,7 +435,8 @@ def test_a_set_of_rejects_is_not_built(tmp_path):
     with pytest.raises(UserError, match=f"none of {len(UNTRAINABLE)} records can be used: not a sample of its task"):
         storage.write_set(tmp_path / "set", examples, FINGERPRINT, 1, rejected)
     assert not list(tmp_path.iterdir())
-    assert "nothing" not in " ".join(report_lines(check_jsonl(written(tmp_path, RECORDS))))
+    said = " ".join(report_lines(check_jsonl(written(tmp_path, RECORDS))))
+    assert "nothing" not in said and "×" not in said, "neither the whole set nor a record is rejected"
     (tmp_path / "set.jsonl").write_text("")
     assert "this set is empty" in report_lines(check_jsonl(tmp_path / "set.jsonl"))
 

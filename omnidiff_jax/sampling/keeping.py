@@ -65,6 +65,11 @@ class PromptCache(Cache, word="prompt"):
                 f"cache.kind = {self.kind!r} computes answers, but guidance asks what stands before them, as "
                 "unconditional prompts are longer; set guidance.form = 'aligned', or leave the kind out"
             )
+        if (layout.reach > layout.held).any():
+            raise UserError(
+                f"cache.kind = {self.kind!r} computes answers, but guidance asks what stands behind them, as "
+                "unconditional prompts are shorter; set guidance.form = 'aligned', or pad them with zero vectors"
+            )
         needed = self._needed(layout)
         if self.columns and self.columns < needed:
             raise UserError(f"cache.columns = {self.columns} is less than the {needed} that these answers need; set 0")

@@ -59,7 +59,7 @@ async def _spoken(watching: Watching, form: str) -> AsyncIterator[bytes]:
 
 def _sound(answered: Answered, form: str) -> bytes:
     if answered.response.audio is None:
-        raise Failure("the model said nothing; ask in other words", status=500, code="no_speech")
+        raise Failure("the model said nothing; ask in other words", status=422, code="no_speech")
     return FORMATS[form][1](answered.response.audio)
 
 
