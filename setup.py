@@ -46,6 +46,8 @@ EXTRAS = {
     # The outside judge of speech and the figures of the report: what `evaluate` needs and a training pod does not.
     # pocketsphinx 5.1 has no wheel for CPython 3.12.
     "eval": ["matplotlib>=3.10", "pocketsphinx>=5.0.4,<5.1"],
+    # SDVI in the voices of Kokoro, from a folder of one's own.
+    "kokoro": ["onnxruntime>=1.20"],
     # Corpora in parquet.
     "parquet": ["pyarrow>=19"],
     # Paths in buckets: `gs://…`, `s3://…`.

@@ -3,14 +3,16 @@
     omnidiff data build OUT --config=experiments/configs/nano.py             the config's Scenes sets, one folder a task
     omnidiff data build OUT --config=… --task=vqa --jsonl=vqa.jsonl          one task's set from a JSONL manifest
     omnidiff data build OUT --config=… --task=vqa --tfds=DIR --split=train   the same from a prepared TFDS data set
-    omnidiff data build OUT --task=spoken_vqa --sdvi=vqa.jsonl               SDVI: a manifest's pairs, spoken
+    omnidiff data build OUT --sdvi=sdvi.json                                 SDVI by its settings (docs/data.md)
+    omnidiff data build OUT --task=spoken_vqa --sdvi=vqa.jsonl               the same of a manifest, as it comes
     omnidiff data check SET.jsonl                                            what training would accept and reject
     omnidiff data check DIR --reader=librispeech --report=report.html        the same of any source, and a page
     omnidiff data mix WORKDIR --config=… --batches=20                        a config's mixture: asked for, and got
     omnidiff data fetch commons DIR                                          real pictures, voices and judges
 
 --sdvi takes visual questions (--task=spoken_vqa) or image prompts (--task=s2i), drops what the rules of SDVI call not
-speakable, and writes a manifest with its media.
+speakable, has the rest spoken and every clip judged, and writes a manifest with its media and a data card. A build that
+was killed goes on.
 
 A manifest holds a line {"messages": [{"role", "content"}], "images": [paths], "audios": [paths]} a sample.
 """
@@ -22,12 +24,13 @@ from typing import Any
 
 from data_pipelines.commons.fetch import fetch
 from data_pipelines.commons.packages import PARTS as COMMONS
-from data_pipelines.scenes.tasks import speaker
 from data_pipelines.sdvi.build import build as build_sdvi
+from data_pipelines.sdvi.opening import sdvi_config
+from data_pipelines.sdvi.records import SdviConfig
 from experiments.common import Command
 from experiments.programs import READERS, OpenSources
 from omnidiff_jax.codecs.tokenizers import open_tokenizers
-from omnidiff_jax.config import choose, suggest
+from omnidiff_jax.config import build, choose, suggest
 from omnidiff_jax.data.building import build_sets, described, encode_set
 from omnidiff_jax.data.check import amounts_to, check_records, mixture_lines, report_lines, shown_again
 from omnidiff_jax.data.readers import SourceConfig, check_source, raw_records
@@ -43,7 +46,7 @@ CONFIG = COMMAND.config("experiments/configs/nano.py")
 JSONL = COMMAND.string("jsonl", "manifest to build from")
 TFDS = COMMAND.string("tfds", "version folder of a data set that the builder of data_pipelines/tfds_builders wrote")
 SPLIT = COMMAND.string("split", "of --tfds, or a slice of it such as train[:10%]", "train")
-SDVI = COMMAND.string("sdvi", "manifest of written questions or prompts to speak")
+SDVI = COMMAND.string("sdvi", "JSON file of settings, or a manifest of written questions or prompts to speak")
 TASK = COMMAND.choice("task", "task that the manifest's samples train or are checked for", tuple(TASKS))
 ROOT = COMMAND.string("root", "folder of the manifest's media (default: its own)")
 READER = COMMAND.string("reader", "of what is checked: jsonl, librispeech, folder, … (docs/data.md)")
@@ -156,9 +159,15 @@ def _build(out: Path) -> dict[str, dict[str, object]]:
 
 
 def _build_sdvi(out: Path, source: str) -> dict[str, dict[str, object]]:
-    if TASK.value is None:
+    if source.endswith(".json"):
+        config = sdvi_config(source)
+    elif TASK.value is None:
         raise UserError("--sdvi needs --task: spoken_vqa or s2i")
-    return {TASK.value: build_sdvi(source, out, TASK.value, speaker).to_dict()}
+    else:
+        written = {"reader": "jsonl", "path": source, "root": ROOT.value or ""}
+        config = build(SdviConfig, {"source": written, "task": TASK.value, "speaker": {"kind": "scenes"}}, "sdvi")
+    told = build_sdvi(config, out, PROCESSES.value)
+    return {config.task: {key: told[key] for key in ("accepted", "rewritten", "clips", "seconds", "rejected")}}
 
 
 if __name__ == "__main__":

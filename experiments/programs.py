@@ -13,6 +13,7 @@ from data_pipelines.scenes.reader import SCENES_READER
 from data_pipelines.scenes.tokenizers.image import ImageTokenizerRun
 from data_pipelines.scenes.tokenizers.speech_codec import SpeechDecoderRun, SpeechTokenizerRun
 from data_pipelines.scenes.tokenizers.speech_encoder import SpeechEncoderRun
+from data_pipelines.sdvi.reader import SDVI_READER
 from data_pipelines.tfds_builders.reader import TFDS_READER
 from omnidiff_jax.codecs.tokenizers import Tokenizers, TokenizersConfig, open_tokenizers
 from omnidiff_jax.config import build, choose
@@ -28,7 +29,13 @@ from omnidiff_jax.runs.stored import is_run
 from omnidiff_jax.sharding.distributed import barrier, is_primary
 from omnidiff_jax.training.run import Run
 
-READERS: Mapping[str, Reader] = {**LIBRARY_READERS, **CORPUS_READERS, "scenes": SCENES_READER, "tfds": TFDS_READER}
+READERS: Mapping[str, Reader] = {
+    **LIBRARY_READERS,
+    **CORPUS_READERS,
+    "scenes": SCENES_READER,
+    "sdvi": SDVI_READER,
+    "tfds": TFDS_READER,
+}
 EXAMS: Mapping[str, ExamSet] = {
     "scenes": SCENES,
     "plain": PLAIN,

@@ -95,11 +95,15 @@ def test_sdvi_is_built_from_written_questions(capfd, refusal, media, tmp_path):
     words = ["build", str(tmp_path / "sdvi"), "--task=spoken_vqa", f"--sdvi={written}", "--json"]
     assert guard(command.program, lambda: command.call(data_command.run, words)) == 0
     report = json.loads(capfd.readouterr().out.splitlines()[-1])["spoken_vqa"]
-    assert report == {"accepted": 1, "rewritten": 0, "rejected": {"mathematics": 1}}
+    assert report.pop("seconds") > 1.0
+    assert report == {"accepted": 1, "rewritten": 0, "clips": 2, "rejected": {"mathematics": 1}}
     (line,) = (tmp_path / "sdvi" / "data.jsonl").read_text().splitlines()
     assert len(json.loads(line)["audios"]) == 2, "the question and the answer are spoken"
     assert "--sdvi needs --task" in refusal(data_command, "build", tmp_path / "other", f"--sdvi={written}")
-    assert "unknown SDVI task 'asr'" in refusal(data_command, *words[:1], tmp_path / "other", "--task=asr", words[3])
+    assert "sdvi.task = 'asr'" in refusal(data_command, *words[:1], tmp_path / "other", "--task=asr", words[3])
+    settings = tmp_path / "sdvi.json"
+    settings.write_text(json.dumps({"source": {"reader": "jsonl"}, "task": "spoken_vqa", "speeker": {}}))
+    assert "did you mean 'speaker'?" in refusal(data_command, "build", tmp_path / "other", f"--sdvi={settings}")
 
 
 def test_manifests_that_cannot_be_built(refusal, config, media, tmp_path):
