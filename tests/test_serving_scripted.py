@@ -21,8 +21,13 @@ CHAT = "/v1/chat/completions"
 
 
 @pytest.fixture(scope="module")
-def service():
-    made = scripted_service(omnidiff_jax.load(MODEL, rows=2), MODEL, LIMITS, key=KEY, pause=0.001)
+def model():
+    return omnidiff_jax.load(MODEL, rows=2)
+
+
+@pytest.fixture(scope="module")
+def service(model):
+    made = scripted_service(model, MODEL, LIMITS, key=KEY, pause=0.001)
     yield made
     assert made.scheduler.close(10)
 
@@ -112,14 +117,15 @@ def test_a_picture_is_seen_within_two_steps_of_its_start(service):
     assert steps == list(range(1, STEPS + 1))
 
 
+@pytest.mark.slow
 def test_what_the_schema_allows_is_answered_as_it_says(service):
     pytest.importorskip("schemathesis")
     told = check_schema(service, 40, seed=0)
     assert told["requests"] >= 30 and not told["wrong"], told
 
 
-def test_it_is_not_live_without_the_thread_of_its_steps():
-    service = scripted_service(omnidiff_jax.load(MODEL, rows=2), MODEL, LIMITS)
+def test_it_is_not_live_without_the_thread_of_its_steps(model):
+    service = scripted_service(model, MODEL, LIMITS)
     app = application(service)
     assert asyncio.run(ask(app, Sent("GET", "/health/live"))).status == 200
     service.scheduler.close(1)
