@@ -131,7 +131,7 @@ def test_the_tour_runs_cell_by_cell():
         exec(compile(tree, "tour.ipynb", "exec"), names)
         if last is not None:
             shown.append(eval(compile(ast.Expression(last.value), "tour.ipynb", "eval"), names))
-    assert names["caption"] == SCENE and names["colour"] == "red" and names["heard"] == SCENE
+    assert names["caption"] == SCENE and names["colour"] == "red" and names["heard"] == ASKED[0]
     assert "red" in names["spoken"].text
     assert names["drawn"].steps == len(names["drawn"].film) == 16
     assert all(isinstance(one, str | tuple | Image.Image) or "<audio" in one._repr_html_() for one in shown)

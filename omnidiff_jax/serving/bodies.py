@@ -162,4 +162,5 @@ class SpeechRequest(Sampling):
 class TranscriptionRequest(Sampling):
     response_format: Literal["json", "text", "verbose_json"] | None = None
     stream: bool | None = None
+    include_canvas: bool | None = Field(None, description="Also send the canvas after every step, as in chats.")
     length: int | None = Field(None, ge=1, description="Positions of the answer.")

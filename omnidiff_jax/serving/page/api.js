@@ -46,6 +46,18 @@ export async function edit(form, heard, signal, key) {
   }
 }
 
+// Streams what a recording says into one listener; `form` holds file and settings.
+export async function transcribe(form, heard, signal, key) {
+  form.append("stream", "true");
+  form.append("include_canvas", "true");
+  const answer = await asked("audio/transcriptions", { method: "POST", body: form, signal }, key);
+  for await (const [name, data] of events(answer)) {
+    if (name === "canvas") heard.canvas(frame(data.canvas));
+    else if (name.endsWith(".delta")) heard.text(data.delta);
+    else if (name.endsWith(".done")) heard.end(data.finish === "end" ? "stop" : "length");
+  }
+}
+
 function frame(canvas) {
   const { step, text, b64_json } = canvas;
   return b64_json ? { step, image: `data:image/png;base64,${b64_json}` } : { step, text };

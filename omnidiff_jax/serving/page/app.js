@@ -1,7 +1,7 @@
 // The page: a conversation, what is attached to the next turn, and the settings of its answer.
 
 import { answersIn } from "./answer.js";
-import { chat, edit, modelName } from "./api.js";
+import { chat, edit, modelName, transcribe } from "./api.js";
 import { Brush } from "./brush.js";
 import { at, made, picture, player } from "./elements.js";
 import { MODALITIES, PRESETS, REVEALS, SETTINGS } from "./presets.js";
@@ -210,7 +210,9 @@ async function send(event) {
   running = new AbortController();
   busy(true);
   try {
-    await (preset().paints ? repaired(words, theirs) : answered(words, theirs));
+    if (preset().paints) await repaired(words, theirs);
+    else if (at("preset").value === "asr") await transcribed(theirs);
+    else await answered(words, theirs);
     at("words").value = "";
     attached = [];
     shown();
@@ -252,23 +254,28 @@ function keep(mine, heard) {
   });
 }
 
+const file = (kind) => attached.find((one) => one.kind === kind).file;
+
 async function repaired(words, element) {
+  await filed(element, "image", edit, { prompt: words, image: file("image"), mask: await brush.file() });
+}
+
+async function transcribed(element) {
+  await filed(element, "text", transcribe, { file: file("audio") });
+}
+
+// Answers of an endpoint that takes a form, and gives one answer to it.
+async function filed(element, kind, endpoint, fields) {
   const { n, found } = settings();
-  const heard = answersIn(element, n, "image");
-  const mask = await brush.file();
   const one = (listener, i) => {
     const form = new FormData();
-    form.append("model", model);
-    form.append("prompt", words);
-    form.append("image", attached.find((other) => other.kind === "image").file);
-    form.append("mask", mask);
     const mine = found.seed === undefined ? found : { ...found, seed: (found.seed + i) % 2 ** 32 };
-    for (const [name, value] of Object.entries(mine)) {
+    for (const [name, value] of Object.entries({ model, ...fields, ...mine })) {
       form.append(name, name === "settings" ? JSON.stringify(value) : value);
     }
-    return edit(form, listener, running.signal, at("key").value);
+    return endpoint(form, listener, running.signal, at("key").value);
   };
-  await Promise.all(heard.map(one));
+  await Promise.all(answersIn(element, n, kind).map(one));
 }
 
 function busy(is) {

@@ -27,8 +27,8 @@ export const PRESETS = {
     hint: "Attach a picture, paint over what is to be drawn anew, and say what the whole shows.",
   },
   asr: {
-    label: "Transcribe", answer: "text", needs: ["audio"], worded: false, positions: 32,
-    user: "Convert the speech to text.", hint: "Record or attach speech.",
+    label: "Transcribe", answer: "text", needs: ["audio"], worded: false,
+    hint: "Record or attach speech.",
   },
   tts: {
     label: "Read aloud", answer: "speech", worded: true, user: "Convert the text to speech.\n{text}",
