@@ -131,3 +131,9 @@ def refusal(capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
         return printed.err
 
     return run
+
+
+@pytest.fixture
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache of fetched things and indices is the test's own."""
+    monkeypatch.setenv("OMNIDIFF_CACHE", str(tmp_path_factory.mktemp("cache") / "buckets"))

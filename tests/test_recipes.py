@@ -9,9 +9,9 @@ import corpora
 import jax
 import numpy as np
 import pytest
+from corpora import opened
 from data_world import VOCABULARY, example
 
-from data_pipelines.readers.reader import open_corpus
 from omnidiff_jax.codecs.encode import load_media
 from omnidiff_jax.codecs.judgment import check_trainable
 from omnidiff_jax.data.assemble import Sample, assemble
@@ -19,7 +19,6 @@ from omnidiff_jax.data.config import DataConfig
 from omnidiff_jax.data.hosting import HostBatches
 from omnidiff_jax.data.mixture import Stage
 from omnidiff_jax.data.packing import PackingConfig
-from omnidiff_jax.data.readers import SourceConfig
 from omnidiff_jax.data.sources import JsonlRecords, Source
 from omnidiff_jax.data.streams import Corpus
 from omnidiff_jax.errors import UserError
@@ -31,13 +30,7 @@ CONFIG = DataConfig(seed=3, batch_size=4, streams=2, max_tail_pads=4, packing=PA
 PICTURE = corpora.png_bytes(corpora.picture(7))
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("OMNIDIFF_CACHE", str(tmp_path_factory.mktemp("cache") / "buckets"))
-
-
-def opened(name, root, **given):
-    return open_corpus(name, SourceConfig(name, path=str(root), **given))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 class Examples:
