@@ -182,7 +182,9 @@ class DualCache(PromptCache, word="dual"):
 class FeatureCache(PromptCache, word="features"):
     """Of the answer each layer computes the share whose values turned most; what it added elsewhere is added again.
 
-    dLLM-Cache (arXiv 2506.06295); a position is compared with what it was when it was last computed.
+    dLLM-Cache (arXiv 2506.06295); a position is compared with what it was when it was last computed. Where two have
+    turned alike to the last digits, rounding chooses: a row answered alone, whose products round otherwise than a
+    batch's, may then get another answer than beside others.
 
     Attributes:
         refresh: every so many steps all is computed, the prompt too; 1 = always, 0 = at the first step only.
