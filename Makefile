@@ -119,7 +119,7 @@ test-slow: $(STAMP)  ## the tests that train for minutes
 	$(BIN)/python -m pytest -q -m slow
 
 test-torch: .venv/.torch  ## what other people's readers make of our files, and we of theirs (installs the extra `torch`)
-	$(BIN)/python -m pytest -q tests/test_transformers.py tests/test_convert_files.py tests/test_bench_sampler.py tests/test_clip.py
+	$(BIN)/python -m pytest -q tests/test_transformers.py tests/test_convert_files.py tests/test_bench_sampler.py tests/test_clip.py tests/test_speech_judges.py
 
 .venv/.torch: $(STAMP)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint requirements.lock -e ".[torch]"

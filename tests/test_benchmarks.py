@@ -226,7 +226,7 @@ def test_mmmu_by_hand(tmp_path):
         {
             "id": ["validation_Art_1", "validation_Art_2", "validation_Art_3"],
             "question": ["<image 1> which?", "<image 1> and <image 2>?", "how many?"],
-            "options": ["['red dog', \"it's\"]", "['a', 'b', 'c']", "[]"],
+            "options": ["['red dog', \"it's\"]", "['a', 'b', 'c', 'd', 'e']", "[]"],
             "answer": ["B", "C", "['4', 'four']"],
             "image_1": [cell] * 3,
             "image_2": [None, cell, None],
@@ -239,7 +239,8 @@ def test_mmmu_by_hand(tmp_path):
     assert entry["notes"] == {"with several pictures, of which one was shown": 1}
     told = json.loads((tmp_path / "out/benchmarks/mmmu-paper/exports/answers.json").read_text())
     assert told == {"validation_Art_1": "B", "validation_Art_2": "no idea", "validation_Art_3": "so it is four."}
-    write(tmp_path / "kit.tsv", "")
+    kit = (tmp_path / "out/benchmarks/mmmu-paper/exports/vlmevalkit.tsv").read_text().splitlines()
+    assert kit[0].split("\t")[3:8] == list("ABCDE") and kit[2].split("\t")[3:9] == [*"abcde", "C"]
     rows = [
         [1, "validation_Art_1", picture64(), "which?", "red", "Other Answers", "A", "Art", "validation"],
         [2, "dev_Art_1", picture64(), "?", "x", "y", "A", "Art", "dev"],

@@ -23,7 +23,7 @@ def faster(monkeypatch, heard):
     class WhisperModel:
         def __init__(self, folder, **options):
             if heard is None:
-                raise RuntimeError("Unable to open file 'model.bin'")
+                raise Exception("Unable to open file 'model.bin'")
 
         def transcribe(self, samples, **options):
             asked.append((len(samples), options))
@@ -35,6 +35,9 @@ def faster(monkeypatch, heard):
 
 def test_a_folder_of_ctranslate2(tmp_path, monkeypatch):
     (tmp_path / "model.bin").write_bytes(b"x")
+    with pytest.raises(UserError, match="without tokenizer.json"):
+        WhisperJudge(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
     asked = faster(monkeypatch, [" Hello,", " world. "])
     judge = WhisperJudge(tmp_path)
     assert judge.hear(NOISE) == "Hello, world."
@@ -43,12 +46,25 @@ def test_a_folder_of_ctranslate2(tmp_path, monkeypatch):
     assert judge.hear(Waveform(np.zeros(0, np.float32), 16000)) == "" and len(asked) == 1
     (tmp_path / "model.bin").write_bytes(b"y")
     assert WhisperJudge(tmp_path).name != judge.name and judge.name.startswith("whisper-")
-    faster(monkeypatch, None)
+    faster(monkeypatch, None)  # raises what the tokenizer's package raises
     with pytest.raises(UserError, match=r"cannot be read as Whisper \(Unable to open file 'model.bin'\)"):
         WhisperJudge(tmp_path)
     monkeypatch.setitem(sys.modules, "faster_whisper", None)
     with pytest.raises(UserError, match="needs faster-whisper"):
         WhisperJudge(tmp_path)
+
+
+@pytest.mark.parametrize("spec", [b"WhisperSpec", b"TransformerSpec"])
+def test_damaged_folders_of_ctranslate2(spec, tmp_path):
+    """Its own header: version, name of the model, revision, number of variables; then nothing."""
+    pytest.importorskip("faster_whisper", reason="the judge is in the extra `benchmarks`")
+    name = len(spec + b"\0").to_bytes(2, "little") + spec + b"\0"
+    header = (6).to_bytes(4, "little") + name + (3).to_bytes(4, "little") + (9).to_bytes(4, "little")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    for content in (header, b"", b"\xff" * 64):
+        (tmp_path / "model.bin").write_bytes(content)
+        with pytest.raises(UserError, match="cannot be read as Whisper"):
+            WhisperJudge(tmp_path)
 
 
 def test_a_folder_of_transformers_without_it(tmp_path, monkeypatch):

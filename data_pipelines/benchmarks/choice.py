@@ -177,14 +177,16 @@ def picked(one: Answered, protocol: Protocol) -> str:
 def exports(answered: Sequence[Answered], protocol: Protocol) -> dict[str, str | bytes]:
     """MMMU's submission, id -> answer, and VLMEvalKit's table with the options."""
     rule, told = Letters.named(protocol.reads, "reads")(), {}
-    rows = [["index", "category", "question", *"ABCD", "answer", "prediction"]]
+    most = max([len(one.item.truth["options"]) for one in answered], default=0)
+    columns = LETTERS[: max(most, 4)]
+    rows = [["index", "category", "question", *columns, "answer", "prediction"]]
     for one in answered:
         truth = one.item.truth
         options = lettered(truth["options"])
         letter = picked(one, protocol) or (rule.read(one.text, options) if options else "")
         told[one.item.name] = letter or one.text
         cells = [one.item.name, str(truth.get("subject") or one.item.split), truth["question"]]
-        cells += [*[options.get(letter, "") for letter in "ABCD"], truth["answer"], letter or one.text]
+        cells += [*[options.get(column, "") for column in columns], truth["answer"], letter or one.text]
         rows.append([str(cell) for cell in cells])
     return {"answers.json": json.dumps(told, indent=1) + "\n"} | both("vlmevalkit", rows)
 

@@ -29,6 +29,8 @@ class WhisperJudge:
     def __init__(self, folder: Path):
         """Raises UserError where the folder holds no Whisper, or the package that reads it is missing."""
         if (folder / "model.bin").is_file():
+            if not (folder / "tokenizer.json").is_file():  # it would be looked for on the network
+                raise UserError(f"{folder} has model.bin without tokenizer.json; copy the whole folder of Whisper")
             self._hear = _by_faster_whisper(folder)
         elif (folder / "model.safetensors").is_file() and (folder / "preprocessor_config.json").is_file():
             self._hear = _by_transformers(folder)
@@ -52,7 +54,7 @@ def _by_faster_whisper(folder: Path) -> Any:
         raise UserError(f"{folder}: a Whisper of CTranslate2 needs faster-whisper: {_EXTRA}") from error
     try:
         model = WhisperModel(str(folder), compute_type="default", local_files_only=True)
-    except (RuntimeError, ValueError, OSError) as error:
+    except Exception as error:  # a damaged tokenizer raises nothing more particular
         raise UserError(f"{folder} cannot be read as Whisper ({error}); copy the whole folder") from error
 
     def hear(samples: np.ndarray) -> str:
