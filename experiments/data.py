@@ -1,6 +1,8 @@
 """Builds and validates data sets.
 
-    omnidiff data build OUT --config=experiments/configs/nano.py             the config's Scenes sets, one folder a task
+    omnidiff data build OUT --config=experiments/configs/nano.py             the config's sources, a folder each
+    omnidiff data build OUT --config=… --source=NAME --shard=0/8             one of them, by host 0 of 8
+    omnidiff data build OUT --config=… --beam_runner=DirectRunner            by a Beam pipeline
     omnidiff data build OUT --config=… --task=vqa --jsonl=vqa.jsonl          one task's set from a JSONL manifest
     omnidiff data build OUT --config=… --task=vqa --tfds=DIR --split=train   the same from a prepared TFDS data set
     omnidiff data build OUT --task=spoken_vqa --sdvi=vqa.jsonl               SDVI: a manifest's pairs, spoken
@@ -10,27 +12,31 @@
 --sdvi takes visual questions (--task=spoken_vqa) or image prompts (--task=s2i), drops what the rules of SDVI call not
 speakable, and writes a manifest with its media.
 
+Sets are built shard by shard: killed and started again, what is there stays (docs/data.md, "Encoding at scale").
+
 A manifest holds a line {"messages": [{"role", "content"}], "images": [paths], "audios": [paths]} a sample.
 """
 
 import json
-from pathlib import Path
+import re
+import sys
 from typing import Any
 
+from data_pipelines.beam import Beam
 from data_pipelines.scenes.tasks import speaker
 from data_pipelines.sdvi.build import build as build_sdvi
 from experiments.common import Command
 from experiments.programs import READERS
 from omnidiff_jax.codecs.tokenizers import open_tokenizers
 from omnidiff_jax.config import choose, suggest
-from omnidiff_jax.data.building import build_sets, described, encode_set
+from omnidiff_jax.data.building import Cores, Host, Runner, begun_sets, build_sets, described, finish_sets
 from omnidiff_jax.data.check import amounts_to, check_records, report_lines
-from omnidiff_jax.data.readers import SourceConfig, check_source, raw_records
+from omnidiff_jax.data.readers import SourceConfig, check_learned, check_source, raw_records
 from omnidiff_jax.data.report import page
 from omnidiff_jax.data.storage import MANIFEST
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.files import whole_folders, write_bytes, written
-from omnidiff_jax.runs.config import run_config
+from omnidiff_jax.runs.config import RunConfig, run_config
 from omnidiff_jax.tasks.registry import TASKS
 
 COMMAND = Command("data", __doc__, "build|check PATH")
@@ -44,11 +50,16 @@ ROOT = COMMAND.string("root", "folder of the manifest's media (default: its own)
 READER = COMMAND.string("reader", "of what is checked: jsonl, librispeech, folder, … (docs/data.md)")
 COLUMNS = COMMAND.strings("column", "FIELD=COLUMN of what is checked, such as text=sentence")
 REPORT = COMMAND.string("report", "where a page with histograms, pictures and sounds is written, such as report.html")
-PROCESSES = COMMAND.integer("processes", "worker processes (default: one a core)", minimum=1)
+SOURCES = COMMAND.strings("source", "of the config, by name (default: all that have raw records)")
+WORKERS = COMMAND.integer("workers", "worker processes of this machine (default: one a core)", minimum=1)
+SHARD = COMMAND.string("shard", "I/N: this process, with its accelerator, is host I (from 0) of N")
+BEAM_RUNNER = COMMAND.string("beam_runner", "the shards are built by a Beam pipeline: DirectRunner, DataflowRunner, …")
+BEAM_OPTIONS = COMMAND.strings("beam_option", "NAME=VALUE of the pipeline, such as project=… or direct_num_workers=4")
+FINISH = COMMAND.switch("finish", "build nothing, make whole what hosts have built, or say what is missing")
 AS_JSON = COMMAND.switch("json", "end with one line of JSON")
 
-
 _SHOWN = 12
+_FLAGS = {"workers": WORKERS, "shard": SHARD, "beam_runner": BEAM_RUNNER, "finish": FINISH}
 
 
 def run(action: str, path: str) -> None:
@@ -57,12 +68,14 @@ def run(action: str, path: str) -> None:
         if not AS_JSON.value:
             print(*report_lines(report), sep="\n")
     elif action == "build":
-        with whole_folders(path, MANIFEST) as out:
-            report = _build(out) if SDVI.value is None else _build_sdvi(out, SDVI.value)
+        report = _build(path) if SDVI.value is None else _build_sdvi(path, SDVI.value)
         if not AS_JSON.value:
             for name, part in report.items():
-                counts = ", ".join(f"{count} {what}" for what, count in part.items() if what != "rejected")
-                print(f"{name}: {counts}, rejected {part['rejected'] or 'none'}")
+                counts = ", ".join(f"{count} {what}" for what, count in part.items() if isinstance(count, int))
+                said = "".join(f", {value:.0f} s {what}" for what, value in part.get("seconds", {}).items() if value)
+                print(f"{name}: {counts}{said}, rejected {part['rejected'] or 'none'}")
+                for first in part.get("first_rejects", {}).values():
+                    print(*(f"  record {number + 1}: {what}" for number, what in first), sep="\n")
     else:
         raise UserError(f"unknown action {action!r}; {suggest(action, ('build', 'check'))}")
     if AS_JSON.value:
@@ -89,32 +102,72 @@ def _check(path: str) -> dict[str, Any]:
     return report
 
 
-def _build(out: Path) -> dict[str, dict[str, object]]:
-    config = run_config(CONFIG.value)
-    source = JSONL.value or TFDS.value
+def _build(out: str) -> dict[str, dict[str, Any]]:
+    config, runner = run_config(CONFIG.value), _runner()
+    if FINISH.value:
+        return described(finish_sets(begun_sets(out, SOURCES.value)))
+    manifests = build_sets(_sources(config), READERS, config.tokenizers, out, runner, config.data.encoding)
+    report = described(manifests)
+    for shards in begun_sets(out) if runner.hosts > 1 else ():
+        if shards.name not in manifests and (missing := shards.missing()):
+            print(f"{shards.name} waits for other hosts: {shards.lacking(missing)}", file=sys.stderr)
+    return report
+
+
+def _sources(config: RunConfig) -> dict[str, SourceConfig]:
+    """What is to be encoded: a manifest or TFDS data set, the sources named, or all of the config with raw records."""
     if JSONL.value and TFDS.value:
         raise UserError("--jsonl and --tfds are two sources; build a set from each")
-    if source is None:
-        manifests = build_sets(config.sources, READERS, config.tokenizers, out, PROCESSES.value)
-    elif TASK.value is None:
-        raise UserError(f"--{'jsonl' if JSONL.value else 'tfds'} needs --task: the task that its samples train")
-    else:
+    if path := JSONL.value or TFDS.value:
+        reader = "jsonl" if JSONL.value else "tfds"
+        if TASK.value is None:
+            raise UserError(f"--{reader} needs --task: the task that its samples train")
         name = choose(TASKS, TASK.value, "task").name
-        if JSONL.value:
-            given = SourceConfig("jsonl", name, JSONL.value, ROOT.value or "")
-            origin = {"jsonl": JSONL.value}
-        else:
-            given = SourceConfig("tfds", name, source, split=str(SPLIT.value))
-            origin = {"tfds": source, "split": given.split}
-        records, _ = raw_records(given, READERS[given.reader])
-        manifests = {name: encode_set(records, config.tokenizers, out / name, origin)}
-    return described(manifests)
+        root, split = (ROOT.value or "", "train") if JSONL.value else ("", str(SPLIT.value))
+        return {name: SourceConfig(reader, name, path, root, split)}
+    given = config.data.sources
+    named = {name: choose(given, name, "source") for name in SOURCES.value}
+    for name, source in (named or given).items():
+        reader = check_source(name, source, READERS)
+        if reader.gives == "examples" and named:
+            raise UserError(f"--source={name}: what reader {source.reader!r} reads is encoded already")
+        check_learned(name, source, reader)
+    chosen = named or {name: source for name, source in config.sources.items() if _is_raw(source)}
+    if not chosen:
+        raise UserError("no source of the config that a stage weighs has raw records; name one by --source")
+    return chosen
 
 
-def _build_sdvi(out: Path, source: str) -> dict[str, dict[str, object]]:
+def _is_raw(source: SourceConfig) -> bool:
+    return READERS[source.reader].gives != "examples"
+
+
+def _runner() -> Runner:
+    """Who builds, as the flags say.
+
+    Raises:
+        UserError: two of them, or a --shard that is none.
+    """
+    given = [flag for flag in ("workers", "shard", "beam_runner", "finish") if _FLAGS[flag].value]
+    if len(given) > 1:
+        raise UserError(f"--{given[0]} and --{given[1]} are two ways to build; give one of them")
+    if BEAM_RUNNER.value:
+        return Beam(BEAM_RUNNER.value, tuple(BEAM_OPTIONS.value))
+    if SHARD.value is None:
+        return Cores(WORKERS.value)
+    match = re.fullmatch(r"(\d+)/(\d+)", SHARD.value)
+    if not match or not int(match[1]) < int(match[2]):
+        raise UserError(
+            f"--shard={SHARD.value} is not I/N: which of N hosts this is, --shard=0/2 or --shard=1/2 of two"
+        )
+    return Host(int(match[1]), int(match[2]))
+
+
+def _build_sdvi(path: str, source: str) -> dict[str, dict[str, Any]]:
     if TASK.value is None:
         raise UserError("--sdvi needs --task: spoken_vqa or s2i")
-    return {TASK.value: build_sdvi(source, out, TASK.value, speaker).to_dict()}
+    with whole_folders(path, MANIFEST) as out:
+        return {TASK.value: build_sdvi(source, out, TASK.value, speaker).to_dict()}
 
 
 if __name__ == "__main__":

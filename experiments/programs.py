@@ -13,11 +13,11 @@ from data_pipelines.scenes.tokenizers.image import ImageTokenizerRun
 from data_pipelines.scenes.tokenizers.speech_codec import SpeechDecoderRun, SpeechTokenizerRun
 from data_pipelines.scenes.tokenizers.speech_encoder import SpeechEncoderRun
 from data_pipelines.tfds_builders.reader import TFDS_READER
-from omnidiff_jax.codecs.tokenizers import Tokenizers, TokenizersConfig, open_tokenizers
+from omnidiff_jax.codecs.tokenizers import Tokenizers, open_tokenizers
 from omnidiff_jax.config import build, choose
 from omnidiff_jax.data.building import build_sets
 from omnidiff_jax.data.readers import READERS as LIBRARY_READERS
-from omnidiff_jax.data.readers import Reader, SourceConfig, open_source
+from omnidiff_jax.data.readers import Reader, SourceConfig, check_source, open_source
 from omnidiff_jax.data.sources import Source
 from omnidiff_jax.evaluation.exam import ExamSet
 from omnidiff_jax.evaluation.jsonl import JSONL
@@ -70,7 +70,7 @@ def open_model(config: RunConfig, workdir: Path) -> Run:
     tokenizers = open_tokenizers(config.tokenizers)
 
     def opened(sources: Mapping[str, SourceConfig], folder: Path) -> Callable[[], dict[str, Source]]:
-        return lambda: _sources(sources, config.tokenizers, tokenizers, folder)
+        return lambda: _sources(sources, config, tokenizers, folder)
 
     data = workdir / "data"
     measured = opened(held_out, data / "held_out") if held_out else None
@@ -78,9 +78,10 @@ def open_model(config: RunConfig, workdir: Path) -> Run:
 
 
 def _sources(
-    sources: Mapping[str, SourceConfig], config: TokenizersConfig, tokenizers: Tokenizers, folder: Path
+    sources: Mapping[str, SourceConfig], config: RunConfig, tokenizers: Tokenizers, folder: Path
 ) -> dict[str, Source]:
     if is_primary():
-        build_sets(sources, READERS, config, folder)
+        made = {name: one for name, one in sources.items() if check_source(name, one, READERS).gives == "sets"}
+        build_sets(made, READERS, config.tokenizers, folder, encoding=config.data.encoding)
     barrier(f"data sets of {folder.name} are built")
     return {name: open_source(name, source, READERS, tokenizers, folder) for name, source in sources.items()}

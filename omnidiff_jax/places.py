@@ -54,6 +54,15 @@ def scratch(place: Place, name: str) -> Iterator[Path]:
         yield Path(folder)
 
 
+def tidy(place: Place) -> None:
+    """Removes what kills left of scratch folders, and a folder on a disk in which nothing else is."""
+    if isinstance(place, Folder):
+        for left in place.path.glob(".*"):
+            shutil.rmtree(left, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            place.path.rmdir()
+
+
 class Folder:
     """A place on a disk. Its methods raise `OSError`.
 

@@ -58,7 +58,7 @@ class Reader:
     Attributes:
         summary: one line for people.
         needs: fields of `SourceConfig` that must be given.
-        records: source config -> raw records; None where `gives` is "examples".
+        records: source config -> raw records, a function that can be pickled; None where `gives` is "examples".
         identity: (source config, records) -> what tells this content from another's of the same name and size.
         gives: "records" are encoded when they are read; "sets" are encoded once, before training (what is generated
             would be made anew every epoch); "examples" lie encoded at `path`.
@@ -79,13 +79,17 @@ def _open_jsonl(config: SourceConfig) -> JsonlRecords:
     return JsonlRecords(config.path, config.root or None, task=config.task or None)
 
 
+def _identity(config: SourceConfig, records: JsonlRecords) -> str:
+    return records.fingerprint
+
+
 READERS: Mapping[str, Reader] = {
     "encoded": Reader("a set that `omnidiff data build` wrote", ("path",), gives="examples", copies=(MANIFEST,)),
     "jsonl": Reader(
         "a JSONL manifest in the released form, encoded while training",
         ("path",),
         _open_jsonl,
-        lambda config, records: records.fingerprint,
+        _identity,
         copies=(),
     ),
 }
@@ -172,5 +176,13 @@ def open_source(
         samples: RandomAccess[Any] = EncodedRecords(records, tokenizers.codecs)
         return Source(samples, config.task, identity)
     place = local_copy(config.path, reader.copies or ()) if reader.gives == "examples" else Path(folder) / name
-    found = EncodedSet(place, tokenizers.fingerprint)
+    codecs = tokenizers.codecs
+    found = EncodedSet(place, tokenizers.fingerprint, codecs.features)
+    sizes = [codecs.user_image_size, codecs.assistant_image_size]
+    if (built := found.manifest.encoding.get("image_sizes", sizes)) != sizes:
+        raise UserError(
+            f"{place} has images of {' and '.join(map(str, built))} pixels (looked at, drawn), the config says "
+            f"{' and '.join(map(str, sizes))} (config.tokenizers.user_image_size, assistant_image_size); set those, or "
+            "build it again"
+        )
     return Source(found, config.task, found.fingerprint)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from omnidiff_jax.codecs.tokenizers import Sizes, TokenizersConfig
 from omnidiff_jax.config import Count, DecayRate, Natural, Share, build, choose, free, overlaid, suggest, to_dict
-from omnidiff_jax.data.config import DataConfig
+from omnidiff_jax.data.config import DataConfig, EncodingConfig
 from omnidiff_jax.data.mixture import group_names
 from omnidiff_jax.data.packing import PackingConfig
 from omnidiff_jax.data.readers import Reader, SourceConfig
@@ -39,6 +39,7 @@ class DataSettings:
         open_rows: rows that packing keeps open.
         streams: virtual streams, a multiple of the largest number of hosts ever used.
         max_tail_pads: each sample gets 1 to as many pad tokens appended.
+        encoding: how sets are built, by `omnidiff data build` or before training.
     """
 
     sources: Mapping[str, SourceConfig] = dataclasses.field(default_factory=dict)
@@ -48,6 +49,7 @@ class DataSettings:
     open_rows: Count = 24
     streams: Count = 32
     max_tail_pads: Natural = 16
+    encoding: EncodingConfig = free(EncodingConfig())
 
 
 @dataclasses.dataclass(frozen=True)
