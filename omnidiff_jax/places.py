@@ -128,6 +128,7 @@ class Folder:
         try:
             with os.fdopen(number, "wb") as file:
                 file.write(content)
+            os.chmod(beside, 0o644)
             yield beside
         finally:
             Path(beside).unlink(missing_ok=True)

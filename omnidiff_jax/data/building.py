@@ -31,7 +31,6 @@ from omnidiff_jax.progress import Progress
 from omnidiff_jax.records import Record, RejectedRecord
 from omnidiff_jax.workers import Workers, advance
 
-
 DEFAULTS = EncodingConfig()
 
 
