@@ -75,6 +75,7 @@ def test_a_prepared_set_is_encoded_by_the_command(tmp_path, omnidiff):
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["text_qa"]["examples"] == 2
     manifest = json.loads((tmp_path / "out" / "text_qa" / "manifest.json").read_text())
-    assert manifest["origin"] == {"tfds": str(tmp_path / "set"), "split": "train[1:]"}
+    told = {"task": "text_qa", "path": str(tmp_path / "set"), "split": "train[1:]"}
+    assert manifest["origin"] == told | {"world": manifest["origin"]["world"]}
     refused = omnidiff("data", "build", str(tmp_path / "more"), *words)
     assert refused.returncode == 2 and "--tfds needs --task" in refused.stderr
