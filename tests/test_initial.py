@@ -20,11 +20,13 @@ from omnidiff_jax.conversion.released_arrays import open_as_arrays
 from omnidiff_jax.conversion.to_orbax import to_orbax
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.models.adapter import AdapterConfig
+from omnidiff_jax.models.backbone import Backbone
 from omnidiff_jax.models.omni import OmniConfig, init_params
 from omnidiff_jax.models.sanm import SpeechEncoderConfig
 from omnidiff_jax.tokenizers.assets import nano_dir
 from omnidiff_jax.training import lora
 from omnidiff_jax.training.checkpoint import CheckpointConfig, Checkpointer
+from omnidiff_jax.training.expansion import origins
 from omnidiff_jax.training.initial import FREE, InitConfig, Source, check_sizes, load_initial
 from omnidiff_jax.training.optimizer import OptimizerConfig
 from omnidiff_jax.training.step import eval_params, init_state, make_train_step
@@ -346,3 +348,39 @@ def test_lora_targets_are_checked():
     for target, match in (("backbone/layers/atention/*", "matches no parameter"), ("backbone/norm/*", "is no matrix")):
         with pytest.raises(UserError, match=match):
             lora.targets(params, lora.LoraConfig(rank=1, targets=(target,)))
+
+
+@pytest.mark.parametrize(
+    "there, layers, origin",
+    [
+        (4, 6, [(0, False), (1, False), (1, True), (2, False), (3, False), (3, True)]),
+        (3, 3, [(0, False), (1, False), (2, False)]),
+        (1, 3, [(0, False), (0, True), (0, True)]),
+    ],
+)
+def test_copies_are_spread_over_the_depth(there, layers, origin):
+    assert origins(there, layers) == origin
+
+
+def test_more_layers_than_the_checkpoint_has_change_nothing_yet(text_only):
+    layers = MODEL.backbone.layers + 1
+    deeper = dataclasses.replace(MODEL, backbone=dataclasses.replace(MODEL.backbone, layers=layers))
+
+    def deep(key):
+        return meta.unbox(init_params(deeper, key))
+
+    target = on_one_device(jax.eval_shape(deep, KEY))
+    folder = str(text_only / "orbax")
+    with pytest.raises(UserError, match=f"layers is {layers - 1} there and {layers} here"):
+        load_initial(InitConfig(folder), deeper, target, deep, KEY)
+    shallow = start(text_only)
+    grown = load_initial(InitConfig(folder, layers="expanded"), deeper, target, deep, KEY)
+    embeds = jax.random.normal(KEY, (1, 6, MODEL.backbone.width))
+    places, one = jnp.arange(6)[None], jnp.ones((1, 6), jnp.int32)
+
+    def hidden(model, params):
+        return Backbone(model.backbone).apply({"params": params["backbone"]}, embeds, places, one)
+
+    np.testing.assert_allclose(hidden(deeper, grown), hidden(MODEL, shallow), rtol=1e-6, atol=1e-6)
+    queries = grown["backbone"]["layers"]["attention"]["query"]["kernel"]
+    assert queries.shape[0] == layers and np.unique(np.asarray(queries), axis=0).shape[0] == layers - 1

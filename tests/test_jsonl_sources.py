@@ -16,6 +16,7 @@ from omnidiff_jax.data.sources import JsonlRecords, Source
 from omnidiff_jax.data.streams import Corpus
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.media.image import write_png
+from omnidiff_jax.records import RejectedRecord
 from omnidiff_jax.speech_frames import SpeechLayout
 
 PACKING = PackingConfig(length=64, frames=0, samples=8, open_rows=5, speech=SpeechLayout(width=3))
@@ -107,3 +108,18 @@ def test_a_tilde_is_the_home_for_a_manifest_and_for_its_media(tmp_path, monkeypa
     write_png(tmp_path / "set" / "a.png", np.full((4, 5, 3), 7, np.uint8))
     (record,) = JsonlRecords(path.format(home=tmp_path), root)
     assert (load_media(record).images[0] == 7).all()
+
+
+def test_a_hole_makes_a_sample_one_of_inpainting(tmp_path):
+    drawn = [{"role": "user", "content": "a sun"}, {"role": "assistant", "content": "<|image|>"}]
+    line = {"messages": drawn, "images": ["sun.png"]}
+    lines = [line | {"hole": "hole.png"}, line, line | {"hole": "../hole.png"}, line | {"hole": 3}]
+    records = JsonlRecords(write(tmp_path / "data.jsonl", lines))
+    assert [(records[i].task, records[i].hole) for i in range(2)] == [
+        ("inpainting", str(tmp_path / "hole.png")),
+        ("t2i", None),
+    ]
+    with pytest.raises(RejectedRecord, match="leads out"):
+        records[2]
+    with pytest.raises(RejectedRecord, match="hole is not a path"):
+        records[3]

@@ -5,7 +5,6 @@ import dataclasses
 import numpy as np
 
 from data_pipelines.scenes.judges import MEASURES
-from data_pipelines.scenes.render import place_box
 from data_pipelines.scenes.tasks import make_record
 from omnidiff_jax.answering.queries import Request, Response
 from omnidiff_jax.evaluation.exam import Case, Exam, ExamSet
@@ -18,10 +17,8 @@ def case(record: Record) -> Case:
     inputs = task(record.task).inputs
     content = record.messages[-1].content
     image = record.images[0] if "image" in inputs else None
-    hole = None
-    if image is not None and "hole" in inputs:
-        hole = np.zeros(image.shape[:2], bool)
-        hole[place_box(record.meta["hidden"], len(image))] = True
+    hole = record.hole
+    if image is not None and hole is not None:
         image = np.where(hole[..., None], np.uint8(128), image)  # nothing of what was there can leak
     audio = record.audios[0] if "audio" in inputs else None
     request = Request(record.meta.get("request", ""), image, audio, hole, record.sample_id)

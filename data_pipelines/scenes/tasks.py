@@ -22,10 +22,10 @@ from data_pipelines.scenes.language import (
     draw_question,
     held_out_phrases,
 )
-from data_pipelines.scenes.render import render
+from data_pipelines.scenes.render import place_box, render
 from data_pipelines.scenes.scene import COUNT_WEIGHTS, MAX_INDEX, Scene, generator, sample_scene
 from data_pipelines.scenes.speech import ANSWER_VOICE, heard_voice, say
-from data_pipelines.scenes.wording import Canonical, Description, Plain, Wording
+from data_pipelines.scenes.wording import Canonical, Description, Plain, Wording, settled
 from data_pipelines.sdvi.build import VOICES, speech_to_image, spoken_vqa
 from data_pipelines.sdvi.rules import SpeakablePair, speakable
 from omnidiff_jax.config import choose
@@ -33,12 +33,15 @@ from omnidiff_jax.records import Record, RejectedRecord, Waveform, stable_id
 from omnidiff_jax.tasks.registry import task
 
 # Of what records hold; data built by one version is not mixed with another's.
-VERSION = 4
+VERSION = 5
 # Relative frequency of one, two and three objects where every object costs a second of speech.
 SPOKEN_COUNTS = (0.45, 0.45, 0.10)
 SHORT_COUNTS = (0.60, 0.40, 0.0)
 # Training asks more often than exams do for what takes long to learn, and seldom for what is learned at once.
 TRAINING_WEIGHTS = EVEN | {"where": 2.0, "what": 2.0, "exists": 2.0, "count": 0.5, "background": 0.4}
+# Pictures that settle what a request leaves open in one way; in the others anything may be there, so that drawing goes
+# on with what is there.
+SETTLED = 0.75
 KNOWLEDGE_SHARE = {"text_qa": 0.1, "spoken_qa": 0.3}
 
 
@@ -111,20 +114,25 @@ def _drawn_of(described: Description, scene: Scene) -> dict[str, Any]:
 def _t2i(rng: np.random.Generator, split: str, identity: int, words: Wording) -> Record:
     scene = _scene(rng, split)
     described = words.scene(scene)
+    if rng.random() < SETTLED:
+        scene = settled(scene, described, split)
     messages = task("t2i").conversation(described.text)
     meta = {"request": described.text} | _drawn_of(described, scene)
     return Record(identity, "t2i", messages, (render(scene),), meta=meta)
 
 
 def _inpainting(rng: np.random.Generator, split: str, identity: int, words: Wording) -> Record:
-    """Text to image, where one object's quadrant is to be painted and the rest is given."""
+    """A picture by its description, where one object's quadrant is to be painted and the rest is given."""
     scene = _scene(rng, split)
     number = int(rng.integers(len(scene.objects)))
     described = words.scene(scene)
     messages = task("inpainting").conversation(described.text)
-    hidden = {"hidden": scene.objects[number].place, "hidden_number": number}
+    place, picture = scene.objects[number].place, render(scene)
+    hidden = {"hidden": place, "hidden_number": number}
     meta = {"request": described.text} | _drawn_of(described, scene) | hidden
-    return Record(identity, "inpainting", messages, (render(scene),), meta=meta)
+    hole = np.zeros(picture.shape[:2], bool)
+    hole[place_box(place, len(picture))] = True
+    return Record(identity, "inpainting", messages, (picture,), hole=hole, meta=meta)
 
 
 def _asr(rng: np.random.Generator, split: str, identity: int, words: Wording) -> Record:
@@ -201,7 +209,7 @@ TASKS = tuple(_MAKERS)
 def make_record(name: str, index: int, split: str, plain: float = 0.0) -> Record:
     """Record number `index` of a task and split.
 
-    Images are uint8 [64, 64, 3], audios 16 kHz; "inpainting" shares its prompt with "t2i" and is for evaluation only.
+    Images are uint8 [64, 64, 3], audios 16 kHz; "inpainting" shares its prompt with "t2i".
 
     Args:
       name: of the task, one of TASKS.

@@ -5,13 +5,14 @@ and hold a mistyped letter now and then. Answers stay canonical.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 
 from data_pipelines.scenes.language import Question, caption, with_article
-from data_pipelines.scenes.scene import Scene, Thing
+from data_pipelines.scenes.scene import PLACES, Scene, Thing, split_of
 
 Wanted = tuple[str, str, str, str]
 """Size, colour, shape and place of an object; "" where the request leaves one open."""
@@ -24,11 +25,13 @@ class Description:
     Attributes:
       text: the request.
       wanted: what it says of each object, in the scene's order.
+      order: places in `wanted`, as the request names them.
       background: that it names, or "".
     """
 
     text: str
     wanted: tuple[Wanted, ...]
+    order: tuple[int, ...]
     background: str
 
 
@@ -52,6 +55,43 @@ def is_wanted(thing: Thing, wanted: Sequence[str]) -> bool:
     return all(not word or word == there for word, there in zip(wanted, shown, strict=True))
 
 
+# What is drawn where a request leaves it open, the first that can be: objects come in the order they are named in.
+_SIZES = ("big", "small")
+_COLORS = ("green", "red", "blue", "yellow")
+_BACKGROUND = "white"
+
+
+def settled(scene: Scene, description: Description, split: str) -> Scene:
+    """The scene that a request is answered with: what it leaves open is settled, always in the same way.
+
+    The picture of an open request is any of many. A model that is asked for all of its codes at once would mix them,
+    and each code alone is likeliest background.
+
+    Args:
+      scene: that `description` is of; objects keep their jitter.
+      description: the request.
+      split: that the settled scene must be of, too, as `split_of` has it.
+    """
+    named = [description.wanted[index] for index in description.order]
+    looks = (
+        itertools.product((size,) if size else _SIZES, (color,) if color else _COLORS, (shape,))
+        for size, color, shape, _ in named
+    )
+    for things in itertools.product(*looks):
+        for places in itertools.permutations(PLACES, len(named)):
+            if any(asked not in ("", place) for place, (*_, asked) in zip(places, named, strict=True)):
+                continue
+            found = [
+                dataclasses.replace(scene.objects[index], size=size, color=color, shape=shape, place=place)
+                for index, (size, color, shape), place in zip(description.order, things, places, strict=True)
+            ]
+            found.sort(key=lambda thing: PLACES.index(thing.place))
+            answer = Scene(tuple(found), description.background or _BACKGROUND)
+            if split_of(answer) == split:
+                return answer
+    return scene
+
+
 class Wording(Protocol):
     """A way to put requests."""
 
@@ -71,7 +111,7 @@ class Canonical:
 
     def scene(self, scene: Scene, whole: bool = False) -> Description:
         wanted = tuple((thing.size, thing.color, thing.shape, thing.place) for thing in scene.objects)
-        return Description(caption(scene), wanted, scene.background)
+        return Description(caption(scene), wanted, tuple(range(len(wanted))), scene.background)
 
     def question(self, question: Question) -> str:
         return question.text
@@ -154,11 +194,12 @@ class Plain:
             "color": whole or rng.random() < 0.95,
             "background": whole or rng.random() < 0.6,
         }
-        for index in rng.permutation(len(scene.objects)):
+        order = tuple(map(int, rng.permutation(len(scene.objects))))
+        for index in order:
             thing = scene.objects[index]
             said = {name: whole or (names[name] and rng.random() < 0.95) for name in ("size", "color", "place")}
             parts.append(self._thing(thing, said))
-            wanted[int(index)] = (
+            wanted[index] = (
                 thing.size if said["size"] else "",
                 thing.color if said["color"] else "",
                 thing.shape,
@@ -171,7 +212,8 @@ class Plain:
         if names["background"]:
             text += self._one((", ", " ", " ")) + self._one(_ON).format(color=scene.background)
         background = scene.background if names["background"] else ""
-        return Description(self._typed(text, ending=not whole), tuple(wanted[i] for i in sorted(wanted)), background)
+        said_of_each = tuple(wanted[index] for index in sorted(wanted))
+        return Description(self._typed(text, ending=not whole), said_of_each, order, background)
 
     def question(self, question: Question) -> str:
         if question.kind not in _QUESTIONS:

@@ -77,7 +77,9 @@ def base() -> ConfigDict:
         }
     )
     # A converted checkpoint to start from (`omnidiff convert`); ids from `rows` on are new. "" = fresh parameters.
-    config.init = ConfigDict({"folder": "", "rows": 151667, "new_rows": "mean", "stddev": 0.02, "seed": 0})
+    config.init = ConfigDict(
+        {"folder": "", "rows": 151667, "new_rows": "mean", "stddev": 0.02, "seed": 0, "layers": "same"}
+    )
     # Rank above 0: the backbone is frozen but for thin products. The adapter trains unless `frozen` names it.
     config.lora = ConfigDict({"rank": 0, "alpha": 16.0, "targets": ("backbone/layers/attention/*/kernel",)})
     config.data = ConfigDict(

@@ -73,7 +73,7 @@ def get_config() -> ConfigDict:
     )
 
     # Converted or trained weights to start from, and LoRA, as in dream7b.py.
-    config.init = ConfigDict({"folder": "", "rows": 0, "new_rows": "mean", "stddev": 0.06, "seed": 0})
+    config.init = ConfigDict({"folder": "", "rows": 0, "new_rows": "mean", "stddev": 0.06, "seed": 0, "layers": "same"})
     config.lora = ConfigDict({"rank": 0, "alpha": 16.0, "targets": ("backbone/layers/attention/*/kernel",)})
     # Six bits of form and four of colour, each with rows of its own (configs/tokenizers/image.py).
     config.image_factors = (6, 4)

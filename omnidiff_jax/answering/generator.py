@@ -13,7 +13,7 @@ from omnidiff_jax.answering.engine import Engine, Work, room, suits
 from omnidiff_jax.answering.lanes import Lane, lane_lengths
 from omnidiff_jax.answering.queries import Query, Request, Response, task_query
 from omnidiff_jax.answering.unconditional import unconditional_prompts
-from omnidiff_jax.codecs.encode import encode_prompts, fit_image
+from omnidiff_jax.codecs.encode import code_hole, encode_prompts, fit_image
 from omnidiff_jax.codecs.media import Codecs
 from omnidiff_jax.errors import UserError, notice
 from omnidiff_jax.records import EncodedExample, Record, RejectedRecord, Waveform
@@ -327,13 +327,12 @@ class Generator:
 
     def _code_hole(self, query: Query, size: int) -> np.ndarray:
         """bool [k]: the codes whose patch touches the hole."""
-        rows, columns = self.codecs.image_grid
         hole = query.hole
         if hole is None or hole.shape != (size, size):
             raise UserError(
                 f"{query.name}: hole has shape {None if hole is None else hole.shape}, it must be ({size}, {size})"
             )
-        return hole.reshape(rows, size // rows, columns, size // columns).any(axis=(1, 3)).reshape(-1)
+        return code_hole(hole, self.codecs.image_grid)
 
     def _unconditional(self, canvas: Canvas, others: Sequence[Prompt], multiple: int) -> Canvas:
         layout = self.codecs.layout

@@ -110,16 +110,22 @@ def load_media(record: Record, codecs: Codecs | None = None) -> Record:
         RejectedRecord: a file is missing or unusable, they do not match the tags, or they take too much memory.
     """
     check_tags(record)
-    images, audios, size = [], [], 0
+    images, audios, size, shape = [], [], 0, None
     for image, role in zip(record.images, media_roles(record.messages, IMAGE_TAG), strict=True):
         pixels = _load("image", image, read_image)
+        shape = pixels.shape[:2]
         images.append(pixels if codecs is None else fit_image(pixels, _side(codecs, role)))
         size = _within_memory(size + images[-1].nbytes)
     for audio, role in zip(record.audios, media_roles(record.messages, AUDIO_TAG), strict=True):
         read = functools.partial(read_audio, channels="first" if role == "assistant" else "mean")
         audios.append(_load("audio", audio, read))
         size = _within_memory(size + audios[-1].samples.nbytes)
-    return dataclasses.replace(record, images=tuple(images), audios=tuple(audios))
+    hole = _load("hole", record.hole, read_image)
+    if hole is not None:
+        hole = hole if hole.dtype == bool else hole.mean(axis=-1) > 127
+        if hole.shape != shape:
+            raise RejectedRecord("hole of another size", f"{hole.shape} pixels, the picture has {shape or 'no'}")
+    return dataclasses.replace(record, images=tuple(images), audios=tuple(audios), hole=hole)
 
 
 def _within_memory(size: int) -> int:
@@ -129,9 +135,11 @@ def _within_memory(size: int) -> int:
 
 
 def _bytes(record: Record | RejectedRecord) -> int:
+    """Of media in memory."""
     if isinstance(record, RejectedRecord):
         return 0
-    return sum(image.nbytes for image in record.images) + sum(wave.samples.nbytes for wave in record.audios)
+    arrays = [*record.images, *(wave.samples for wave in record.audios)]
+    return sum(array.nbytes for array in arrays) + (0 if record.hole is None else record.hole.nbytes)
 
 
 def _side(codecs: Codecs, role: str) -> int:
@@ -148,6 +156,13 @@ def fit_image(image: np.ndarray, size: int) -> np.ndarray:
     longest = _LONGEST_STRIP * min(image.shape[:2])
     top, left = (max(side - longest, 0) // 2 for side in image.shape[:2])
     return fit(image[top : image.shape[0] - top, left : image.shape[1] - left], size)
+
+
+def code_hole(hole: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """bool [k]: the codes of a grid whose patch touches the hole, bool [size, size]."""
+    rows, columns = grid
+    patches = hole.reshape(rows, hole.shape[0] // rows, columns, hole.shape[1] // columns)
+    return patches.any(axis=(1, 3)).reshape(-1)
 
 
 def _load(kind: str, medium: Any, read: Callable[..., Any]) -> Any:
@@ -175,7 +190,9 @@ def _encode(
         codes = [next(images) for _ in item.images]
         sounds = [next(audios) for _ in item.audios]
         try:
-            results.append(heard.after(item, _example(item, codes, sounds, codecs.layout, generate)))
+            example = _example(item, codes, sounds, codecs.layout, generate)
+            example = example if item.hole is None else _painted(example, item.hole, codecs)
+            results.append(heard.after(item, example))
         except RejectedRecord as error:
             results.append(error)
     return results
@@ -257,3 +274,17 @@ def _example(
     frames = np.concatenate(heard) if heard else np.zeros((0, layout.speech.width), np.float16)
     counts = np.array([len(frames) for frames in heard], np.int32)
     return EncodedExample(record.sample_id, record.task, tokens, targets, frames, counts)
+
+
+def _painted(example: EncodedExample, hole: np.ndarray, codecs: Codecs) -> EncodedExample:
+    """The example with nothing to learn but the codes of its last picture whose patch touches the hole, bool [H, W]."""
+    codes = code_hole(
+        fit_image(np.repeat(hole[..., None], 3, axis=-1) * np.uint8(255), codecs.assistant_image_size)[..., 0] > 127,
+        codecs.image_grid,
+    )
+    if not codes.any():
+        raise RejectedRecord("hole is empty", "no pixel of it lies in the part of the picture that the model sees")
+    first = np.flatnonzero(example.tokens == codecs.layout.vocabulary.begin_image)[-1] + 1
+    targets = np.zeros_like(example.targets)
+    targets[first : first + len(codes)] = codes
+    return dataclasses.replace(example, targets=targets)

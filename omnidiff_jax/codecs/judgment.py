@@ -85,3 +85,6 @@ def _check_task(record: Record, task: Task) -> None:
             raise RejectedRecord("not a sample of its task", f"{task.name} answers with {tag}, the assistant has none")
         if answered and not given and not draws:
             raise RejectedRecord("not a sample of its task", f"the assistant answers with {tag}, {task.name} does not")
+    if (record.hole is not None) != (task.answer == "hole"):
+        fault = "needs a hole" if record.hole is None else "paints all of its picture, the sample has a hole"
+        raise RejectedRecord("not a sample of its task", f"{task.name} {fault}")

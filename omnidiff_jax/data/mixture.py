@@ -166,5 +166,4 @@ def group_names(tasks: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     Args:
         tasks: source -> task, "" where each sample has its own.
     """
-    trained = [name for name, task in TASKS.items() if task.answer != "hole"]
-    return tuple((name, kind) for name, task in tasks.items() for kind in ([task] if task else trained))
+    return tuple((name, kind) for name, task in tasks.items() for kind in ([task] if task else TASKS))

@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -63,8 +63,9 @@ class Source(Generic[T]):
 class JsonlRecords:
     """Records of a JSONL manifest in the released form, one `{"messages", "images", "audios"}` a line.
 
-    Media paths are relative to `root` and must stay inside it. A line may name its `task`; otherwise the task
-    follows from what its messages hold (`infer_task`). Only the lines' places are kept in memory.
+    A sample of inpainting names its `hole`, a picture that is light where the answer paints. Media paths are relative
+    to `root` and must stay inside it. A line may name its `task`; otherwise the task follows from what its messages
+    hold (`infer_task`). Only the lines' places are kept in memory.
 
     Attributes:
         fingerprint: hex digest of the manifest; what media hold is not part of it.
@@ -118,10 +119,15 @@ class JsonlRecords:
         messages = _messages(content, where)
         images = self._media(content, "images", messages, IMAGE_TAG, where)
         audios = self._media(content, "audios", messages, AUDIO_TAG, where)
-        task = self._task or content.get("task") or infer_task(messages)
+        hole = content.get("hole")
+        if hole is not None and not isinstance(hole, str):
+            raise RejectedRecord("hole is not a path", where)
+        holes = self._paths([] if hole is None else [hole], where)
+        task = self._task or content.get("task") or ("inpainting" if holes else infer_task(messages))
         if not isinstance(task, str) or task not in TASKS:
             raise RejectedRecord("unknown task", f"{where}: {task!r} is none of {', '.join(TASKS)}")
-        return Record((self._first_id + index) % 2**32, task, messages, images, audios)
+        identity = (self._first_id + index) % 2**32
+        return Record(identity, task, messages, images, audios, hole=holes[0] if holes else None)
 
     def _media(self, content: dict, key: str, messages: tuple[Message, ...], tag: str, where: str) -> tuple[str, ...]:
         names = content.get(key) or []
@@ -130,6 +136,9 @@ class JsonlRecords:
         tags = len(media_roles(messages, tag))
         if tags != len(names):
             raise RejectedRecord(f"{key} do not match the tags", f"{where}: {tags} {tag} tags, {len(names)} {key}")
+        return self._paths(names, where)
+
+    def _paths(self, names: Sequence[str], where: str) -> tuple[str, ...]:
         paths = []
         for name in names:
             try:

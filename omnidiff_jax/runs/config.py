@@ -23,8 +23,6 @@ from omnidiff_jax.training.initial import InitConfig
 from omnidiff_jax.training.lora import LoraConfig
 
 PROGRAM = "omni"
-# Tasks that samples can train; inpainting is a way of sampling.
-TRAINED = tuple(name for name, task in TASKS.items() if task.answer != "hole")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +128,7 @@ class RunConfig(TrainingConfig):
         """The sources that some stage trains on: those named like a task in its order, the others by name."""
         weighed = {name for stage in self.stages.values() for name, weight in stage.weights.items() if weight}
         used = {name: source for name, source in self.data.sources.items() if name in weighed or source.task in weighed}
-        return {name: used[name] for name in (*(n for n in TRAINED if n in used), *sorted(used.keys() - set(TRAINED)))}
+        return {name: used[name] for name in (*(n for n in TASKS if n in used), *sorted(used.keys() - set(TASKS)))}
 
     def held_out_sources(self, readers: Mapping[str, Reader]) -> dict[str, SourceConfig]:
         """What the held-out loss is measured on; {} where none is.
@@ -163,8 +161,8 @@ class RunConfig(TrainingConfig):
         return group_names({name: source.task for name, source in self.sources.items()})
 
     def check_names(self) -> None:
-        """Raises UserError where a stage or a noise level names what is neither a source nor a task to be trained."""
-        known = {*self.data.sources, *TRAINED}
+        """Raises UserError where a stage or a noise level names what is neither a source nor a task."""
+        known = {*self.data.sources, *TASKS}
         for name in self.min_noise_of:
             if name not in known:
                 raise UserError(f"config.min_noise_of has {name!r}, no source or task; {suggest(name, known)}")
@@ -172,10 +170,6 @@ class RunConfig(TrainingConfig):
             raise UserError('config.min_noise_of needs config.masking = "paper", where a sample has one noise level')
         for stage in self.stages.values():
             for name in stage.weights:
-                if name in TASKS and name not in TRAINED:
-                    raise UserError(
-                        f"config.stages weighs {name!r}, which is a way of sampling; weigh what it samples (t2i)"
-                    )
                 if name not in known:
                     raise UserError(f"config.stages weighs {name!r}, no source or task; {suggest(name, known)}")
 
@@ -255,7 +249,7 @@ def _decoding(default: Mapping[str, Any], given: Any) -> dict[str, Any]:
 def _source(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """A source as its config has it; named like a task, it is of that task."""
     source = {key: given[key] for key in given}
-    if not source.get("task") and name in TRAINED:
+    if not source.get("task") and name in TASKS:
         source["task"] = name
     return source
 
@@ -271,7 +265,7 @@ def _with_sources(data: Mapping[str, Any], stages: Mapping[str, Any]) -> dict[st
     examples = data.get("examples", {})
     named = data.get("sources", {})
     names = list(named) or [
-        task for task in TRAINED if any(task in stage.get("weights", {}) for stage in stages.values())
+        task for task in TASKS if any(task in stage.get("weights", {}) for stage in stages.values())
     ]
     sources = {}
     for name in names:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -25,6 +25,7 @@ from omnidiff_jax.errors import UserError
 from omnidiff_jax.models.backbone import BackboneConfig
 from omnidiff_jax.models.omni import OmniConfig
 from omnidiff_jax.training.checkpoint import CheckpointConfig, Checkpointer
+from omnidiff_jax.training.expansion import Arrays, Expanded
 from omnidiff_jax.training.export import open_trained
 from omnidiff_jax.training.lora import LoraConfig
 
@@ -43,6 +44,8 @@ class InitConfig:
         new_rows: the embedding and head rows of all further ids: the mean of the known ones, or random.
         stddev: of random rows.
         seed: of random rows.
+        layers: "same" as the checkpoint has, or "expanded": where the model has more, the further ones are copies that
+            change nothing yet (`expansion`).
     """
 
     folder: str = ""
@@ -50,15 +53,7 @@ class InitConfig:
     new_rows: Literal["mean", "random"] = "mean"
     stddev: NonNegative = 0.02
     seed: Seed = 0
-
-
-class Arrays(Protocol):
-    """Parameters by "/"-joined path, wherever they are kept."""
-
-    @property
-    def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
-
-    def read(self, path: str, index: tuple[int | slice, ...] = ()) -> np.ndarray: ...
+    layers: Literal["same", "expanded"] = "same"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,6 +184,8 @@ def load_initial(
     """
     wanted = flatten_dict(target, sep="/")
     with open_source(config.folder) as source:
+        if config.layers == "expanded":
+            source = _expanded(source, model.backbone.layers)
         arrays = source.arrays
         check_sizes(model, source, f"config.init.folder = {config.folder}")
         if not config.rows and tokenizers and source.tokenizers not in ("", tokenizers):
@@ -213,6 +210,15 @@ def load_initial(
         )
         loaded |= make(key)
     return unflatten_dict(loaded, sep="/")
+
+
+def _expanded(source: Source, layers: int) -> Source:
+    """The source as one of a model with at least as many layers."""
+    there = source.sizes["backbone"]["layers"]
+    if there >= layers:
+        return source
+    sizes = {**source.sizes, "backbone": {**source.sizes["backbone"], "layers": layers}}
+    return dataclasses.replace(source, arrays=Expanded(source.arrays, layers), sizes=sizes)
 
 
 def _load(store: Arrays, path: str, leaf: Any, config: InitConfig) -> jax.Array:

@@ -1,0 +1,1 @@
+"""Commons: real pictures, voices and judges that registry packages ship."""
