@@ -2,10 +2,16 @@
 
 import collections
 import dataclasses
+import importlib.util
+import os
+import signal
+import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
+from mixed_data import write_mixed
 from test_data_encode import RECORDS, FakeTokenizers, picture, tone, turn
 
 from data_pipelines.beam import Beam
@@ -262,3 +268,63 @@ def test_beam_is_asked_for_where_it_is_missing(monkeypatch):
     ) as said:
         Beam("DirectRunner")
     assert "\n" not in str(said.value)
+
+
+# ---- ten thousand samples, for real ----------------------------------------------------------------------------------
+
+
+def command_line(out, config, *words):
+    return [sys.executable, "-m", "omnidiff_jax.cli", "data", "build", str(out), f"--config={config}", *words]
+
+
+@pytest.mark.slow
+def test_ten_thousand_samples_are_the_same_whoever_builds(tmp_path, omnidiff):
+    config = write_mixed(tmp_path, 10_000, 500)
+    ways = {"two": [["--workers=2"]], "hosts": [["--shard=1/2"], ["--shard=0/2"]], "alone": [["--shard=0/1"]]}
+    if importlib.util.find_spec("apache_beam"):
+        ways["beam"] = [["--beam_runner=DirectRunner"]]
+    done = omnidiff("data", "build", tmp_path / "one", f"--config={config}", "--workers=1", timeout=3000)
+    assert done.returncode == 0, done.stderr
+    whole = tree(tmp_path / "one")
+    for way, runs in ways.items():
+        for words in runs:
+            done = omnidiff("data", "build", tmp_path / way, f"--config={config}", *words, timeout=3000)
+            assert done.returncode == 0, done.stderr
+        assert tree(tmp_path / way) == whole, way
+
+    rng = np.random.default_rng(3)
+    for _ in range(3):
+        run = subprocess.Popen(command_line(tmp_path / "killed", config, "--workers=2"), start_new_session=True)
+        begun = time.monotonic()
+        before = len(list((tmp_path / "killed").glob("mix/shard-*.json")))
+        while len(list((tmp_path / "killed").glob("mix/shard-*.json"))) < before + 2 and time.monotonic() < begun + 600:
+            time.sleep(0.1)
+        time.sleep(float(rng.uniform(0, 3)))
+        os.killpg(run.pid, signal.SIGKILL)
+        run.wait()
+    stamps = {file: file.stat().st_mtime_ns for file in (tmp_path / "killed" / "mix").glob("shard-*.json")}
+    done = omnidiff("data", "build", tmp_path / "killed", f"--config={config}", "--workers=2", timeout=3000)
+    assert done.returncode == 0, done.stderr
+    assert len(stamps) >= 6 and all(file.stat().st_mtime_ns == stamp for file, stamp in stamps.items())
+    assert tree(tmp_path / "killed") == whole
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("apache_beam"), reason="needs the extra 'beam'")
+def test_a_beam_pipeline_writes_the_same_bytes(tmp_path, sources):
+    alone = sources(tmp_path / "alone")
+    assert sources(tmp_path / "beam", runner=Beam("DirectRunner")) == alone
+    assert tree(tmp_path / "beam") == tree(tmp_path / "alone")
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_data(tmp_path):
+    peaks = []
+    measured = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True); print(resource.getrusage"
+    measured += "(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    for count in (1000, 10_000):
+        (tmp_path / str(count)).mkdir()
+        words = command_line(tmp_path / f"out{count}", write_mixed(tmp_path / str(count), count, 500), "--shard=0/1")
+        told = subprocess.run([sys.executable, "-c", measured, *words], capture_output=True, text=True, check=True)
+        peaks.append(int(told.stdout.split()[-1]) / 1024)
+    print(f"peak MiB: {peaks}")
+    assert peaks[1] < 1.1 * peaks[0], peaks
