@@ -59,6 +59,8 @@ def tidy(place: Place) -> None:
     if isinstance(place, Folder):
         for left in place.path.glob(".*"):
             shutil.rmtree(left, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                left.unlink()
         with contextlib.suppress(OSError):
             place.path.rmdir()
 

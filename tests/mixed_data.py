@@ -25,7 +25,7 @@ def get_config():
 
 
 def write_mixed(folder: Path, count: int, shard: int) -> Path:
-    """Writes `count` samples of six kinds, one in 300 of which has no picture, and the config that encodes them as "mix"."""
+    """Writes `count` samples of six kinds, some without their picture, and the config that encodes them as "mix"."""
     rng = np.random.default_rng(0)
     for number in range(MEDIA):
         write_png(folder / f"{number}.png", rng.integers(0, 256, (40 + number, 64, 3), np.uint8))
