@@ -15,7 +15,6 @@ from mixed_data import write_mixed
 from test_data_encode import RECORDS, FakeTokenizers, picture, tone, turn
 
 from data_pipelines.beam import Beam
-from experiments import data as command
 from omnidiff_jax.codecs import encode
 from omnidiff_jax.codecs.heard import Waveforms, samples, sound
 from omnidiff_jax.codecs.tokenizers import FIXED, TokenizersConfig, open_tokenizers
@@ -254,6 +253,8 @@ def test_codes_do_not_depend_on_the_company():
     ],
 )
 def test_flags_that_cannot_be_are_refused(tmp_path, words, said):
+    from experiments import data as command  # imports every reader
+
     with pytest.raises(UserError, match=said):
         command.COMMAND.call(command.run, ["build", str(tmp_path / "out"), *words])
     assert not list(tmp_path.iterdir())
