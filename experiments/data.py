@@ -152,10 +152,10 @@ def _sources(config: RunConfig) -> dict[str, SourceConfig]:
     given = config.data.sources
     named = {name: choose(given, name, "source") for name in SOURCES.value}
     for name, source in (named or given).items():
-        reader = check_source(name, source, READERS)
-        if reader.gives == "examples" and named:
+        row = check_source(name, source, READERS)
+        if row.gives == "examples" and named:
             raise UserError(f"--source={name}: what reader {source.reader!r} reads is encoded already")
-        check_learned(name, source, reader)
+        check_learned(name, source, row)
     chosen = named or {name: source for name, source in config.sources.items() if _is_raw(source)}
     if not chosen:
         raise UserError("no source of the config that a stage weighs has raw records; name one by --source")

@@ -186,7 +186,7 @@ def merged(
     for shard in shards:
         tasks.update(shard.tasks)
         rejected.update(shard.rejected)
-        seconds.update(shard.seconds)  # type: ignore[arg-type]
+        seconds.update(shard.seconds)
         for reason, named in shard.first_rejects.items():
             kept = first.setdefault(reason, [])
             kept += named[: _NAMED - len(kept)]
