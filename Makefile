@@ -21,7 +21,7 @@ GPU_VARIANTS ?= exact,restricted,fast,cached,int8,batch8,engine
 PACKAGES := omnidiff_jax experiments data_pipelines
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lock quickstart train-nano fullsize check-7b soak serve-load scaling bench-gpu test test-slow test-torch test-gpu lint typecheck
+.PHONY: help venv lock quickstart train-nano fullsize check-7b soak serve-load serve-fuzz scaling bench-gpu test test-slow test-torch test-gpu lint typecheck
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*##/  make \1 — /'
@@ -62,10 +62,8 @@ train-nano: $(STAMP)  ## the shipped model from nothing, into TRAINED: training,
 		$(BIN)/omnidiff train --config=experiments/configs/tokenizers/$$name.py --workdir=$(TRAINED)/tokenizers/$$name \
 		$$(test $$name != speech_decoder || echo --config.speech_tokenizer=$(TRAINED)/tokenizers/speech_tokenizer/export) || exit; done)
 	$(BIN)/omnidiff train --config=experiments/configs/nano.py --workdir=$(TRAINED)/first $(WORDS)
-	$(BIN)/omnidiff train --config=experiments/configs/nano_further.py --workdir=$(TRAINED)/second \
+	$(BIN)/omnidiff train --config=experiments/configs/nano_further.py --workdir=$(TRAINED) \
 		--config.init.folder=$(TRAINED)/first $(WORDS)
-	$(BIN)/omnidiff train --config=experiments/configs/nano_deeper.py --workdir=$(TRAINED) \
-		--config.init.folder=$(TRAINED)/second $(WORDS)
 	$(BIN)/omnidiff evaluate --workdir=$(TRAINED) --exam=scenes --exam=plain
 	test -d $(TRAINED)/released || $(BIN)/omnidiff convert --from=run --to=released --dtype=float16 $(TRAINED) $(TRAINED)/released
 
@@ -79,6 +77,9 @@ soak: $(STAMP)  ## SOAK=DIR: 20 kills of two processes, then 2, 1 and 4 processe
 serve-load: $(STAMP)  ## 64 clients against a served nano for five minutes, then 10,000 requests of which half are left
 	$(BIN)/omnidiff serve_load --seconds=300
 	$(BIN)/omnidiff serve_load --requests=10000 --leaving=0.5
+
+serve-fuzz: $(STAMP)  ## 100,000 damaged requests to a server without a model
+	$(BIN)/omnidiff serve_fuzz --requests=100000
 
 # Of a GPU's memory jax takes three quarters if not told otherwise.
 bench-gpu: export XLA_PYTHON_CLIENT_MEM_FRACTION ?= 0.92
@@ -118,7 +119,7 @@ test-slow: $(STAMP)  ## the tests that train for minutes
 	$(BIN)/python -m pytest -q -m slow
 
 test-torch: .venv/.torch  ## what other people's readers make of our files, and we of theirs (installs the extra `torch`)
-	$(BIN)/python -m pytest -q tests/test_transformers.py tests/test_convert.py tests/test_bench_sampler.py tests/test_clip.py
+	$(BIN)/python -m pytest -q tests/test_transformers.py tests/test_convert_files.py tests/test_bench_sampler.py tests/test_clip.py
 
 .venv/.torch: $(STAMP)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint requirements.lock -e ".[torch]"

@@ -48,13 +48,15 @@ EXTRAS = {
     # The outside judge of speech and the figures of the report: what `evaluate` needs and a training pod does not.
     # pocketsphinx 5.1 has no wheel for CPython 3.12.
     "eval": ["matplotlib>=3.10", "pocketsphinx>=5.0.4,<5.1"],
+    # SDVI in the voices of Kokoro, from a folder of one's own.
+    "kokoro": ["onnxruntime>=1.20"],
     # Corpora in parquet.
     "parquet": ["pyarrow>=19"],
     # Paths in buckets: `gs://…`, `s3://…`.
     "gcs": ["gcsfs>=2026.9", "google-auth>=2.30"],
     "s3": ["s3fs>=2026.9"],
-    # Public benchmarks: Whisper's normaliser and Whisper as a judge; tables in parquet.
-    "benchmarks": ["faster-whisper>=1.2,<2", "pyarrow>=20", "whisper-normalizer>=0.1.15,<0.2"],
+    # Public benchmarks: Whisper's normaliser and Whisper as a judge; tables in parquet and sheets.
+    "benchmarks": ["faster-whisper>=1.2,<2", "openpyxl>=3.1", "pyarrow>=20", "whisper-normalizer>=0.1.15,<0.2"],
     # The attention backend of this name.
     "tokamax": ["tokamax>=0.0.12"],
     # Weights in eight bits.
@@ -81,6 +83,9 @@ EXTRAS = {
         "mypy>=1.18",
         # Its client asks the server.
         "openai>=2",
+        "openpyxl>=3.1",
+        # Drives the machine's own chromium; brings none.
+        "playwright>=1.55",
         "prometheus-client>=0.22",
         "pydantic>=2.11",
         "pyarrow>=19",
@@ -91,6 +96,8 @@ EXTRAS = {
         "qwix>=0.1.8",
         "ruff>=0.14",
         "s3fs>=2026.9",
+        # Makes requests of the server's schema.
+        "schemathesis>=4.32",
         "setuptools>=77",
         "starlette>=0.47",
         "tokamax>=0.0.12",

@@ -300,7 +300,7 @@ def _added() -> tuple[tuple[str, dict[str, Any] | None, Any], ...]:
         (r"((?:data|held_out)\.sources\.[\w-]+\.columns)\.(\w+)", {}, ""),
         (r"((?:data|held_out)\.sources\.[\w-]+\.rules)\.(\w+)", {}, False),
         (rf"(data\.encoding)\.({'|'.join(encoding)})", encoding, None),
-        (r"(stages\.[\w-]+\.weights)\.([\w-]+)", None, 0.0),
+        (r"(stages\.[\w-]+\.(?:weights|epochs))\.([\w-]+)", None, 0.0),
     )
 
 

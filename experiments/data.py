@@ -5,13 +5,16 @@
     omnidiff data build OUT --config=… --beam_runner=DirectRunner            by a Beam pipeline
     omnidiff data build OUT --config=… --task=vqa --jsonl=vqa.jsonl          one task's set from a JSONL manifest
     omnidiff data build OUT --config=… --task=vqa --tfds=DIR --split=train   the same from a prepared TFDS data set
-    omnidiff data build OUT --task=spoken_vqa --sdvi=vqa.jsonl               SDVI: a manifest's pairs, spoken
+    omnidiff data build OUT --sdvi=sdvi.json                                 SDVI by its settings (docs/data.md)
+    omnidiff data build OUT --task=spoken_vqa --sdvi=vqa.jsonl               the same of a manifest, as it comes
     omnidiff data check SET.jsonl                                            what training would accept and reject
     omnidiff data check DIR --reader=librispeech --report=report.html        the same of any source, and a page
+    omnidiff data mix WORKDIR --config=… --batches=20                        a config's mixture: asked for, and got
     omnidiff data fetch commons DIR                                          real pictures, voices and judges
 
 --sdvi takes visual questions (--task=spoken_vqa) or image prompts (--task=s2i), drops what the rules of SDVI call not
-speakable, and writes a manifest with its media.
+speakable, has the rest spoken and every clip judged, and writes a manifest with its media and a data card. A build that
+was killed goes on.
 
 Sets are built shard by shard: killed and started again, what is there stays (docs/data.md, "Encoding at scale").
 
@@ -27,14 +30,15 @@ from typing import Any
 from data_pipelines.beam import Beam
 from data_pipelines.commons.fetch import fetch
 from data_pipelines.commons.packages import PARTS as COMMONS
-from data_pipelines.scenes.tasks import speaker
 from data_pipelines.sdvi.build import build as build_sdvi
+from data_pipelines.sdvi.opening import sdvi_config
+from data_pipelines.sdvi.records import SdviConfig
 from experiments.common import Command
-from experiments.programs import READERS
+from experiments.programs import READERS, OpenSources
 from omnidiff_jax.codecs.tokenizers import open_tokenizers
-from omnidiff_jax.config import choose, suggest
+from omnidiff_jax.config import build, choose, suggest
 from omnidiff_jax.data.building import Cores, Host, Runner, begun_sets, build_sets, described, finish_sets
-from omnidiff_jax.data.check import amounts_to, check_records, report_lines
+from omnidiff_jax.data.check import amounts_to, check_records, mixture_lines, report_lines, shown_again
 from omnidiff_jax.data.readers import SourceConfig, check_learned, check_source, raw_records
 from omnidiff_jax.data.report import page
 from omnidiff_jax.data.storage import MANIFEST
@@ -43,12 +47,12 @@ from omnidiff_jax.files import whole_folders, write_bytes, written
 from omnidiff_jax.runs.config import RunConfig, run_config
 from omnidiff_jax.tasks.registry import TASKS
 
-COMMAND = Command("data", __doc__, "build|check|fetch PATH [DIR]")
+COMMAND = Command("data", __doc__, "build|check|mix|fetch PATH [DIR]")
 CONFIG = COMMAND.config("experiments/configs/nano.py")
 JSONL = COMMAND.string("jsonl", "manifest to build from")
 TFDS = COMMAND.string("tfds", "version folder of a data set that the builder of data_pipelines/tfds_builders wrote")
 SPLIT = COMMAND.string("split", "of --tfds, or a slice of it such as train[:10%]", "train")
-SDVI = COMMAND.string("sdvi", "manifest of written questions or prompts to speak")
+SDVI = COMMAND.string("sdvi", "JSON file of settings, or a manifest of written questions or prompts to speak")
 TASK = COMMAND.choice("task", "task that the manifest's samples train or are checked for", tuple(TASKS))
 ROOT = COMMAND.string("root", "folder of the manifest's media (default: its own)")
 READER = COMMAND.string("reader", "of what is checked: jsonl, librispeech, folder, … (docs/data.md)")
@@ -62,10 +66,12 @@ SHARD = COMMAND.string("shard", "I/N: this process, with its accelerator, is hos
 BEAM_RUNNER = COMMAND.string("beam_runner", "the shards are built by a Beam pipeline: DirectRunner, DataflowRunner, …")
 BEAM_OPTIONS = COMMAND.strings("beam_option", "NAME=VALUE of the pipeline, such as project=… or direct_num_workers=4")
 FINISH = COMMAND.switch("finish", "build nothing, make whole what hosts have built, or say what is missing")
+BATCHES = COMMAND.integer("batches", "drawn of each stage by mix (default: 20)", minimum=1)
 AS_JSON = COMMAND.switch("json", "end with one line of JSON")
 
 _SHOWN = 12
 _FLAGS = {"workers": WORKERS, "shard": SHARD, "beam_runner": BEAM_RUNNER, "finish": FINISH}
+_BATCHES = 20
 
 
 def run(action: str, path: str, folder: str | None = None) -> None:
@@ -87,8 +93,12 @@ def run(action: str, path: str, folder: str | None = None) -> None:
                 print(f"{name}: {counts}{said}, rejected {part['rejected'] or 'none'}")
                 for first in part.get("first_rejects", {}).values():
                     print(*(f"  record {number + 1}: {what}" for number, what in first), sep="\n")
+    elif action == "mix":
+        report = _mix(Path(path))
+        if not AS_JSON.value:
+            print(*mixture_lines(report), sep="\n")
     else:
-        raise UserError(f"unknown action {action!r}; {suggest(action, ('build', 'check', 'fetch'))}")
+        raise UserError(f"unknown action {action!r}; {suggest(action, ('build', 'check', 'mix', 'fetch'))}")
     if AS_JSON.value:
         print(json.dumps(report))
     if action == "check" and not report["accepted"]:
@@ -121,9 +131,22 @@ def _check(path: str) -> dict[str, Any]:
         if shown:
             codecs = open_tokenizers(config.tokenizers).codecs
             report["amounts_to"] = amounts_to(report, shown, codecs, config.data.length, config.batch_size)
+            report["shown_again"] = shown_again(shown, codecs)
         with written(REPORT.value) as place:
             write_bytes(place, page(path, report, shown).encode())
     return report
+
+
+def _mix(workdir: Path) -> dict[str, Any]:
+    # Importing grain takes a while.
+    from omnidiff_jax.data.effective import effective_mixture
+    from omnidiff_jax.data.streams import Corpus
+
+    config = run_config(CONFIG.value)
+    tokenizers = open_tokenizers(config.tokenizers)
+    sources = OpenSources(config.sources, config.tokenizers, workdir / "data", config.data.encoding, tokenizers)()
+    corpus = Corpus(sources, config.plan, tokenizers.vocabulary)
+    return effective_mixture(corpus, config.loading(tokenizers), BATCHES.value or _BATCHES)
 
 
 def _build(out: str) -> dict[str, dict[str, Any]]:
@@ -188,10 +211,17 @@ def _runner() -> Runner:
 
 
 def _build_sdvi(path: str, source: str) -> dict[str, dict[str, Any]]:
-    if TASK.value is None:
+    if source.endswith(".json"):
+        config = sdvi_config(source)
+    elif TASK.value is None:
         raise UserError("--sdvi needs --task: spoken_vqa or s2i")
+    else:
+        written = {"reader": "jsonl", "path": source, "root": ROOT.value or ""}
+        config = build(SdviConfig, {"source": written, "task": TASK.value, "speaker": {"kind": "scenes"}}, "sdvi")
     with whole_folders(path, MANIFEST) as out:
-        return {TASK.value: build_sdvi(source, out, TASK.value, speaker).to_dict()}
+        told = build_sdvi(config, out, WORKERS.value)
+    kept = {key: told[key] for key in ("accepted", "rewritten", "clips", "rejected")}
+    return {config.task: {**kept, "seconds": {"spoken": told["seconds"]}}}
 
 
 if __name__ == "__main__":

@@ -9,20 +9,24 @@
 
 Leaves scorecard.json (with the decoding settings), report.html, samples/ and predictions/ in the workdir, or in --out;
 what the scorecard says of other exams and tasks stays. With --task the report is report_TASK.html. Public benchmarks
-(docs/benchmarks.md) also leave benchmarks.md, and every answer in benchmarks/; started again, they go on.
+(docs/benchmarks.md) also leave benchmarks.md, and every answer in benchmarks/; started again, they go on. As several
+processes of one mesh (found as `omnidiff train` finds them) they ask the same batches together.
 """
+
+import jax
 
 from experiments.common import Command
 from experiments.named_model import model_flags, model_named, preset_flag, quantize_flag
+from experiments.processes import process_flags
 from experiments.programs import EXAMS
 from experiments.public import BENCHMARKS, PUBLIC, data_of, dry_run, share_of, sit_public
-from omnidiff_jax.buckets import is_remote
 from omnidiff_jax.config import choose
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.evaluation.benchmarking import STAGES, Sitting
 from omnidiff_jax.evaluation.exam import ExamSet
 from omnidiff_jax.evaluation.jsonl import of_manifest
 from omnidiff_jax.evaluation.run import evaluate
+from omnidiff_jax.evaluation.scorecard import READ
 from omnidiff_jax.files import updated
 from omnidiff_jax.runs.stored import Stored, is_run, newest
 from omnidiff_jax.tasks.registry import task
@@ -41,8 +45,9 @@ STAGE = COMMAND.strings("stage", f"of public benchmarks, instead of all: {', '.j
 SHARE = COMMAND.string("share", "of public benchmarks: I/N, this process's of N", "0/1")
 ROWS = COMMAND.integer("rows", "of public benchmarks: questions answered together", 64, minimum=1)
 DRY_RUN = COMMAND.switch("dry_run", "only count and check the data of public benchmarks")
-OUT = COMMAND.string("out", "folder for what is left (default: the workdir)")
+OUT = COMMAND.string("out", "folder for what is left, in a bucket or not (default: the workdir)")
 PRESET = preset_flag(COMMAND)
+JOIN = process_flags(COMMAND)
 QUANTIZE = quantize_flag(COMMAND)
 
 
@@ -55,6 +60,9 @@ def run() -> None:
     if DRY_RUN.value:
         dry_run(told, PROTOCOL.value)
         return
+    JOIN()
+    if jax.process_count() > 1 and (others or not public):
+        raise UserError("several processes sit public benchmarks alone; name those by --exam")
     what = model_named(WORKDIR.value, MODEL.value)
     names = tuple(task(name).name for name in TASK.value)
     found = newest(what) if is_run(what) else None
@@ -63,11 +71,9 @@ def run() -> None:
     folder = OUT.value or (what if found else None)
     if folder is None:
         raise UserError("--out is missing: a folder for the scorecard, since --model names no workdir")
-    if public and is_remote(folder):
-        raise UserError(f"--out={folder}: answers to public benchmarks are kept as they come; name a folder here")
     step, preset, quantize = found.step if found else 0, str(PRESET.value), QUANTIZE.value or ""
-    with updated(folder, ("scorecard.json", "metrics.jsonl")) as place:
-        if exams:
+    if exams:
+        with updated(folder, READ) as place:
             evaluate(
                 what,
                 exams,
@@ -79,9 +85,9 @@ def run() -> None:
                 preset=preset,
                 quantize=quantize,
             )
-        if public:
-            loaded = {"preset": preset, "quantize": quantize}
-            sit_public(public, told, PROTOCOL.value, what, place, _sitting(what, step, quantize), loaded)
+    if public:
+        loaded = {"preset": preset, "quantize": quantize}
+        sit_public(public, told, PROTOCOL.value, what, folder, _sitting(what, step, quantize), loaded)
 
 
 def _sitting(what: str, step: int, quantize: str) -> Sitting:

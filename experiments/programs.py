@@ -1,6 +1,8 @@
 """What commands hand down to the library: programs by `config.program`, readers of data, exams."""
 
-from collections.abc import Callable, Mapping
+import dataclasses
+import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,10 +14,12 @@ from data_pipelines.scenes.reader import SCENES_READER
 from data_pipelines.scenes.tokenizers.image import ImageTokenizerRun
 from data_pipelines.scenes.tokenizers.speech_codec import SpeechDecoderRun, SpeechTokenizerRun
 from data_pipelines.scenes.tokenizers.speech_encoder import SpeechEncoderRun
+from data_pipelines.sdvi.reader import SDVI_READER
 from data_pipelines.tfds_builders.reader import TFDS_READER
-from omnidiff_jax.codecs.tokenizers import Tokenizers, open_tokenizers
+from omnidiff_jax.codecs.tokenizers import Tokenizers, TokenizersConfig, open_tokenizers
 from omnidiff_jax.config import build, choose
-from omnidiff_jax.data.building import build_sets
+from omnidiff_jax.data.building import DEFAULTS, build_sets
+from omnidiff_jax.data.config import EncodingConfig
 from omnidiff_jax.data.readers import READERS as LIBRARY_READERS
 from omnidiff_jax.data.readers import Reader, SourceConfig, check_source, open_source
 from omnidiff_jax.data.sources import Source
@@ -27,7 +31,13 @@ from omnidiff_jax.runs.stored import is_run
 from omnidiff_jax.sharding.distributed import barrier, is_primary
 from omnidiff_jax.training.run import Run
 
-READERS: Mapping[str, Reader] = {**LIBRARY_READERS, **CORPUS_READERS, "scenes": SCENES_READER, "tfds": TFDS_READER}
+READERS: Mapping[str, Reader] = {
+    **LIBRARY_READERS,
+    **CORPUS_READERS,
+    "scenes": SCENES_READER,
+    "sdvi": SDVI_READER,
+    "tfds": TFDS_READER,
+}
 EXAMS: Mapping[str, ExamSet] = {
     "scenes": SCENES,
     "plain": PLAIN,
@@ -69,19 +79,46 @@ def open_model(config: RunConfig, workdir: Path) -> Run:
     fetch_run(config, READERS, fresh=not is_run(workdir))
     tokenizers = open_tokenizers(config.tokenizers)
 
-    def opened(sources: Mapping[str, SourceConfig], folder: Path) -> Callable[[], dict[str, Source]]:
-        return lambda: _sources(sources, config, tokenizers, folder)
-
     data = workdir / "data"
-    measured = opened(held_out, data / "held_out") if held_out else None
-    return open_run(config, tokenizers, opened(learned, data), measured, workdir)
+    opened = functools.partial(
+        OpenSources, config=config.tokenizers, encoding=config.data.encoding, tokenizers=tokenizers
+    )
+    measured = opened(held_out, folder=data / "held_out") if held_out else None
+    return open_run(config, tokenizers, opened(learned, folder=data), measured, workdir)
 
 
-def _sources(
-    sources: Mapping[str, SourceConfig], config: RunConfig, tokenizers: Tokenizers, folder: Path
-) -> dict[str, Source]:
-    if is_primary():
-        made = {name: one for name, one in sources.items() if check_source(name, one, READERS).gives == "sets"}
-        build_sets(made, READERS, config.tokenizers, folder, encoding=config.data.encoding)
-    barrier(f"data sets of {folder.name} are built")
-    return {name: open_source(name, source, READERS, tokenizers, folder) for name, source in sources.items()}
+@dataclasses.dataclass(frozen=True)
+class OpenSources:
+    """Opens sources when it is called, in this process or, pickled without its tokenizers, in a worker.
+
+    Attributes:
+        sources: by name.
+        config: of the tokenizers that encode them.
+        folder: holds the sets that are built for the run.
+        encoding: how sets are built.
+        tokenizers: opened; None = in a worker, where sets are built already.
+    """
+
+    sources: Mapping[str, SourceConfig]
+    config: TokenizersConfig
+    folder: Path
+    encoding: EncodingConfig = DEFAULTS
+    tokenizers: Tokenizers | None = None
+
+    def __reduce__(self) -> tuple[type["OpenSources"], tuple[Any, ...]]:
+        return OpenSources, (self.sources, self.config, self.folder, self.encoding)
+
+    def __call__(self) -> dict[str, Source]:
+        tokenizers = self.tokenizers
+        if tokenizers is None:
+            tokenizers = open_tokenizers(self.config)
+        else:
+            if is_primary():
+                made = {
+                    name: one for name, one in self.sources.items() if check_source(name, one, READERS).gives == "sets"
+                }
+                build_sets(made, READERS, self.config, self.folder, encoding=self.encoding)
+            barrier(f"data sets of {self.folder.name} are built")
+        return {
+            name: open_source(name, source, READERS, tokenizers, self.folder) for name, source in self.sources.items()
+        }

@@ -17,7 +17,10 @@ from omnidiff_jax.config import choose
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.evaluation.benchmark import Benchmark
 from omnidiff_jax.evaluation.benchmarking import Opened, Sitting, check, publish, sit
+from omnidiff_jax.evaluation.scorecard import READ
 from omnidiff_jax.evaluation.stages import Share
+from omnidiff_jax.files import updated
+from omnidiff_jax.sharding.distributed import is_primary
 from omnidiff_jax.tasks.registry import Decoding
 
 BENCHMARKS: Mapping[str, Benchmark] = {
@@ -86,11 +89,13 @@ def sit_public(
     data: Mapping[str, str],
     protocols: Sequence[str],
     what: str,
-    folder: Path,
+    folder: str,
     sitting: Sitting,
     loaded: Mapping[str, str],
 ) -> None:
     """Sits public benchmarks; leaves them in the scorecard and a table of them, which is printed.
+
+    Answers are kept as they come, in a bucket too; the scorecard follows at the end.
 
     Args:
         protocols: words of `protocol_of`.
@@ -110,8 +115,9 @@ def sit_public(
             metric, value = next(iter(entry["metrics"].items()))
             told = f"{exam}: {metric} {value:.4g}, {entry['n']} of {entry['of']}, {entry['unparsed']} unparsed"
             print(told, file=sys.stderr, flush=True)
-    if entries:
-        print(publish(folder, entries, sitting.step))
+    if entries and is_primary():
+        with updated(folder, READ) as place:
+            print(publish(place, entries, sitting.step))
 
 
 def _opened(what: str, rows: int, loaded: Mapping[str, Any]) -> Opened:

@@ -18,11 +18,12 @@ import jax
 
 from data_pipelines.scenes.tokenizers.text import TextTokenizerRun
 from experiments.common import Command
+from experiments.processes import process_flags
 from experiments.programs import open_program
 from omnidiff_jax.compilation import use_cache
 from omnidiff_jax.config import build
 from omnidiff_jax.files import write_bytes, written
-from omnidiff_jax.sharding.distributed import METHODS, initialize, is_primary
+from omnidiff_jax.sharding.distributed import is_primary
 from omnidiff_jax.training.loop import train
 from omnidiff_jax.training.operations.goodput import process_age
 from omnidiff_jax.training.operations.lock import only_run
@@ -34,10 +35,7 @@ from omnidiff_jax.training.workdir import open_workdir
 COMMAND = Command("train", __doc__)
 CONFIG = COMMAND.config("experiments/configs/nano.py")
 WORKDIR = COMMAND.string("workdir", "folder of the run", required=True)
-DISTRIBUTED = COMMAND.choice("distributed", "how processes find each other", METHODS, default="auto")
-COORDINATOR = COMMAND.string("coordinator", "HOST:PORT of process 0, where no launcher tells")
-NUM_PROCESSES = COMMAND.integer("num_processes", "of the run, where no launcher tells", minimum=1)
-PROCESS_ID = COMMAND.integer("process_id", "of this process, from 0, where no launcher tells", minimum=0)
+JOIN = process_flags(COMMAND)
 PROFILE = COMMAND.string("profile", "trace these steps of this start for xprof: a number such as 5, or 10-12")
 
 
@@ -49,7 +47,7 @@ def run() -> None:
         with written(f"{word}/export", "text.model") as export:
             build(TextTokenizerRun, config).train(export)
         return
-    initialize(str(DISTRIBUTED.value), COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+    JOIN()
     use_cache(config.get("compilation_cache", ""))
     with open_workdir(word) as place:
         with only_run(place.path):  # before its data is built

@@ -117,9 +117,14 @@ def _begin(counter: Any, prepare: Callable[[], None] | None) -> None:
     global _counter
     _counter = counter
     signal.signal(signal.SIGTERM, _end)
-    threading.Thread(target=_follow_parent, daemon=True, name="follow-parent").start()
+    follow_parent()
     if prepare is not None:
         prepare()
+
+
+def follow_parent() -> None:
+    """In a worker process: it gets SIGTERM once its parent is gone, and is ended soon after if that does not help."""
+    threading.Thread(target=_follow_parent, daemon=True, name="follow-parent").start()
 
 
 def _follow_parent() -> None:

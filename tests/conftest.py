@@ -9,19 +9,29 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 
-# Before jax is imported anywhere. pytest-xdist workers and subprocesses inherit all three.
-_CALLER_ENV = dict(os.environ)
+# Before jax is imported anywhere. pytest-xdist workers and subprocesses inherit all of them.
+_FOLDER = None  # of what one session's processes share; whoever starts workers owns it
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _FOLDER = tempfile.mkdtemp(prefix="omnidiff-test-cache-")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(_FOLDER, "xla"))
+    # Where byte code is not written beside its source, every process would compile two thousand modules again.
+    if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
+        sys.dont_write_bytecode, sys.pycache_prefix = False, os.path.join(_FOLDER, "python")
+        os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
-_OWNS_CACHE = "JAX_COMPILATION_CACHE_DIR" not in os.environ
-if _OWNS_CACHE:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="omnidiff-test-cache-")
+# A toy's programs compile in less than the second from which jax keeps them.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+_ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 import stores  # noqa: E402
+
+from omnidiff_jax.cli import guard  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -31,24 +41,35 @@ hypothesis.settings.register_profile("search", deadline=None, max_examples=1000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
-# Of two workers one would end with one of these, alone.
-LONGEST = {f"test_{name}.py" for name in ("end_to_end", "buckets", "parity", "sampling_loop", "image_tokenizer")}
+# Of two workers one would end with one of these, alone: by their time, the longest first.
+LONGEST = (
+    "end_to_end", "buckets", "bench_sampler", "parity", "pods", "sampling_loop", "runs", "preflight", "bad_input",
+)  # fmt: skip
+# Their programs run for milliseconds, and need not be compiled for seconds.
+TOYS = (
+    "backbone", "bench_sampler", "door", "engine", "flow", "generate", "held_out", "initial", "likelihood", "load",
+    "magvit", "omni", "prefix_attention", "quantized", "runs", "sampling_caches", "sampling_candidates",
+    "sampling_drafting", "sampling_loop", "sampling_model", "sampling_parts", "sampling_reveal", "sampling_rows",
+    "sampling_strategies", "sharding", "training_loop",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take longest come first."""
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    place = {f"test_{name}.py": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
 
 
-def pytest_unconfigure(config: pytest.Config) -> None:
-    """Removes the session's compilation cache, once, after the last worker."""
-    if _OWNS_CACHE and not hasattr(config, "workerinput"):
-        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+def pytest_unconfigure() -> None:
+    """Removes what the session's processes shared, once, after the last worker."""
+    if _FOLDER:
+        shutil.rmtree(_FOLDER, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _forget_programs() -> Iterator[None]:
+def _programs(request: pytest.FixtureRequest) -> Iterator[None]:
     """Compiled programs of one file are of no use to the next, and a worker would gather gigabytes of them."""
+    jax.config.update("jax_disable_most_optimizations", request.path.stem.removeprefix("test_") in TOYS)
     yield
     jax.clear_caches()
 
@@ -84,11 +105,9 @@ def omnidiff() -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
     def run(
         *args: str | Path, env: Mapping[str, str] | None = None, cwd: Path | None = None, timeout: float = 300
     ) -> subprocess.CompletedProcess[str]:
-        base = {name: value for name, value in _CALLER_ENV.items() if name != "XLA_FLAGS"}
-        base |= {name: os.environ[name] for name in ("JAX_PLATFORMS", "JAX_COMPILATION_CACHE_DIR")}
         return subprocess.run(
             [sys.executable, "-m", "omnidiff_jax.cli", *map(str, args)],
-            env=base | dict(env or {}),
+            env=_ENVIRONMENT | dict(env or {}),
             cwd=cwd,
             timeout=timeout,
             capture_output=True,
@@ -96,3 +115,25 @@ def omnidiff() -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
         )
 
     yield run
+
+
+@pytest.fixture
+def refusal(capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command, given as its module, in this process; returns the one line it must leave on stderr."""
+
+    def run(module: ModuleType, *words: str | Path) -> str:
+        capfd.readouterr()
+        command = module.COMMAND
+        assert guard(command.program, lambda: command.call(module.run, list(map(str, words)))) == 2
+        printed = capfd.readouterr()
+        assert printed.out == "" and printed.err.count("\n") == 1 and printed.err.endswith("\n"), printed
+        assert printed.err.startswith(f"{command.program}: ") and "Traceback" not in printed.err
+        return printed.err
+
+    return run
+
+
+@pytest.fixture
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache of fetched things and indices is the test's own."""
+    monkeypatch.setenv("OMNIDIFF_CACHE", str(tmp_path_factory.mktemp("cache") / "buckets"))

@@ -4,10 +4,13 @@ import gzip
 import io
 import json
 import tarfile
+import tracemalloc
 
 import numpy as np
 import soundfile
 
+from data_pipelines.readers.reader import open_corpus
+from omnidiff_jax.data.readers import SourceConfig
 from omnidiff_jax.media.image import png_bytes, write_png
 
 RATE = 16000
@@ -284,3 +287,16 @@ EXPECTED = {
     "audioqa": ("spoken_qa", "audioqa 0", "audioqa 1"),
     "coco": ("captioning", "coco 0", "coco 1"),
 }
+
+
+def opened(name, root, **given):
+    return open_corpus(name, SourceConfig(name, path=str(root), **given))
+
+
+def with_peak(made):
+    """What `made` gives, and the most bytes that Python held meanwhile."""
+    tracemalloc.start()
+    try:
+        return made(), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()

@@ -4,6 +4,7 @@ import json
 
 import ml_dtypes
 import numpy as np
+import pytest
 
 from omnidiff_jax.config import to_dict
 from omnidiff_jax.conversion.components import COMPONENTS, OmniParts
@@ -11,6 +12,8 @@ from omnidiff_jax.conversion.magvit import buffers
 from omnidiff_jax.conversion.rules import torch_shapes
 from omnidiff_jax.conversion.sources import open_released
 from omnidiff_jax.conversion.tensor_files import SafetensorsWriter
+from omnidiff_jax.conversion.to_orbax import to_orbax
+from omnidiff_jax.errors import UserError
 from omnidiff_jax.models.adapter import AdapterConfig
 from omnidiff_jax.models.backbone import BackboneConfig
 from omnidiff_jax.models.flow import EstimatorConfig, FlowConfig, TokenEncoderConfig
@@ -100,3 +103,11 @@ OMNI_JSON = {
     "intermediate_size": 24, "rms_norm_eps": 1e-6, "rope_theta": 1e6, "hidden_act": "silu",
     "encoder_conf": {"attention_heads": 2},
 }  # fmt: skip
+
+
+def refused(tmp_path, match, source, **options):
+    """Says so in one line, and leaves nothing behind."""
+    with pytest.raises(UserError, match=match) as error:
+        to_orbax(source, tmp_path / "out", **options)
+    assert "\n" not in str(error.value)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [source.name], "something is left behind"

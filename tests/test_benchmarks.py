@@ -1,5 +1,6 @@
 """Public benchmarks end to end on miniatures of their layouts, answered by a script whose right score is known here."""
 
+import io
 import json
 
 import numpy as np
@@ -37,6 +38,7 @@ from omnidiff_jax.errors import UserError
 from omnidiff_jax.evaluation import benchmarking
 from omnidiff_jax.evaluation.benchmarking import publish
 from omnidiff_jax.evaluation.judges import named
+from omnidiff_jax.evaluation.sheets import workbook
 from omnidiff_jax.media.audio import write_wav
 
 
@@ -87,6 +89,8 @@ def test_mme_by_hand(layout, tmp_path):
     assert task["ceiling"] == 600 and task["floor"] < 450
     lines = (tmp_path / "out/benchmarks/mme-released/exports/mme/artwork.txt").read_text().splitlines()
     assert [len(line.split("\t")) for line in lines] == [4] * 4 and lines[3].endswith("\tNo\tnone at all")
+    table = (tmp_path / "out/benchmarks/mme-released/exports/vlmevalkit.tsv").read_text().splitlines()
+    assert [len(line.split("\t")) for line in table] == [5] * 17 and table[8].endswith("\tno\tnone at all")
 
 
 def test_mme_in_full_is_set_beside_what_was_published(tmp_path):
@@ -99,6 +103,7 @@ def test_mme_in_full_is_set_beside_what_was_published(tmp_path):
     told = publish(tmp_path / "out", {"mme": entry}, 0)
     assert "1216.7 (Omni-Diffusion v1)" in told and "2374 of 2374" in told
     assert "| mme | perception | 1216.7 (Omni-Diffusion v1)" in (tmp_path / "out/benchmarks.md").read_text()
+    assert "| released | released (vqa: L 64, T 1 L) | mme |" in (tmp_path / "out/benchmarks.md").read_text()
     assert "Beside what was published" in (tmp_path / "out/report.html").read_text()
     part = sat("mme", MME, data, tmp_path / "part", text(lambda request: "No"), limit=4)
     assert part["published"] == [] and part["n"] == 56
@@ -181,6 +186,15 @@ def test_mmmu_by_hand(tmp_path):
     assert [item.name for item in MMMU.read(str(tmp_path / "kit"), MMMU.protocols["vlmevalkit"])] == [
         "validation_Art_1"
     ]
+
+
+def test_a_sheet_holds_answers_as_they_are():
+    openpyxl = pytest.importorskip("openpyxl")
+    odd = ["=1+1", "one\ttwo\nthree", "bell\x07", "é" * 40000, ""]
+    book = openpyxl.load_workbook(io.BytesIO(workbook([["index", "prediction"], *[["1", text] for text in odd]])))
+    cells = [row[1] for row in book.active.iter_rows(min_row=2)]
+    assert [cell.value for cell in cells] == ["=1+1", odd[1], "bell", "é" * 32767, None]
+    assert cells[0].data_type == "s"  # no formula
 
 
 def test_coco_by_clip(tmp_path):

@@ -34,6 +34,8 @@ from omnidiff_jax.training.operations.metrics import read_metrics
 from omnidiff_jax.training.workdir import local_run, open_workdir, steps_in
 
 WORKER = Path(__file__).parent / "run_worker.py"
+# Processes take long to say what no kind of store changes; what one does is in the tests of objects and of a run.
+in_one_store = pytest.mark.parametrize("store", ["s3", pytest.param("gs", marks=pytest.mark.slow)], indirect=True)
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +190,7 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(home, tmp_path, mesh):
     assert (local_run(f"{home}/run") / "checkpoints" / "10" / "digest.json").is_file()
 
 
+@in_one_store
 def test_a_kill_and_a_preemption_lose_nothing(home, tmp_path):
     worker = [sys.executable, str(WORKER)]
     subprocess.run([*worker, str(tmp_path / "disk"), "0"], check=True, capture_output=True, timeout=300)
@@ -265,10 +268,9 @@ def test_one_run_in_a_bucket(home, mesh):
     assert "run.lock" not in Bucket(f"{home}/run").list()
 
 
+@in_one_store
 @pytest.mark.multihost
 def test_two_processes_in_a_bucket(home, tmp_path):
-    if home.startswith("gs:"):
-        pytest.skip("takes a minute, and the store makes no difference to what the processes say to each other")
     pods = [
         Pod(tmp_path / name, **settings) for name, settings in (("disk", {}), ("bucket", {"workdir": f"{home}/run"}))
     ]
@@ -334,10 +336,9 @@ def command(module, *words):
     assert guard(module.COMMAND.program, lambda: module.COMMAND.call(module.run, list(map(str, words)))) == 0
 
 
+@in_one_store
 def test_every_command_takes_a_bucket(home, tmp_path, capfd):
     """Sets are built into it and trained from; the run answers, is scored and converted."""
-    if home.startswith("gs:"):
-        pytest.skip("takes a minute, and commands know no kinds of store")
     picture = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
     write_png(tmp_path / "a.png", picture)
     turns = [{"role": "user", "content": "what is it\n<|image|>"}, {"role": "assistant", "content": "a cross"}]

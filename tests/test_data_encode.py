@@ -428,7 +428,8 @@ def test_a_sample_trains_its_own_task_and_no_unlike_one(of, called):
 
 
 def test_a_set_without_records_is_said_to_be_empty(tmp_path):
-    assert "nothing" not in " ".join(report_lines(check_jsonl(written(tmp_path, RECORDS))))
+    said = " ".join(report_lines(check_jsonl(written(tmp_path, RECORDS))))
+    assert "nothing" not in said and "×" not in said, "neither the whole set nor a record is rejected"
     (tmp_path / "set.jsonl").write_text("")
     assert "this set is empty" in report_lines(check_jsonl(tmp_path / "set.jsonl"))
 

@@ -13,7 +13,8 @@ import pytest
 from data_world import corpus
 
 from omnidiff_jax.data.config import DataConfig
-from omnidiff_jax.data.loader import HostBatches, Loader
+from omnidiff_jax.data.hosting import HostBatches
+from omnidiff_jax.data.loader import Loader
 from omnidiff_jax.data.packing import PackingConfig
 from omnidiff_jax.speech_frames import SpeechLayout
 

@@ -1,6 +1,9 @@
 """Mixture, streams and loader: exact proportions, exact restore, the same batches on any number of hosts."""
 
+import dataclasses
 import json
+import multiprocessing
+import re
 
 import jax
 import numpy as np
@@ -11,9 +14,11 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
 from omnidiff_jax.config import build
-from omnidiff_jax.data.config import DataConfig
-from omnidiff_jax.data.loader import HostBatches, Loader, owned_streams
-from omnidiff_jax.data.mixture import Interleave, Stage, shuffled, stage_at
+from omnidiff_jax.data.config import DataConfig, RejectsConfig
+from omnidiff_jax.data.hosting import HostBatches, PartDataset
+from omnidiff_jax.data.loader import Loader, owned_streams
+from omnidiff_jax.data.mixture import Interleave, Stage, stage_at
+from omnidiff_jax.data.order import Windows, shuffled
 from omnidiff_jax.data.packing import PackingConfig
 from omnidiff_jax.data.sources import Source
 from omnidiff_jax.data.streams import Corpus, Stream
@@ -58,6 +63,31 @@ def test_every_epoch_is_another_permutation(size, seed):
     assert all(sorted(order) == list(range(size)) for order in epochs)
     if size > 20:
         assert epochs[0] != epochs[1] != epochs[2] and epochs[0] != sorted(epochs[0])
+
+
+@given(
+    groups=st.lists(st.integers(1, 40), min_size=1, max_size=12),
+    rows=st.integers(1, 60),
+    streams=st.integers(1, 5),
+)
+def test_a_walk_in_windows_sees_every_sample_once_an_epoch_and_stays_near(groups, rows, streams):
+    """Whole groups follow each other, in another order each epoch; a window touches no more of them than it must."""
+    ends = np.cumsum(groups).tolist()
+    windows, size = Windows(ends, rows), ends[-1]
+    rows = max(1, min(rows, size // (4 * streams)))
+    rounds = -(-3 * size // (rows * streams))
+    walks = [[windows.walk(j, v, streams, 0, "s") for j in range(rounds * rows)] for v in range(streams)]
+    seen = sorted((epoch, index) for walk in walks for index, epoch in walk if epoch < 3)
+    assert seen == [(epoch, index) for epoch in range(3) for index in range(size)]
+    owner = np.repeat(np.arange(len(groups)), groups)
+    orders = [Windows(ends, 1).walk(j, 0, 1, 0, "s")[0] for j in range(size)]
+    for walk in walks:
+        for start in range(0, len(walk), rows):
+            epochs = {epoch for _, epoch in walk[start : start + rows]}
+            if len(epochs) == 1 and rows > 1:
+                held = {owner[index] for index, _ in walk[start : start + rows]}
+                assert len(held) <= 2 + (rows - 1) // min(groups)
+    assert sorted(orders) == list(range(size))
 
 
 def test_stage_of_a_step():
@@ -172,6 +202,117 @@ def test_a_source_without_a_usable_sample_ends_in_one_line():
         only = Corpus({"read": Source([broken], "read")}, (Stage(9, weights={"read": 1.0}, name="only"),), VOCABULARY)
         with pytest.raises(UserError, match="no sample"):
             next(HostBatches(only, CONFIG))
+
+
+class Damaged:
+    """A source of which all samples but some are broken."""
+
+    def __init__(self, size, good):
+        self.size, self.good = size, good
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        if index >= self.good:
+            raise RejectedRecord("corrupt image", f"file {index}")
+        return example(index, "read", 10)
+
+
+def test_too_many_rejects_of_a_source_end_the_run_in_one_line_that_names_the_first():
+    good = Source([example(500 + i, "draw", 12) for i in range(9)], "draw")
+    stage = (Stage(9, weights={"read": 1.0, "draw": 9.0}, name="both"),)
+
+    def host(usable, **limits):
+        sources = {"read": Source(Damaged(40, usable), "read"), "draw": good}
+        return HostBatches(
+            Corpus(sources, stage, VOCABULARY), dataclasses.replace(CONFIG, rejects=RejectsConfig(**limits))
+        )
+
+    with pytest.raises(UserError) as refused:
+        take(host(10, share=0.5, most=40), 400)
+    told = str(refused.value)
+    first = re.search(r"^(\d+) of (\d+) samples of source 'read'.*: \d+ × corrupt image: file \d+; mend them", told)
+    assert "\n" not in told and int(first[1]) == 40 // CONFIG.streams + 1 and int(first[2]) < 2 * int(first[1])
+    # Within the share, or within the number, it goes on, also from a state in the middle.
+    take(host(30, share=0.5, most=40), 60)
+    running = host(10, share=0.5, most=10**6)
+    take(running, 10)
+    resumed = host(10, share=0.5, most=40)
+    resumed.set_state(json.loads(json.dumps(running.get_state())))
+    assert resumed.first_rejected == running.first_rejected and resumed.rejected == running.rejected
+    with pytest.raises(UserError, match="source 'read'.*corrupt image: file"):
+        take(resumed, 400)
+
+
+def test_shares_are_those_of_what_can_be_used():
+    """Of one source seven in ten samples are rejected."""
+    sources = {
+        "read": Source(Damaged(100, 30), "read"),
+        "draw": Source([example(500 + i, "draw", 10) for i in range(50)], "draw"),
+    }
+    only = Corpus(sources, (Stage(9, weights={"read": 1.0, "draw": 1.0}, name="both"),), VOCABULARY)
+    config = dataclasses.replace(CONFIG, rejects=RejectsConfig(share=0.8))
+    ids = np.concatenate([batch.group_ids[batch.group_ids >= 0] for batch in take(HostBatches(only, config), 60)])
+    np.testing.assert_allclose(np.bincount(ids) / len(ids), [0.5, 0.5], atol=0.01)
+
+
+def small_corpus():
+    return corpus(sizes=(12, 9, 5))
+
+
+def worker_batches_are_those_of_one_thread(workers):
+    """Whatever the workers' number, from any state, into any: streams know nothing of who reads them."""
+    here = HostBatches(small_corpus(), CONFIG)
+    expected, states = [], []
+    for _ in range(6):
+        expected.append(next(here))
+        states.append(json.loads(json.dumps(here.get_state())))
+    config = dataclasses.replace(CONFIG, workers=workers)
+    with Loader(small_corpus(), config, reopen=small_corpus) as loader:
+        for batch, state in zip(expected[:3], states[:3], strict=True):
+            same(batch, next(loader))
+            assert json.loads(json.dumps(loader.get_state())) == state
+        loader.set_state(states[3])
+        for batch in expected[4:]:
+            same(batch, next(loader))
+    again = HostBatches(small_corpus(), CONFIG)
+    again.set_state(json.loads(json.dumps(loader.get_state())))
+    same(next(here), next(again))
+
+
+def broken_corpus():
+    return Corpus({"read": Source(Damaged(4, 0), "read")}, (Stage(9, weights={"read": 1.0}, name="only"),), VOCABULARY)
+
+
+def what_a_worker_runs_into_is_said():
+    config = dataclasses.replace(CONFIG, workers=1)
+    with (
+        Loader(broken_corpus(), config, reopen=broken_corpus) as loader,
+        pytest.raises(UserError, match="no sample of"),
+    ):
+        next(loader)
+
+
+def test_parts_of_workers_are_put_together_as_one_thread_reads_them(monkeypatch):
+    """Without processes, which take seconds to start; the test below has them."""
+    monkeypatch.setattr(PartDataset, "mp_prefetch", lambda parts, *_: parts)
+    worker_batches_are_those_of_one_thread(3)
+    what_a_worker_runs_into_is_said()
+
+
+@pytest.mark.slow
+def test_worker_processes_give_the_batches_and_states_of_one_thread():
+    worker_batches_are_those_of_one_thread(2)
+    what_a_worker_runs_into_is_said()
+    before = set(multiprocessing.active_children())
+    with Loader(small_corpus(), dataclasses.replace(CONFIG, workers=1), reopen=small_corpus) as loader:
+        next(loader)
+        (worker,) = set(multiprocessing.active_children()) - before
+        worker.kill()
+        with pytest.raises(UserError, match="a worker process that reads data ended.*config.data.workers"):
+            for _ in range(9):
+                next(loader)
 
 
 def test_wrong_runs_are_refused():

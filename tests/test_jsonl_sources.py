@@ -9,7 +9,7 @@ from data_world import VOCABULARY, example
 
 from omnidiff_jax.codecs.encode import load_media
 from omnidiff_jax.data.config import DataConfig
-from omnidiff_jax.data.loader import HostBatches
+from omnidiff_jax.data.hosting import HostBatches
 from omnidiff_jax.data.mixture import Stage
 from omnidiff_jax.data.packing import PackingConfig
 from omnidiff_jax.data.sources import JsonlRecords, Source
@@ -108,6 +108,17 @@ def test_a_tilde_is_the_home_for_a_manifest_and_for_its_media(tmp_path, monkeypa
     write_png(tmp_path / "set" / "a.png", np.full((4, 5, 3), 7, np.uint8))
     (record,) = JsonlRecords(path.format(home=tmp_path), root)
     assert (load_media(record).images[0] == 7).all()
+
+
+@pytest.mark.parametrize("key", ["prefix_path", "begin_time", "end"])
+def test_keys_that_say_which_part_or_where_are_not_passed_over(key, tmp_path):
+    write_png(tmp_path / "a.png", np.zeros((8, 8, 3), np.uint8))
+    line = {"messages": turns("<|image|>what?"), "images": ["a.png"]}
+    file = write(tmp_path / "a.jsonl", [line, line | {key: 1.5, "id": 7}, {"messages": turns("what?"), key: 1.5}])
+    records = JsonlRecords(file)
+    assert records[0].images and records[2].task == "text_qa"
+    with pytest.raises(RejectedRecord, match=f"key is not understood: .*record 2: '{key}'"):
+        records[1]
 
 
 def test_a_hole_makes_a_sample_one_of_inpainting(tmp_path):

@@ -77,6 +77,7 @@ def test_the_lock_lies_within_the_ranges(metadata: dict[str, Any], python: str) 
         "gcs",
         "s3",
         "tokamax",
+        "kokoro",
         "torch",
         "dev",
     }

@@ -94,7 +94,8 @@ def test_packer_resumes_anywhere(specs, cut):
     whole, _ = pack(specs)
     head, packer = pack(specs[:cut])
     resumed = Packer(CONFIG)
-    resumed.resume([[(s, s.tokens, s.frames) for s in row.items] for row in packer.open])
+    rows = [[(s, s.tokens, s.frames) for s in row.items] for row in packer.open]
+    resumed.resume(rows, [row.waited for row in packer.open])
     rest = [row for s in list(build(specs))[cut:] for row in resumed.add(s, s.tokens, s.frames)]
     ids = [[[sample.example.sample_id for sample in row] for row in rows] for rows in (whole, head + rest)]
     assert ids[0] == ids[1]
@@ -132,6 +133,48 @@ def test_long_tailed_mix_fills_the_rows():
     packer = Packer(PackingConfig())
     rows = [row for n, t in zip(lengths, heard, strict=True) for row in packer.add(n, n, t)]
     assert sum(map(sum, rows)) / (len(rows) * 3072) >= 0.98
+
+
+# One kind of long sample (two to a row, into whose rest nothing fits), or of a few sizes: what rows starve of.
+sizes = st.one_of(
+    st.tuples(st.integers(17, 24), st.integers(17, 24)).map(sorted),
+    st.lists(st.integers(1, 48), min_size=1, max_size=3),
+)
+
+
+@given(kinds=sizes, speech=st.lists(st.integers(0, 24), min_size=1, max_size=3), seed=st.integers(0, 99))
+def test_no_row_waits_for_more_than_its_patience(kinds, speech, seed):
+    """Whatever sizes come: a sample goes out within a bounded number of rows, without those at the end."""
+    rng = np.random.default_rng(seed)
+    low, high = kinds[0], kinds[-1]
+    packer, born, rows = Packer(CONFIG), [], 0
+    for number in range(1500):
+        tokens = int(rng.integers(min(low, high), max(low, high) + 1) if number % 3 else rng.choice(kinds))
+        born.append(rows)
+        for row in packer.add(number, tokens, int(rng.choice(speech))):
+            rows += 1
+            assert rows - min(born[item] for item in row) <= CONFIG.patience + 2 * CONFIG.rows_held
+    assert all(rows - born[item] <= CONFIG.patience + 2 * CONFIG.rows_held for row in packer.open for item in row.items)
+
+
+def test_patience_costs_no_efficiency(monkeypatch):
+    """On the mixes that starved rows: one kind of sample, of which two fill a row but for what no third fits into."""
+
+    def efficiency(draw, config):
+        rng, packer = np.random.default_rng(0), Packer(config)
+        rows = [row for n in (draw(rng) for _ in range(8000)) for row in packer.add(n, n, 0)]
+        return sum(map(sum, rows)) / (len(rows) * config.length)
+
+    pictures = (
+        PackingConfig(3072, 0, 96, 24),
+        lambda rng: 1030 + int(rng.lognormal(4.6, 0.8)) + int(rng.integers(1, 17)),
+    )
+    small = PackingConfig(176, 0, 8, 16), lambda rng: int(rng.integers(45, 72)) + int(rng.integers(1, 17))
+    for config, draw in (pictures, small):
+        patient = efficiency(draw, config)
+        monkeypatch.setattr(PackingConfig, "patience", 10**9)
+        assert patient >= efficiency(draw, config) - 1e-3
+        monkeypatch.undo()
 
 
 def test_tail_pads_depend_on_seed_epoch_and_sample_only():

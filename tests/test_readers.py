@@ -9,6 +9,7 @@ import corpora
 import numpy as np
 import pytest
 import soundfile
+from corpora import opened, with_peak
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -16,7 +17,7 @@ from PIL import Image
 from data_pipelines.readers.corpora import CORPORA
 from data_pipelines.readers.index import FAULT
 from data_pipelines.readers.layouts import folder, tars
-from data_pipelines.readers.reader import CORPUS_READERS, open_corpus
+from data_pipelines.readers.reader import CORPUS_READERS
 from experiments import data as data_command
 from omnidiff_jax.cli import guard
 from omnidiff_jax.codecs.encode import load_media
@@ -28,14 +29,7 @@ from omnidiff_jax.media.audio import read_audio, write_wav
 from omnidiff_jax.records import AUDIO_TAG, Medium, RejectedRecord, Waveform
 from omnidiff_jax.tasks.registry import TASKS
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("OMNIDIFF_CACHE", str(tmp_path_factory.mktemp("cache") / "buckets"))
-
-
-def opened(name, root, **given):
-    return open_corpus(name, SourceConfig(name, path=str(root), **given))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def reasons(records):
@@ -261,6 +255,12 @@ def test_mp3_without_an_index_is_read_to_its_end(tmp_path):
         assert abs(soundfile.info(io.BytesIO(bare)).duration - 8) > 1
         assert read_audio(Medium("a.mp3", content=bare)).seconds == pytest.approx(8, abs=0.1)
         assert read_audio(Medium("a.mp3", content=content)).seconds == pytest.approx(8, abs=0.01)
+        # A stretch of it is read without the rest, from a file too.
+        (tmp_path / "a.mp3").write_bytes(bare)
+        whole = read_audio(Medium("a.mp3", content=bare)).samples
+        for start in (0.5, 6.0):
+            part = read_audio(Medium("a.mp3", str(tmp_path / "a.mp3"), start=start, end=start + 1)).samples
+            np.testing.assert_allclose(part, whole[round(start * rate) :][:rate], atol=1e-4)
         # A header that announces two frames more than there are.
         at = content.index(b"Xing") + 8
         frames = int.from_bytes(content[at : at + 4], "big") + 2
@@ -268,6 +268,62 @@ def test_mp3_without_an_index_is_read_to_its_end(tmp_path):
         assert read_audio(Medium("a.mp3", content=more)).seconds == pytest.approx(8, abs=0.1)
     with pytest.raises(UserError, match="empty"):
         read_audio(Medium("a.mp3", content=b""))
+
+
+def test_a_stretch_of_a_long_mp3_costs_its_own_memory(tmp_path):
+    buffer = io.BytesIO()
+    soundfile.write(buffer, corpora.tone(440, 1.0, 48000), 48000, format="MP3", bitrate_mode="CONSTANT")
+    bare = buffer.getvalue()
+    first = bare.index(b"\xff", 4 + max(bare.find(b"Xing"), bare.find(b"Info")))
+    bare = bare[first:]
+    (tmp_path / "a.mp3").write_bytes(bare * (6 * 2**20 // len(bare)))
+    wave, most = with_peak(lambda: read_audio(Medium("a.mp3", str(tmp_path / "a.mp3"), start=2.0, end=3.0)))
+    assert wave.seconds == 1.0 and most < 2**20
+
+
+def test_names_that_say_a_split_leave_the_rest_of_a_folder(tmp_path):
+    """A name is a split's where each says one; else only folders are, and what is in none of them is of all."""
+    for name in ("train_station", "test_tube", "dog", "test/cat"):
+        corpora.write_png(tmp_path / "some" / f"{name}.png", corpora.picture(9))
+        (tmp_path / "some" / f"{name}.txt").write_text(name)
+    told = {record.messages[-1].content for record in reasons(opened("folder", tmp_path / "some"))[1]}
+    assert told == {"train_station", "test_tube", "dog"}
+    for name in ("train_1", "test_1"):
+        corpora.write_png(tmp_path / "all" / f"{name}.png", corpora.picture(9))
+        (tmp_path / "all" / f"{name}.txt").write_text(name)
+    for split in ("train", "test"):
+        (record,) = reasons(opened("folder", tmp_path / "all", split=split))[1]
+        assert record.messages[-1].content == f"{split}_1"
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd.mp3", "../../../out.mp3", "a\0.mp3"])
+def test_names_in_tables_and_annotations_stay_in_their_root(name, tmp_path):
+    corpora.make("common_voice", tmp_path)
+    table = tmp_path / "cv-corpus-21" / "en" / "train.tsv"
+    table.write_text(table.read_text().replace("clip_0.mp3", name.replace("\0", "")))
+    rejected, usable = reasons(opened("common_voice", tmp_path))
+    assert len(usable) == 1 and set(rejected) <= {"path leads out of the media folder", "missing audio"}
+    corpora.make("coco", tmp_path / "coco")
+    annotations = tmp_path / "coco" / "annotations" / "captions_train2017.json"
+    content = json.loads(annotations.read_text())
+    content["images"][0] |= {"file_name": name, "id": [1]}
+    content["annotations"][0]["image_id"] = [1]
+    annotations.write_text(json.dumps(content))
+    rejected, usable = reasons(opened("coco", tmp_path / "coco"))
+    assert len(usable) == 1 and rejected == {"path leads out of the media folder": 1}
+
+
+@pytest.mark.parametrize(
+    "stretch", [{"offset": "0", "size": 4}, {"offset": -1, "size": 4}, {"offset": 0}, {"offset": 10**30, "size": 1}]
+)
+def test_bytes_that_a_line_names_are_of_its_file(stretch, tmp_path):
+    corpora.sound(tmp_path / "a.wav", 300)
+    whole = {"path": "a.wav", "offset": 0, "size": (tmp_path / "a.wav").stat().st_size}
+    corpora.lines(
+        tmp_path / "a.jsonl", [{"wav": {"path": "a.wav", **stretch}, "said": "hm"}, {"wav": whole, "said": "hm"}]
+    )
+    rejected, usable = reasons(opened("json_lines", tmp_path, columns={"audio": "wav", "text": "said"}))
+    assert rejected == {"no medium": 1} and len(usable) == 1
 
 
 def test_turns_that_nothing_answers_are_no_part_of_a_sample(tmp_path):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.core import meta
+from jax.sharding import NamedSharding
 from sampling_toys import VOCABULARY, make_toy, toy_denoiser
 
 from omnidiff_jax.config import build, to_dict
@@ -29,6 +30,8 @@ from omnidiff_jax.sampling import (
     sample,
     unconditional_canvas,
 )
+from omnidiff_jax.sharding.mesh import MeshConfig, batch_sharding, make_mesh
+from omnidiff_jax.sharding.rules import logical_rules, param_specs
 
 SMALL = BackboneConfig(
     vocab_size=VOCABULARY.size, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, hidden=64, rope_theta=1e3,
@@ -115,6 +118,36 @@ def test_what_is_computed_again_is_what_it_would_be(changes):
     assert np.abs((changed - at_places(hidden(after))) * real).max() > 1e-3
     fresh, _ = some(after, whole(after)[1], PLACES)
     np.testing.assert_allclose(fresh * real, at_places(hidden(after)) * real, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(len(jax.devices()) < 8, reason="needs 8 devices")
+@pytest.mark.parametrize("share", [None, 0.4])
+def test_some_positions_on_eight_devices(share):
+    """Rows on four of them, heads and kernels in halves: what is kept and what is computed again is the same."""
+    canvas = lay_out((20, 12), (7, 5), (13, 9), (3, 20))
+    written = np.array(canvas.inputs.tokens)
+    written[:, 25] = 3
+    places = np.array([[19, 20, 25, 30, 64], [6, 8, 64, 64, 64], [12, 13, 14, 15, 21], [2, 25, 64, 64, 64]], np.int32)
+    denoiser, device_mesh = small(), make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+
+    def run(params, canvas, written, places):
+        context = denoiser.prepare(params, canvas)
+        hidden, kept = denoiser.keep(params, canvas.inputs.tokens, context, share)
+        return hidden, denoiser.renew(params, written, context, kept, places, share)
+
+    alone = jax.jit(lambda *args: run(*args))(PARAMS, canvas, written, places)
+    boxed = jax.eval_shape(lambda: init_params(OmniConfig(SMALL, speech_encoder=None), jax.random.key(0)))
+    specs = param_specs(boxed, "fsdp_tensor", device_mesh)
+    laid = jax.tree.map(lambda x, spec: jax.device_put(x, NamedSharding(device_mesh, spec)), PARAMS, specs)
+    rows = jax.device_put((canvas, written, places), batch_sharding(device_mesh))
+    with jax.set_mesh(device_mesh), logical_rules("fsdp_tensor"):
+        spread = jax.jit(lambda *args: run(*args))(laid, *rows)
+    keys = spread[1][1].key
+    assert len(keys.sharding.device_set) == 8 and not keys.sharding.is_fully_replicated
+    real = np.asarray(canvas.inputs.segment_ids > 0)[..., None]
+    np.testing.assert_allclose(spread[0] * real, alone[0] * real, rtol=1e-4, atol=1e-5)
+    asked = (places < 64)[..., None]
+    np.testing.assert_allclose(spread[1][0] * asked, alone[1][0] * asked, rtol=1e-4, atol=1e-5)
 
 
 def test_features_follow_what_turned():
@@ -214,6 +247,9 @@ def test_what_cannot_be_served_is_refused():
     released = dataclasses.replace(BLOCKS, guidance=ReleasedGuidance(1.0))
     with pytest.raises(UserError, match="guidance asks what stands before"):
         tokens_of(PromptCache(), released, unconditional=other)
+    bare = unconditional_canvas(RAGGED, [SHORT[0]] * 3, VOCABULARY, multiple=64)
+    with pytest.raises(UserError, match="guidance asks what stands behind them"):
+        tokens_of(PromptCache(), released, unconditional=bare)
     shorter = unconditional_canvas(RAGGED, [SHORT[0]] * 3, VOCABULARY, multiple=64, pad_with_zero_vectors=True)
     with pytest.raises(UserError, match="guidance asks unconditional rows"):
         tokens_of(DualCache(), released, unconditional=shorter)

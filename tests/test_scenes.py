@@ -29,6 +29,7 @@ from data_pipelines.scenes.scene import (
     sample_scene,
 )
 from data_pipelines.scenes.tasks import TASKS, SceneRecords, make_record
+from data_pipelines.speakers import espeak_engine
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.records import AUDIO_TAG, IMAGE_TAG
 from omnidiff_jax.tasks.registry import TASKS as REGISTRY
@@ -265,17 +266,17 @@ def test_speech_edge_cases():
 
 
 def test_speech_engine_survives_a_long_installation_path(tmp_path, monkeypatch):
-    original = speech.espeakng_loader.get_data_path()
+    original = espeak_engine.espeakng_loader.get_data_path()
     folder = tmp_path / ("x" * 160)
     folder.mkdir()
     (folder / "espeak-ng-data").symlink_to(original)
-    monkeypatch.setattr(speech.espeakng_loader, "get_data_path", lambda: str(folder / "espeak-ng-data"))
+    monkeypatch.setattr(espeak_engine.espeakng_loader, "get_data_path", lambda: str(folder / "espeak-ng-data"))
     expected = speech.say("yes", speech.heard_voice(0)).samples
-    speech._data_path.cache_clear()
+    espeak_engine._data_path.cache_clear()
     try:
         np.testing.assert_array_equal(speech.say("yes", speech.heard_voice(0)).samples, expected)
     finally:
-        speech._data_path.cache_clear()
+        espeak_engine._data_path.cache_clear()
 
 
 # ---- records -----------------------------------------------------------------------------------------------

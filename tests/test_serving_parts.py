@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import re
 import types
+from pathlib import Path
 
 import hypothesis
 import numpy as np
 import pytest
+import yaml
+from absl import flags as absl_flags
 from hypothesis import strategies as st
 from PIL import Image
 
+from experiments import launch, serve
 from omnidiff_jax.answering.lanes import lane_lengths
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.records import Waveform
@@ -20,6 +25,7 @@ from omnidiff_jax.serving.bodies import ChatRequest, TranscriptionRequest
 from omnidiff_jax.serving.canvases import Prefix
 from omnidiff_jax.serving.failures import Failure
 from omnidiff_jax.serving.limits import Limits
+from omnidiff_jax.serving.openapi import document
 from omnidiff_jax.serving.pictures import file_of, read_hole
 from omnidiff_jax.serving.reading import checked, data_of
 from omnidiff_jax.serving.remote import Trusted
@@ -249,6 +255,28 @@ def test_what_is_not_heeded_is_refused_by_its_name(fields, param):
     with pytest.raises(Failure) as caught:
         checked(ChatRequest, {"model": "nano", "messages": [USER], **fields}, strict=True)
     assert caught.value.status == 400 and caught.value.param == param and param in str(caught.value)
+
+
+def test_what_is_launched_is_there():
+    """Flags, probes, ports and times of the files in `experiments/launch`."""
+    folder = Path(launch.__file__).parent
+    texts = {name: (folder / name).read_text() for name in ("serve.service", "serve.dockerfile", "serve-nginx.conf")}
+    deployment, _ = yaml.safe_load_all((folder / "serve.yaml").read_text())
+    pod = deployment["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    begun = re.search(r"omnidiff serve (.*)", texts["serve.service"])[1]
+    known = {holder.name for holder in vars(serve).values() if isinstance(holder, absl_flags.FlagHolder)}
+    for line in (begun, *container["args"], *re.findall(r'"(--\w+)=', texts["serve.dockerfile"])):
+        assert {word.partition("=")[0].removeprefix("--") for word in line.split()} <= known, line
+    paths = document(LIMITS, "nano")["paths"]
+    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+        assert container[probe]["httpGet"]["path"] in paths
+    drain = float(re.search(r"--drain=(\d+)", begun)[1])
+    assert float(re.search(r"TimeoutStopSec=(\d+)", texts["serve.service"])[1]) > drain
+    assert pod["terminationGracePeriodSeconds"] > drain + 10
+    assert f"client_max_body_size {LIMITS.body >> 20}m;" in texts["serve-nginx.conf"]
+    assert float(re.search(r"proxy_read_timeout (\d+)s", texts["serve-nginx.conf"])[1]) > LIMITS.patience
+    assert serve.KEY in texts["serve.dockerfile"] and container["env"][0]["name"] == serve.KEY
 
 
 def test_settings_are_heeded_flat_and_nested():

@@ -22,8 +22,8 @@ TESTS = Path(__file__).parent
 STATUS = {signal.SIGTERM: signals.PREEMPTED, signal.SIGINT: signals.INTERRUPTED}
 
 
-def start(*words):
-    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]), "XLA_FLAGS": ""}
+def start(*words, **variables):
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]), "XLA_FLAGS": ""} | variables
     return subprocess.Popen(
         [sys.executable, *map(str, words)], env=env, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -64,8 +64,9 @@ def config(tmp_path_factory):
 @pytest.mark.parametrize("number", STATUS)
 @pytest.mark.parametrize("seconds", [0.5, 1.5])
 def test_a_command_that_still_imports(tmp_path, config, number, seconds):
+    """Without byte code, it does so for seconds."""
     words = ("train", f"--config={config}", f"--workdir={tmp_path / 'run'}")
-    process = start("-m", "omnidiff_jax.cli", *words)
+    process = start("-m", "omnidiff_jax.cli", *words, PYTHONPYCACHEPREFIX=str(tmp_path / "none"))
     time.sleep(seconds)
     process.send_signal(number)
     said = ended(process, number).splitlines()

@@ -18,8 +18,9 @@ from experiments.configs import nano
 from omnidiff_jax.codecs.encode import encode_one
 from omnidiff_jax.data.building import origin
 from omnidiff_jax.data.config import DataConfig
-from omnidiff_jax.data.loader import HostBatches
-from omnidiff_jax.data.mixture import Stage, shuffled
+from omnidiff_jax.data.hosting import HostBatches
+from omnidiff_jax.data.mixture import Stage
+from omnidiff_jax.data.order import shuffled
 from omnidiff_jax.data.packing import PackingConfig
 from omnidiff_jax.data.readers import READERS, Reader, SourceConfig, check_source, raw_records
 from omnidiff_jax.data.sources import Source, unconditional
@@ -28,6 +29,7 @@ from omnidiff_jax.data.streams import Corpus, Stream
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.records import Message, Record
 from omnidiff_jax.runs.config import run_config
+from omnidiff_jax.runs.resume import check_resume
 from omnidiff_jax.speech_frames import SpeechLayout
 
 PACKING = PackingConfig(length=64, frames=32, samples=8, open_rows=3, speech=SpeechLayout(width=3))
@@ -145,6 +147,57 @@ def test_a_source_is_added_to_a_run_without_breaking_the_order_of_the_others(cut
     shares = dict(zip(new.sources, new.shares[0], strict=True))
     for name, count in fresh.items():
         assert abs(count - sum(fresh.values()) * shares[name] / sum(shares.values())) <= 4
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.integers(0, 12), st.sampled_from([0.5, 4.0]))
+def test_weights_change_and_a_source_goes_without_breaking_the_order_of_the_others(cut, weight):
+    """What waited of the source that goes is left out; the others' pending samples stay, and shares hold at once."""
+    both = marked(corpus())
+    weights = {"read": 2.0, "hear": 1.0, "draw": 1.0}
+    old = dataclasses.replace(both, stages=(Stage(10, weights=weights, name="all"),))
+    kept = {"read": 1.0, "draw": weight}
+    new = Corpus({name: both.sources[name] for name in kept}, (Stage(10, weights=kept, name="all"),), VOCABULARY)
+    first = HostBatches(old, CONFIG)
+    for _ in range(cut):
+        next(first)
+    state = json.loads(json.dumps(first.get_state()))
+    with pytest.raises(UserError, match="trained on source 'hear'"):
+        HostBatches(new, CONFIG).set_state(state)
+    then = HostBatches(new, dataclasses.replace(CONFIG, remix=True))
+    then.set_state(state)
+    for stream in map(str, range(CONFIG.streams)):
+        before, after = state[stream], json.loads(json.dumps(then.get_state()[stream]))
+        assert after["draws"] == {name: before["draws"][name] for name in kept}
+        for key in ("open", "ready"):
+            rows = [[draw for draw in row if draw[0] in kept] for row in before[key]]
+            assert after[key] == [row for row in rows if row]
+    for _ in range(12):
+        next(then)
+    draws = [
+        {name: after["draws"][name] - state[stream]["draws"][name] for name in kept}
+        for stream, after in then.get_state().items()
+        if stream != "sources"
+    ]
+    for fresh in draws:
+        assert abs(fresh["draw"] - sum(fresh.values()) * weight / (1 + weight)) <= 2
+
+
+def test_a_resume_takes_another_mixture_only_where_the_config_says_so():
+    config = nano.get_config()
+    old = run_config(config)
+    config.stages.stage1_visual_language.weights.vqa = 7.0
+    with pytest.raises(UserError, match="weights"):
+        check_resume(old, run_config(config), "checkpoint 3")
+    config.data.remix = True
+    check_resume(old, run_config(config), "checkpoint 3")
+    for stage in config.stages.values():
+        if "tts" in stage.weights:
+            del stage.weights["tts"]
+    check_resume(old, run_config(config), "checkpoint 3")
+    config.data.sources.vqa.split = "test"
+    with pytest.raises(UserError, match="vqa"):
+        check_resume(old, run_config(config), "checkpoint 3")
 
 
 def test_a_source_of_a_later_stage_leaves_the_present_one_as_it_is():

@@ -10,7 +10,7 @@ from omni_toys import frames as features
 
 from omnidiff_jax.codecs import encode
 from omnidiff_jax.data.config import DataConfig
-from omnidiff_jax.data.loader import HostBatches
+from omnidiff_jax.data.hosting import HostBatches
 from omnidiff_jax.data.mixture import Stage
 from omnidiff_jax.data.packing import PackingConfig
 from omnidiff_jax.data.sources import Source

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from data_pipelines.scenes.language import parse_caption
 from data_pipelines.scenes.scene import BACKGROUNDS, MAX_INDEX, SPLITS, Scene, Thing, sample_scene, split_of
 from data_pipelines.scenes.tasks import SceneRecords, make_record
-from data_pipelines.scenes.wording import SYNONYMS, Canonical, Description, Plain, meets, settled
+from data_pipelines.scenes.wording import SYNONYMS, Canonical, Description, Plain, is_wanted, meets, settled
 
 INDICES = st.integers(0, MAX_INDEX - 1)
 SCENES = st.builds(sample_scene, INDICES, st.sampled_from(SPLITS))
@@ -47,7 +47,9 @@ def sample_scene_of(record):
 @given(SCENES)
 def test_open_requests_are_settled_in_one_way(scene):
     described = Plain(np.random.default_rng(len(str(scene)))).scene(scene)
-    answer = settled(scene, described, split_of(scene))
+    answer, told = settled(scene, described, split_of(scene))
+    assert all(is_wanted(thing, wanted) for thing, wanted in zip(answer.objects, told.wanted, strict=True))
+    assert [told.wanted[index] for index in told.order] == [described.wanted[index] for index in described.order]
     assert meets(answer, described.wanted, described.background) and split_of(answer) == split_of(scene)
     assert described.background or answer.background == "white"
     # What the scene had where the request leaves it open does not matter.
@@ -55,19 +57,19 @@ def test_open_requests_are_settled_in_one_way(scene):
         dataclasses.replace(thing, size=size or "small")
         for thing, (size, *_) in zip(scene.objects, described.wanted, strict=True)
     )
-    again = settled(Scene(others, "black"), described, split_of(scene))
+    again, _ = settled(Scene(others, "black"), described, split_of(scene))
     assert again.content() == answer.content() and again.background == answer.background
 
 
 def test_objects_take_the_first_free_places_in_the_order_they_are_named_in():
     things = (Thing("small", "red", "circle", "top left"), Thing("small", "blue", "square", "bottom right"))
     wanted = (("", "red", "circle", ""), ("small", "", "square", "top left"))
-    answer = settled(Scene(things, "black"), Description("", wanted, (0, 1), ""), "train")
+    answer, _ = settled(Scene(things, "black"), Description("", wanted, (0, 1), ""), "train")
     assert (
         parse_caption("big red circle top right, small green square top left, on white").content() == answer.content()
     )
     open_ones = (("", "red", "circle", ""), ("", "blue", "square", ""))
-    answer = settled(Scene(things, "black"), Description("", open_ones, (1, 0), "black"), "train")
+    answer, _ = settled(Scene(things, "black"), Description("", open_ones, (1, 0), "black"), "train")
     assert [thing.kind for thing in answer.objects] == ["blue square", "red circle"] and answer.background == "black"
     assert [thing.place for thing in answer.objects] == ["top left", "top right"]
 

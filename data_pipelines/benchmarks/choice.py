@@ -1,6 +1,5 @@
 """SEED-Bench-2-Plus and MMMU: multiple choice about pictures, by what is said or by which option is likeliest."""
 
-import ast
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +11,7 @@ from omnidiff_jax.errors import UserError
 from omnidiff_jax.evaluation.benchmark import Answered, Benchmark, Item, Medium, Protocol, Published, Scores
 from omnidiff_jax.evaluation.choices import LETTERS, Letters, lettered, open_right
 from omnidiff_jax.evaluation.intervals import Ratios
-from omnidiff_jax.evaluation.transcripts import one_line
+from omnidiff_jax.evaluation.sheets import both
 
 SEED_LAYOUTS = "a folder with SEED-Bench-2-plus-text-rich.json and text_rich/, or VLMEvalKit's SEEDBench2_Plus.tsv"
 MMMU_LAYOUTS = (
@@ -20,6 +19,7 @@ MMMU_LAYOUTS = (
     "MMMU_DEV_VAL.tsv"
 )
 _PICTURES = [f"image_{number}" for number in range(1, 8)]
+_ASKED = ("question_id", "question", "answer", "data_id", "question_image_type")
 
 
 def _choice(
@@ -47,9 +47,8 @@ def read_seed(data: str, protocol: Protocol) -> Iterator[Item]:
         UserError: none of the layouts is there.
     """
     place = files.folder(data, SEED_LAYOUTS)
-    tables = [place] if place.suffix == ".tsv" else files.found(place, "SEEDBench2_Plus.tsv")
-    if tables:
-        for row in files.table_rows(tables[0]):
+    if table := files.table_in(place, "SEEDBench2_Plus.tsv"):
+        for row in files.table_rows(table):
             options = [row.text(letter) for letter in "ABCD"]
             picture, name = row.media.get("image"), row.text("index")
             yield _choice(
@@ -61,14 +60,13 @@ def read_seed(data: str, protocol: Protocol) -> Iterator[Item]:
         raise files.unreadable(data, SEED_LAYOUTS)
     content = files.json_file(found[0])
     root = files.first(place, "text_rich") or found[0].parent
-    for number, line in enumerate(content["questions"] if isinstance(content, Mapping) else content, start=1):
-        try:
+    with files.told(str(found[0]), "a list of questions"):
+        lines = list(content["questions"] if isinstance(content, Mapping) else content)
+    for number, line in enumerate(lines, start=1):
+        with files.told(f"{found[0]}, question {number}", f"{', '.join(_ASKED)} and choice_A to choice_D"):
             options = [str(line[f"choice_{letter}"]) for letter in "ABCD"]
-            kind, name, answer = str(line["question_image_type"]).lower(), str(line["question_id"]), str(line["answer"])
-            picture = _inside(root, str(line["data_id"]))
-            yield _choice(kind, name, str(line["question"]), options, answer, picture, protocol)
-        except (KeyError, TypeError) as error:
-            raise UserError(f"{found[0]}, question {number}: {error} is missing") from error
+            name, question, answer, file, kind = (str(line[key]) for key in _ASKED)
+        yield _choice(kind.lower(), name, question, options, answer, _inside(root, file), protocol)
 
 
 def _inside(root: Path, name: str) -> Medium:
@@ -84,9 +82,8 @@ def read_mmmu(data: str, protocol: Protocol) -> Iterator[Item]:
         UserError: none of the layouts is there, or options that are no list.
     """
     place = files.folder(data, MMMU_LAYOUTS)
-    tables = [place] if place.suffix == ".tsv" else files.found(place, "MMMU_DEV_VAL.tsv")
-    if tables:
-        yield from _mmmu_table(tables[0], protocol)
+    if table := files.table_in(place, "MMMU_DEV_VAL.tsv"):
+        yield from _mmmu_table(table, protocol)
         return
     paths = files.found(place, "validation-*.parquet") if place.is_dir() else [place]
     if not paths:
@@ -117,15 +114,15 @@ def _mmmu_table(path: Path, protocol: Protocol) -> Iterator[Item]:
         options = [row.cells[letter] for letter in LETTERS if row.cells.get(letter)]
         subject = row.cells.get("category", "")
         name, picture = row.cells.get("id") or row.text("index"), row.media.get("image")
-        kept = {"answers": [row.text("answer")], "subject": subject, "pictures": 1}
+        kept = {"answers": [row.text("answer")], "subject": subject, "pictures": len(row.media)}
         yield _choice("validation", name, row.text("question"), options, row.text("answer"), picture, protocol, **kept)
 
 
 def _list(text: str, where: str) -> list[str]:
     """Options, which MMMU keeps as the string of a Python list."""
     try:
-        found = ast.literal_eval(text or "[]")
-    except (ValueError, SyntaxError) as error:
+        found = files.literal(text or "[]")
+    except ValueError as error:
         raise UserError(f"{where}: options are no list: {text[:80]!r}") from error
     if not isinstance(found, list):
         raise UserError(f"{where}: options are no list: {text[:80]!r}")
@@ -137,8 +134,8 @@ def _answers(told: Any) -> list[str]:
     text = str(told)
     if text.startswith("[") and text.endswith("]"):
         try:
-            found = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
+            found = files.literal(text)
+        except ValueError:
             return [text]
         return [str(answer) for answer in found] or [text]
     return [text]
@@ -175,10 +172,10 @@ def picked(one: Answered, protocol: Protocol) -> str:
     return LETTERS[costs.index(min(costs))]
 
 
-def exports(answered: Sequence[Answered], protocol: Protocol) -> dict[str, str]:
+def exports(answered: Sequence[Answered], protocol: Protocol) -> dict[str, str | bytes]:
     """MMMU's submission, id -> answer, and VLMEvalKit's table with the options."""
     rule, told = Letters.named(protocol.reads, "reads")(), {}
-    rows = ["index\tcategory\tquestion\tA\tB\tC\tD\tanswer\tprediction\n"]
+    rows = [["index", "category", "question", *"ABCD", "answer", "prediction"]]
     for one in answered:
         truth = one.item.truth
         options = lettered(truth["options"])
@@ -186,8 +183,8 @@ def exports(answered: Sequence[Answered], protocol: Protocol) -> dict[str, str]:
         told[one.item.name] = letter or one.text
         cells = [one.item.name, str(truth.get("subject") or one.item.split), truth["question"]]
         cells += [*[options.get(letter, "") for letter in "ABCD"], truth["answer"], letter or one.text]
-        rows.append("\t".join(one_line(str(cell)) for cell in cells) + "\n")
-    return {"answers.json": json.dumps(told, indent=1) + "\n", "vlmevalkit.tsv": "".join(rows)}
+        rows.append([str(cell) for cell in cells])
+    return {"answers.json": json.dumps(told, indent=1) + "\n"} | both("vlmevalkit", rows)
 
 
 _SELECT = "Question: {question}\nOptions:\n{options}\nPlease select the correct answer from the options above. "

@@ -1,6 +1,5 @@
 """COCO: pictures drawn from captions, read or heard, by CLIP's cosines with the caption and with the real picture."""
 
-import csv
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -61,12 +60,13 @@ def read_spoken(data: str, protocol: Protocol) -> Iterator[Item]:
     paths = files.found(place, "SpokenCOCO_val.json")
     if not paths:
         raise files.unreadable(data, SPOKEN_LAYOUTS)
-    captions = []
-    for picture in files.json_file(paths[0]).get("data", []):
-        for number, told in enumerate(picture["captions"]):
-            name = Path(str(picture["image"])).name
-            caption = str(told.get("uttid", f"{Path(name).stem}-{number}"))
-            captions.append(Caption(Path(name).stem, caption, str(told["text"]), name, str(told["wav"])))
+    captions, content = [], files.json_file(paths[0])
+    with files.told(str(paths[0]), "data: image and captions of text and wav each"):
+        for picture in content["data"]:
+            for number, told in enumerate(picture["captions"]):
+                name = Path(str(picture["image"])).name
+                caption = str(told.get("uttid", f"{Path(name).stem}-{number}"))
+                captions.append(Caption(Path(name).stem, caption, str(told["text"]), name, str(told["wav"])))
     for chosen in _chosen(place, captions, protocol):
         item = _item(place, chosen, "s2i", "")
         yield dataclasses.replace(item, audio=files.beside(paths[0].parent, chosen.wav))
@@ -83,13 +83,14 @@ def _item(place: Path, caption: Caption, task: str, text: str) -> Item:
 def _captions(place: Path, data: str) -> list[Caption]:
     karpathy = files.found(place, "dataset_coco.json")
     if karpathy:
-        content = files.json_file(karpathy[0])["images"]
-        return [
-            Caption(str(image["cocoid"]), str(said["sentid"]), str(said["raw"]), str(image["filename"]))
-            for image in content
-            if image.get("split") == "test"
-            for said in image["sentences"]
-        ]
+        content = files.json_file(karpathy[0])
+        with files.told(str(karpathy[0]), "images: cocoid, filename, split and sentences of sentid and raw each"):
+            return [
+                Caption(str(image["cocoid"]), str(said["sentid"]), str(said["raw"]), str(image["filename"]))
+                for image in content["images"]
+                if image.get("split") == "test"
+                for said in image["sentences"]
+            ]
     for name in ("captions_val2014.json", "captions_val2017.json"):
         if paths := files.found(place, name):
             return _official(files.json_file(paths[0]), paths[0])
@@ -97,22 +98,23 @@ def _captions(place: Path, data: str) -> list[Caption]:
 
 
 def _official(content: Any, path: Path) -> list[Caption]:
-    try:
+    with files.told(str(path), "images of id and file_name, and annotations of image_id, id and caption"):
         named = {image["id"]: str(image["file_name"]) for image in content["images"]}
         told = content["annotations"]
         return [
             Caption(str(a["image_id"]), str(a["id"]), str(a["caption"]).strip(), named[a["image_id"]]) for a in told
         ]
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path}: not COCO's captions ({error} is missing)") from error
 
 
 def _chosen(place: Path, captions: Sequence[Caption], protocol: Protocol) -> list[Caption]:
     subset = place / SUBSET
     if subset.is_file():
         known = {(caption.picture, caption.caption): caption for caption in captions}
-        with open(subset, encoding="utf-8", newline="") as file:
-            wanted = [(row[0].strip(), row[1].strip()) for row in csv.reader(file) if len(row) == 2]
+        wanted = []
+        for number, line in files.text_lines(subset):
+            with files.told(f"{subset}, line {number}", "IMAGE_ID,CAPTION_ID"):
+                picture, name = line.split(",")
+                wanted.append((picture.strip(), name.strip()))
         if unknown := [pair for pair in wanted if pair not in known]:
             raise UserError(f"{subset}: {len(unknown)} of {len(wanted)} captions are not there, such as {unknown[0]}")
         return [known[pair] for pair in wanted]

@@ -124,6 +124,7 @@ def measure(
         "judge": "clock",
         "data": "",
         "decoding": {},
+        "decoding_set": "released",
         "published": [dataclasses.asdict(one) for row in rows for one in row.beside],
         "seconds": float(sum(part["value"] for part in parts)),
         "benchmark": SUMMARY,

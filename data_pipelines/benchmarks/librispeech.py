@@ -3,14 +3,12 @@
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from data_pipelines.benchmarks import files
-from data_pipelines.benchmarks.speech import read_by, transcript_exports, word_error_scores
+from data_pipelines.benchmarks.speech import SPLIT, spoken, transcript_exports, word_error_scores
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.evaluation.benchmark import Answered, Benchmark, Item, Medium, Protocol, Published, Scores
 
-SPLIT = "test-clean"
 LAYOUTS = (
     "a folder of OpenSLR 12 (SPK/CH/SPK-CH.trans.txt beside SPK-CH-UTT.flac), parquet files with text, audio and id, "
     "or JSON lines with messages and audios"
@@ -23,42 +21,17 @@ def read(data: str, protocol: Protocol) -> Iterator[Item]:
     Raises:
         UserError: none of the layouts is there.
     """
-    place = files.folder(data, LAYOUTS)
-    yield from read_by(place, {"*.trans.txt": _openslr, "*.parquet": _parquet, "*.jsonl": _lines}, data, LAYOUTS)
+    for name, text, audio in spoken(data, LAYOUTS, {"*.trans.txt": _unpacked}, "text", turn=1):
+        yield Item(SPLIT, name, "asr", audio=audio, truth={"answer": text}, cluster=name.split("-")[0])
 
 
-def _item(name: str, text: str, audio: Medium) -> Item:
-    return Item(SPLIT, name, "asr", audio=audio, truth={"answer": text}, cluster=name.split("-")[0])
-
-
-def _openslr(paths: Sequence[Path]) -> Iterator[Item]:
-    inside = [path for path in paths if SPLIT in path.parts] or list(paths)
-    for path in inside:
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+def _unpacked(paths: Sequence[Path]) -> Iterator[tuple[str, str, Medium]]:
+    for path in paths:
+        for number, line in files.text_lines(path):
             name, _, text = line.strip().partition(" ")
             if not text:
                 raise UserError(f"{path}, line {number}: must be `ID TEXT`")
-            yield _item(name, text, files.FileMedium(str(path.parent / f"{name}.flac")))
-
-
-def _parquet(paths: Sequence[Path]) -> Iterator[Item]:
-    for row in files.parquet_rows(paths, ["audio"]):
-        yield _item(row.text("id"), row.text("text"), row.media["audio"])
-
-
-def _lines(paths: Sequence[Path]) -> Iterator[Item]:
-    for path in paths:
-        for number, line in files.json_lines(path):
-            answer, audio = _turn(line, f"{path}, line {number}")
-            yield _item(Path(audio).stem, answer, files.beside(path.parent, audio))
-
-
-def _turn(line: Any, where: str) -> tuple[str, str]:
-    try:
-        (audio,) = line["audios"]
-        return str(line["messages"][1]["content"]), str(audio)
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise UserError(f"{where}: must have messages of two turns and one path in audios") from error
+            yield name, text, files.beside(path.parent, f"{name}.flac")
 
 
 def score(answered: Sequence[Answered], protocol: Protocol) -> Scores:

@@ -5,13 +5,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from data_pipelines.benchmarks import files
-from data_pipelines.benchmarks.speech import rates, read_by, transcript_exports
-from omnidiff_jax.errors import UserError
+from data_pipelines.benchmarks.speech import SPLIT, rates, spoken, transcript_exports
 from omnidiff_jax.evaluation.benchmark import Answered, Benchmark, Item, Medium, Protocol, Published, Scores
 from omnidiff_jax.evaluation.normalisers import Normaliser
 from omnidiff_jax.evaluation.transcripts import word_edits
 
-SPLIT = "test-clean"
 LAYOUTS = (
     "a folder of OpenSLR 60 (SPK/CH/NAME.wav, .normalized.txt, .original.txt), parquet files with text_normalized, "
     "audio and id, or JSON lines with messages and audios"
@@ -25,35 +23,18 @@ def read(data: str, protocol: Protocol) -> Iterator[Item]:
     Raises:
         UserError: none of the layouts is there.
     """
-    place, column = files.folder(data, LAYOUTS), protocol.settings["text"]
-
-    def openslr(paths: Sequence[Path]) -> Iterator[Item]:
-        inside = [path for path in paths if SPLIT in path.parts] or list(paths)
-        for path in inside:
-            name = path.name.split(".")[0]
-            yield _item(name, path.read_text(encoding="utf-8"), files.FileMedium(str(path.parent / f"{name}.wav")))
-
-    def parquet(paths: Sequence[Path]) -> Iterator[Item]:
-        for row in files.parquet_rows(paths, ["audio"]):
-            yield _item(row.text("id"), row.text(f"text_{column}"), row.media.get("audio"))
-
-    layouts = {f"*.{column}.txt": openslr, "*.parquet": parquet, "*.jsonl": _lines}
-    yield from read_by(place, layouts, data, LAYOUTS)
+    column = protocol.settings["text"]
+    layouts = {f"*.{column}.txt": _unpacked}
+    for name, told, recording in spoken(data, LAYOUTS, layouts, f"text_{column}", turn=0):
+        text, speaker = " ".join(told.replace(_ASKED, "").split()), name.split("_")[0]
+        yield Item(SPLIT, name, "tts", text, truth={"answer": text}, cluster=speaker, reference=recording)
 
 
-def _item(name: str, text: str, recording: Medium | None) -> Item:
-    text = " ".join(text.split())
-    return Item(SPLIT, name, "tts", text, truth={"answer": text}, cluster=name.split("_")[0], reference=recording)
-
-
-def _lines(paths: Sequence[Path]) -> Iterator[Item]:
+def _unpacked(paths: Sequence[Path]) -> Iterator[tuple[str, str, Medium]]:
     for path in paths:
-        for number, line in files.json_lines(path):
-            try:
-                text, audio = str(line["messages"][0]["content"]), str(line["audios"][0])
-            except (KeyError, IndexError, TypeError) as error:
-                raise UserError(f"{path}, line {number}: must have messages and a path in audios") from error
-            yield _item(Path(audio).stem, text.replace(_ASKED, ""), files.beside(path.parent, audio))
+        name = path.name.split(".")[0]
+        text = " ".join(line for _, line in files.text_lines(path))
+        yield name, text, files.beside(path.parent, f"{name}.wav")
 
 
 def score(answered: Sequence[Answered], protocol: Protocol) -> Scores:

@@ -1,33 +1,72 @@
 """What the exams of speech share: finding a layout, word errors, transcripts in the forms of other tools."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from data_pipelines.benchmarks import files
-from omnidiff_jax.evaluation.benchmark import Answered, Item, Protocol, Scores
+from omnidiff_jax.evaluation.benchmark import Answered, Medium, Protocol, Scores
 from omnidiff_jax.evaluation.intervals import Ratios
 from omnidiff_jax.evaluation.normalisers import Normaliser
 from omnidiff_jax.evaluation.transcripts import Edits, one_line, trn, word_edits
 
-Reader = Callable[[Sequence[Path]], Iterator[Item]]
+SPLIT = "test-clean"
+# Files -> (name, text, recording) of each utterance.
+Reader = Callable[[Sequence[Path]], Iterator[tuple[str, str, Medium]]]
+_SPLITS = {"train", "dev", "validation", "test", "other"}
+_WORDS = re.compile("[a-z]+")
 
 
-def read_by(place: Path, layouts: Mapping[str, Reader], data: str, told: str) -> Iterator[Item]:
-    """Items of the first layout whose files are there.
+def spoken(
+    data: str, told: str, unpacked: Mapping[str, Reader], column: str, turn: int
+) -> Iterator[tuple[str, str, Medium]]:
+    """Name, text and recording of each utterance of test-clean, in the order of their names or of the file.
 
     Args:
-        place: a folder, or one file.
-        layouts: pattern of file names -> reader.
-        data: what `--data` said, and `told` what it can be, for messages.
+        data: what `--data` says, and `told` what it can be, for messages.
+        unpacked: pattern of the files of the unpacked corpus -> what reads them.
+        column: of the text in parquet.
+        turn: that is the text in JSON lines.
 
     Raises:
-        UserError: none is.
+        UserError: none of the layouts is there, or one is damaged.
     """
-    for pattern, reader in layouts.items():
-        paths = files.found(place, pattern) if place.is_dir() else [place] * place.match(pattern)
+
+    def parquet(paths: Sequence[Path]) -> Iterator[tuple[str, str, Medium]]:
+        for row in files.parquet_rows(paths, ["audio"]):
+            yield row.text("id"), row.text(column), row.medium("audio")
+
+    def lines(paths: Sequence[Path]) -> Iterator[tuple[str, str, Medium]]:
+        for path in paths:
+            for number, line in files.json_lines(path):
+                with files.told(f"{path}, line {number}", "messages of two turns and one path in audios"):
+                    (audio,), text = map(str, line["audios"]), str(line["messages"][turn]["content"])
+                yield Path(audio).stem, text, files.beside(path.parent, audio)
+
+    place = files.folder(data, told)
+    for pattern, reader in {**unpacked, "*.parquet": parquet, "*.jsonl": lines}.items():
+        paths = of_test_clean(place, files.found(place, pattern)) if place.is_dir() else [place] * place.match(pattern)
         if paths:
-            return reader(paths)
+            yield from reader(paths)
+            return
     raise files.unreadable(data, told)
+
+
+def of_test_clean(place: Path, paths: Sequence[Path]) -> list[Path]:
+    """Of the files of a download those of test-clean: `test-clean/…`, `clean/test-…`, `all/test.clean/…`.
+
+    The first folder of it alone, where the split is there twice. What names no split at all is taken for the split.
+    """
+    inside = {path: path.relative_to(place) for path in paths}
+    words = {path: set(_WORDS.findall(str(inside[path]).lower())) for path in paths}
+    above = set(_WORDS.findall(place.name.lower()))
+    chosen = [path for path in paths if {"test", "clean"} <= words[path] | above and "other" not in words[path]]
+    if chosen:
+        top = inside[chosen[0]].parts[0] if len(inside[chosen[0]].parts) > 1 else ""
+        return [path for path in chosen if not top or inside[path].parts[0] == top]
+    if any(words[path] & _SPLITS for path in paths):
+        return [path for path in paths if words[path] & _SPLITS == {"test"}]
+    return list(paths)
 
 
 def word_error_scores(references: Sequence[str], hypotheses: Sequence[str], normaliser: str) -> Scores:

@@ -1,7 +1,6 @@
 """POPE and MME: questions about pictures whose answer is yes or no. Spoken MME asks those of MME aloud."""
 
 import collections
-import csv
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +10,7 @@ from data_pipelines.benchmarks import files
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.evaluation.benchmark import Answered, Benchmark, Item, Medium, Protocol, Published, Scores
 from omnidiff_jax.evaluation.intervals import Ratios
+from omnidiff_jax.evaluation.sheets import both
 from omnidiff_jax.evaluation.transcripts import one_line
 from omnidiff_jax.evaluation.yes_no import OTHER, YES, YesNo, detections, mme_task
 
@@ -52,9 +52,8 @@ def read_pope(data: str, protocol: Protocol) -> Iterator[Item]:
         UserError: none of the layouts is there.
     """
     place = files.folder(data, POPE_LAYOUTS)
-    tables = [place] if place.suffix == ".tsv" else files.found(place, "POPE.tsv")
-    if tables:
-        yield from _pope_table(tables[0], protocol)
+    if table := files.table_in(place, "POPE.tsv"):
+        yield from _pope_table(table, protocol)
         return
     there = {split: files.found(place, f"coco_pope_{split}.json") for split in POPE_SPLITS}
     if not any(there.values()):
@@ -63,11 +62,9 @@ def read_pope(data: str, protocol: Protocol) -> Iterator[Item]:
         for path in paths[:1]:
             pictures = files.first(place, "val2014", "images/val2014", "coco/val2014") or path.parent
             for number, line in files.json_lines(path):
-                try:
+                with files.told(f"{path}, line {number}", "question_id, text, image and label"):
                     name, question = str(line["question_id"]), str(line["text"])
                     picture, label = str(line["image"]), str(line["label"])
-                except (KeyError, TypeError) as error:
-                    raise UserError(f"{path}, line {number}: needs question_id, text, image and label") from error
                 truth = {"answer": label, "question": question, "file": picture}
                 text = protocol.prompt.format(question=question)
                 yield Item(split, name, "vqa", text, files.beside(pictures, picture), truth=truth, cluster=picture)
@@ -81,7 +78,7 @@ def _pope_table(path: Path, protocol: Protocol) -> Iterator[Item]:
         for split in row.text("category").split(","):
             name = row.text("index")
             text = protocol.prompt.format(question=question)
-            yield Item(split.strip(), name, "vqa", text, row.media["image"], truth=truth, cluster=str(truth["file"]))
+            yield Item(split.strip(), name, "vqa", text, row.medium("image"), truth=truth, cluster=str(truth["file"]))
 
 
 def _said(answered: Sequence[Answered], protocol: Protocol) -> list[str]:
@@ -102,28 +99,23 @@ def score_pope(answered: Sequence[Answered], protocol: Protocol) -> Scores:
     return Scores(heads | numbers | each, sum(word == OTHER for word in said))
 
 
-def export_pope(answered: Sequence[Answered], protocol: Protocol) -> dict[str, str]:
+def export_pope(answered: Sequence[Answered], protocol: Protocol) -> dict[str, str | bytes]:
     """POPE's answer files, a line a question in the order of its own: {"question", "answer"}; VLMEvalKit's table."""
     lines: dict[str, list[str]] = {}
     for one in answered:
         told = {"question": one.item.truth["question"], "answer": one_line(one.said(protocol))}
         lines.setdefault(f"coco_pope_{one.item.split}_answers.json", []).append(json.dumps(told) + "\n")
-    return {name: "".join(told) for name, told in lines.items()} | {"vlmevalkit.tsv": vlmevalkit(answered, protocol)}
+    return {name: "".join(told) for name, told in lines.items()} | vlmevalkit(answered, protocol)
 
 
-def vlmevalkit(answered: Sequence[Answered], protocol: Protocol) -> str:
-    """Predictions as VLMEvalKit's `PRED_FORMAT=tsv` has them; what breaks a line is a space."""
-    rows = ["index\tcategory\tquestion\tanswer\tprediction\n"]
+def vlmevalkit(answered: Sequence[Answered], protocol: Protocol) -> dict[str, str | bytes]:
+    """Predictions as VLMEvalKit has them, by `PRED_FORMAT=tsv` or as a sheet."""
+    rows = [["index", "category", "question", "answer", "prediction"]]
     for one in answered:
-        cells = (
-            one.item.name,
-            one.item.split,
-            one.item.truth.get("question", ""),
-            one.item.truth["answer"],
-            one.said(protocol),
-        )
-        rows.append("\t".join(one_line(str(cell)) for cell in cells) + "\n")
-    return "".join(rows)
+        truth = one.item.truth
+        cells = (one.item.name, one.item.split, truth.get("question", ""), truth["answer"], one.said(protocol))
+        rows.append([str(cell) for cell in cells])
+    return both("vlmevalkit", rows)
 
 
 def read_mme(data: str, protocol: Protocol) -> Iterator[Item]:
@@ -140,13 +132,10 @@ def read_mme(data: str, protocol: Protocol) -> Iterator[Item]:
 
 def _mme_questions(data: str, protocol: Protocol) -> Iterator[Item]:
     place = files.folder(data, MME_LAYOUTS)
-    tables = [place] if place.suffix == ".tsv" else files.found(place, "MME.tsv")
-    if tables:
-        for row in files.table_rows(tables[0]):
-            file = row.text("image_path")
-            yield _question(
-                row.text("category"), file, row.text("question"), row.text("answer"), row.media["image"], protocol
-            )
+    if table := files.table_in(place, "MME.tsv"):
+        for row in files.table_rows(table):
+            file, picture = row.text("image_path"), row.medium("image")
+            yield _question(row.text("category"), file, row.text("question"), row.text("answer"), picture, protocol)
         return
     results = files.first(place, "eval_tool/Your_Results", "Your_Results")
     nested = files.first(
@@ -176,21 +165,19 @@ def _mme_folder(folder: Path, task: str, protocol: Protocol) -> Iterator[Item]:
     for path in sorted(texts.glob("*.txt")):
         named = [pictures / f"{path.stem}{ending}" for ending in _PICTURES]
         picture = next((file for file in named if file.is_file()), named[0])
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-            if line.strip():
-                question, answer = _cells(line, 2, f"{path}, line {number}")
-                yield _question(task, picture.name, question, answer, files.FileMedium(str(picture)), protocol)
+        for number, line in files.text_lines(path):
+            question, answer = _cells(line, 2, f"{path}, line {number}")
+            yield _question(task, picture.name, question, answer, files.FileMedium(str(picture)), protocol)
 
 
 def _mme_results(path: Path, pictures: Path, task: str, protocol: Protocol) -> Iterator[Item]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if line.strip():
-            file, question, answer = _cells(line, 3, f"{path}, line {number}")
-            yield _question(task, file, question, answer, files.beside(pictures, file), protocol)
+    for number, line in files.text_lines(path):
+        file, question, answer = _cells(line, 3, f"{path}, line {number}")
+        yield _question(task, file, question, answer, files.beside(pictures, file), protocol)
 
 
 def _cells(line: str, least: int, where: str) -> list[str]:
-    cells = line.rstrip("\n").split("\t")
+    cells = line.split("\t")
     if len(cells) < least or cells[least - 1].strip().lower() not in ("yes", "no"):
         raise UserError(f"{where}: must be {'FILE, ' * (least - 2)}QUESTION and Yes or No, with tabs between")
     return cells[:least]
@@ -215,7 +202,7 @@ def score_mme(answered: Sequence[Answered], protocol: Protocol) -> Scores:
     return Scores(sums | tasks | share, sum(word == OTHER for word in said))
 
 
-def export_mme(answered: Sequence[Answered], protocol: Protocol) -> dict[str, str]:
+def export_mme(answered: Sequence[Answered], protocol: Protocol) -> dict[str, str | bytes]:
     """A file a task of four columns, as `calculation.py` reads them; VLMEvalKit's table."""
     lines: dict[str, list[str]] = {}
     for one in answered:
@@ -223,7 +210,7 @@ def export_mme(answered: Sequence[Answered], protocol: Protocol) -> dict[str, st
         said = one.said(protocol)
         cells = (truth["file"], truth["question"], str(truth["answer"]).capitalize(), said)
         lines.setdefault(f"mme/{one.item.split}.txt", []).append("\t".join(map(one_line, cells)) + "\n")
-    return {name: "".join(told) for name, told in lines.items()} | {"vlmevalkit.tsv": vlmevalkit(answered, protocol)}
+    return {name: "".join(told) for name, told in lines.items()} | vlmevalkit(answered, protocol)
 
 
 def read_spoken(data: str, protocol: Protocol) -> Iterator[Item]:
@@ -239,17 +226,14 @@ def read_spoken(data: str, protocol: Protocol) -> Iterator[Item]:
             f"{manifest} is missing: the spoken questions are not published; make a table TASK, FILE, LINE, WAV"
         )
     wavs: dict[tuple[str, str, int], str] = {}
-    with open(manifest, encoding="utf-8", newline="") as file:
-        for number, cells in enumerate(csv.reader(file, delimiter="\t"), start=1):
-            if len(cells) != 4 or not cells[2].isdigit():
-                raise UserError(
-                    f"{manifest}, line {number}: must be TASK, FILE, LINE (from 1) and WAV, with tabs between"
-                )
-            wavs[cells[0], cells[1], int(cells[2])] = cells[3]
+    for number, line in files.text_lines(manifest):
+        with files.told(f"{manifest}, line {number}", "TASK, FILE, LINE (from 1) and WAV, with tabs between"):
+            task, file, asked, wav = line.split("\t")
+            wavs[task, file, int(asked)] = wav
     for item in read_mme(data, protocol):
-        wav = wavs.pop((item.split, str(item.truth["file"]), int(item.name.rpartition(" ")[2])), None)
-        if wav:
-            yield dataclasses.replace(item, task="spoken_vqa", text="", audio=files.beside(place, wav))
+        said = wavs.pop((item.split, str(item.truth["file"]), int(item.name.rpartition(" ")[2])), "")
+        if said:
+            yield dataclasses.replace(item, task="spoken_vqa", text="", audio=files.beside(place, said))
     if wavs:
         raise UserError(
             f"{manifest}: {len(wavs)} lines name no question, such as {', '.join(map(str, next(iter(wavs))))}"

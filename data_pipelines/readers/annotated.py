@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.readers.index import FAULT, Lines, Row, indexed
-from data_pipelines.readers.layouts import AUDIOS, found, read_json, relative, table, text_lines
+from data_pipelines.readers.layouts import AUDIOS, beside, found, read_json, relative, table, text_lines
+from data_pipelines.readers.streamed import elements
 from omnidiff_jax.errors import UserError
 
 
@@ -68,8 +69,7 @@ def common_voice(root: Path, split: str) -> Lines | None:
             for number in range(len(content)):
                 row = content[number]
                 if "path" in row:
-                    clip = file.parent / "clips" / row["path"]
-                    row = row | {"audio": clip.relative_to(root if root.is_dir() else root.parent).as_posix()}
+                    row = row | {"audio": beside(root, file.parent / "clips", row["path"])}
                 yield row
 
     return indexed(f"common voice {split}", root, files, rows)
@@ -88,22 +88,33 @@ def gigaspeech(root: Path, split: str) -> Lines | None:
     def rows() -> Iterator[Row]:
         for file in files:
             with text_lines(file) as lines:
-                content = read_json(lines, file)
-            for recording in _list(content, "audios", file):
-                for segment in recording.get("segments") or []:
-                    subsets = {str(name).strip("{}").upper() for name in segment.get("subsets") or []}
-                    if (subsets & {"DEV", "TEST"}) if wanted == "TRAIN" else wanted not in subsets:
-                        continue
-                    yield {
-                        "segment_id": segment.get("sid"),
-                        "audio": recording.get("path"),
-                        "begin_time": segment.get("begin_time"),
-                        "end_time": segment.get("end_time"),
-                        "text": segment.get("text_tn"),
-                        "speaker": segment.get("speaker"),
-                    }
+                for number, recording in enumerate(elements(lines, file, "audios"), start=1):
+                    yield from _segments(recording, wanted, f"{file.name}, recording {number}")
 
     return indexed(f"gigaspeech {split}", root, files, rows)
+
+
+def _segments(recording: Any, wanted: str, where: str) -> Iterator[Row]:
+    segments = recording.get("segments") or [] if isinstance(recording, dict) else None
+    if not isinstance(segments, list):
+        yield {FAULT: "row is no object", "id": where}
+        return
+    for segment in segments:
+        named = segment.get("subsets") or [] if isinstance(segment, dict) else None
+        if not isinstance(named, list):
+            yield {FAULT: "row is no object", "id": where}
+            continue
+        subsets = {str(name).strip("{}").upper() for name in named}
+        if (subsets & {"DEV", "TEST"}) if wanted == "TRAIN" else wanted not in subsets:
+            continue
+        yield {
+            "segment_id": segment.get("sid"),
+            "audio": recording.get("path"),
+            "begin_time": segment.get("begin_time"),
+            "end_time": segment.get("end_time"),
+            "text": segment.get("text_tn"),
+            "speaker": segment.get("speaker"),
+        }
 
 
 def voxpopuli(root: Path, split: str) -> Lines | None:
@@ -146,15 +157,15 @@ def coco(root: Path, split: str) -> Lines | None:
         for file in files:
             with text_lines(file) as lines:
                 content = read_json(lines, file)
-            names = {image.get("id"): image.get("file_name") for image in _list(content, "images", file)}
+            names = {str(image.get("id")): image.get("file_name") for image in _list(content, "images", file)}
             folder = file.stem.removeprefix("captions_")
             home = next((place for place in root.rglob(folder) if place.is_dir()), root)
             for told in _list(content, "annotations", file):
-                name = names.get(told.get("image_id"))
+                name = names.get(str(told.get("image_id")))
                 if not isinstance(name, str):
                     yield {FAULT: "missing image", "id": f"{file.name}, caption {told.get('id')}"}
                     continue
-                yield {"id": told.get("id"), "image": relative(root, home / name), "caption": told.get("caption")}
+                yield {"id": told.get("id"), "image": beside(root, home, name), "caption": told.get("caption")}
 
     return indexed(f"coco {split}", root, files, rows)
 

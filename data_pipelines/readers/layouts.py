@@ -8,12 +8,15 @@ import csv
 import gzip
 import io
 import json
+import os
+import re
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from data_pipelines.readers.index import FAULT, Lines, Row, indexed
+from data_pipelines.readers.streamed import elements
 from omnidiff_jax.errors import UserError
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -35,16 +38,24 @@ def found(root: Path, patterns: Sequence[str], split: str = "") -> list[Path]:
         return [root] if any(root.match(pattern) for pattern in patterns) else []
     files = sorted({file for pattern in patterns for file in root.rglob(pattern) if file.is_file()})
     files = [file for file in files if not any(part.startswith((".", "__MACOSX")) for part in _parts(root, file))]
-    if not split or not any(_of(root, file, other) for file in files for other in SPLITS):
+    if not split or not any(_of(_parts(root, file), other) for file in files for other in SPLITS):
         return files
-    return [file for file in files if _of(root, file, split)]
+    return [file for file in files if _of(_parts(root, file), split)]
 
 
 def folder(root: Path, split: str) -> Lines | None:
-    """Images and recordings with a text of the same name (`.txt`, `.normalized.txt`, `.lab`) beside them."""
-    media = found(root, [f"*{ending}" for kind in (IMAGES, AUDIOS) for ending in kind], split)
+    """Images and recordings with a text of the same name (`.txt`, `.normalized.txt`, `.lab`) beside them.
+
+    Folders say what is of another split. Names of files do where each says some: `test_tube.png` is else a picture.
+    """
+    media = found(root, [f"*{ending}" for kind in (IMAGES, AUDIOS) for ending in kind])
     if not media or root.is_file():
         return None
+    if split:
+        named = all(any(_of((file.name,), other) for other in SPLITS) for file in media)
+        parts = [(file, _parts(root, file) if named else _parts(root, file)[:-1]) for file in media]
+        others = [other for other in SPLITS if other != split]
+        media = [file for file, said in parts if _of(said, split) or not any(_of(said, other) for other in others)]
 
     def texts(file: Path) -> Iterator[tuple[str, Path]]:
         for ending in (".normalized.txt", ".original.txt", ".txt", ".lab"):
@@ -109,7 +120,8 @@ def json_lines(root: Path, pattern: str = "*.jsonl") -> Lines | None:
         for file in files:
             with text_lines(file) as lines:
                 if file.suffix == ".json":
-                    yield from _objects(read_json(lines, file), file)
+                    for number, item in enumerate(elements(lines, file), start=1):
+                        yield item if isinstance(item, dict) else {FAULT: "row is no object", "id": f"{file}, {number}"}
                     continue
                 for number, line in enumerate(lines, start=1):
                     if line.strip():
@@ -214,13 +226,6 @@ def _clean(lines: Iterable[str]) -> Iterator[str]:
     return (line.replace("\0", "") for line in lines)
 
 
-def _objects(content: Any, file: Path) -> Iterator[Row]:
-    if not isinstance(content, list):
-        raise UserError(f"{file} is no list of objects; give JSON lines or a list")
-    for number, item in enumerate(content, start=1):
-        yield item if isinstance(item, dict) else {FAULT: "row is no object", "id": f"{file.name}, {number}"}
-
-
 def _parsed(line: str, where: str) -> Row:
     try:
         content = json.loads(line)
@@ -239,9 +244,16 @@ def relative(root: Path, file: Path) -> str:
     return file.relative_to(root if root.is_dir() else root.parent).as_posix()
 
 
+def beside(root: Path, folder: Path, name: str) -> str:
+    """The path, from the root of its rows, of a file that a row names in a folder; an absolute name stays one."""
+    return name if os.path.isabs(name) else f"{relative(root, folder)}/{name}"
+
+
 def _parts(root: Path, file: Path) -> tuple[str, ...]:
     return file.relative_to(root).parts
 
 
-def _of(root: Path, file: Path, split: str) -> bool:
-    return any(part == split or part.startswith(tuple(split + mark for mark in "-_.")) for part in _parts(root, file))
+def _of(parts: Sequence[str], split: str) -> bool:
+    """Whether a part of a path says the split: alone, or as a word between marks, as in `partial-train`."""
+    word = re.compile(rf"(^|[-_.]){re.escape(split)}([-_.]|$)")
+    return any(word.search(part) for part in parts)

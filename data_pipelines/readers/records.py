@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from data_pipelines.readers.index import FAULT, Row
+from data_pipelines.readers.parquet import ParquetRows
 from data_pipelines.readers.text import RULES
+from omnidiff_jax.data.order import Windows
 from omnidiff_jax.data.sources import infer_task
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.files import safe_join
@@ -68,6 +70,11 @@ class RowRecords:
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    @property
+    def windows(self) -> Windows | None:
+        """What of the rows is read together; None where any order is as good."""
+        return self._rows.windows if isinstance(self._rows, ParquetRows) else None
 
     def __getitem__(self, index: int) -> Record:
         """The record of row `index`; its media are not read yet."""
@@ -165,7 +172,11 @@ class RowRecords:
         except (UserError, OSError, RuntimeError, ValueError) as error:
             raise RejectedRecord("path leads out of the media folder", f"{where}: {error}") from error
         if isinstance(value, Mapping) and "offset" in value:
-            return Medium(f"{path}, {where}", path, offset=value["offset"], size=value["size"], **part)
+            offset, size = value["offset"], value.get("size")
+            # A line of a manifest may say such a thing too, of any type.
+            if not all(isinstance(number, int) and 0 <= number < 2**62 for number in (offset, size)):
+                raise RejectedRecord("no medium", f"{where}: bytes {offset!r} and {size!r} further are none of a file")
+            return Medium(f"{path}, {where}", path, offset=offset, size=size, **part)
         return path if start is None and end is None else Medium(path, path, **part)
 
 

@@ -26,7 +26,7 @@ from data_pipelines.scenes.render import place_box, render
 from data_pipelines.scenes.scene import COUNT_WEIGHTS, MAX_INDEX, Scene, generator, sample_scene
 from data_pipelines.scenes.speech import ANSWER_VOICE, heard_voice, say
 from data_pipelines.scenes.wording import Canonical, Description, Plain, Wording, settled
-from data_pipelines.sdvi.build import VOICES, speech_to_image, spoken_vqa
+from data_pipelines.sdvi.records import VOICES, speech_to_image, spoken_vqa
 from data_pipelines.sdvi.rules import SpeakablePair, speakable
 from omnidiff_jax.config import choose
 from omnidiff_jax.records import Record, RejectedRecord, Waveform, stable_id
@@ -46,7 +46,7 @@ KNOWLEDGE_SHARE = {"text_qa": 0.1, "spoken_qa": 0.3}
 
 
 def speaker(text: str, voice: int | None) -> Waveform:
-    """The Scenes world's `data_pipelines.sdvi.build.Speaker`."""
+    """The text in one of the world's voices, or in the one that answers."""
     return say(text, ANSWER_VOICE if voice is None else heard_voice(voice))
 
 
@@ -115,7 +115,7 @@ def _t2i(rng: np.random.Generator, split: str, identity: int, words: Wording) ->
     scene = _scene(rng, split)
     described = words.scene(scene)
     if rng.random() < SETTLED:
-        scene = settled(scene, described, split)
+        scene, described = settled(scene, described, split)
     messages = task("t2i").conversation(described.text)
     meta = {"request": described.text} | _drawn_of(described, scene)
     return Record(identity, "t2i", messages, (render(scene),), meta=meta)
@@ -172,7 +172,8 @@ def _spoken_qa(rng: np.random.Generator, split: str, identity: int, words: Wordi
 
 def _s2i(rng: np.random.Generator, split: str, identity: int, words: Wording) -> Record:
     scene = _scene(rng, split, SPOKEN_COUNTS)
-    record = speech_to_image(identity, caption(scene), render(scene), _voice(rng), speaker)
+    said, picture, voice = caption(scene), render(scene), _voice(rng)
+    record = speech_to_image(identity, said, picture, voice, [speaker(said, voice)])
     record.meta.update(_drawn_of(Canonical().scene(scene), scene))
     return record
 
@@ -186,7 +187,9 @@ def _spoken_vqa(rng: np.random.Generator, split: str, identity: int, words: Word
             pair: SpeakablePair = speakable(candidate.question, candidate.answer)
         except RejectedRecord:
             continue
-        record = spoken_vqa(identity, pair.question, pair.answer, render(scene), _voice(rng), speaker)
+        picture, voice = render(scene), _voice(rng)
+        speech = [speaker(pair.question, voice), speaker(pair.answer, None)]
+        record = spoken_vqa(identity, pair.question, pair.answer, picture, voice, speech)
         record.meta["caption"] = caption(scene)
         return record
 

@@ -61,7 +61,7 @@ _COLORS = ("green", "red", "blue", "yellow")
 _BACKGROUND = "white"
 
 
-def settled(scene: Scene, description: Description, split: str) -> Scene:
+def settled(scene: Scene, description: Description, split: str) -> tuple[Scene, Description]:
     """The scene that a request is answered with: what it leaves open is settled, always in the same way.
 
     The picture of an open request is any of many. A model that is asked for all of its codes at once would mix them,
@@ -71,6 +71,9 @@ def settled(scene: Scene, description: Description, split: str) -> Scene:
       scene: that `description` is of; objects keep their jitter.
       description: the request.
       split: that the settled scene must be of, too, as `split_of` has it.
+
+    Returns:
+      the settled scene, and the description with what is wanted in its order.
     """
     named = [description.wanted[index] for index in description.order]
     looks = (
@@ -85,11 +88,15 @@ def settled(scene: Scene, description: Description, split: str) -> Scene:
                 dataclasses.replace(scene.objects[index], size=size, color=color, shape=shape, place=place)
                 for index, (size, color, shape), place in zip(description.order, things, places, strict=True)
             ]
-            found.sort(key=lambda thing: PLACES.index(thing.place))
-            answer = Scene(tuple(found), description.background or _BACKGROUND)
+            order = sorted(range(len(found)), key=lambda number: PLACES.index(found[number].place))
+            answer = Scene(tuple(found[number] for number in order), description.background or _BACKGROUND)
             if split_of(answer) == split:
-                return answer
-    return scene
+                wanted = tuple(named[number] for number in order)
+                told = dataclasses.replace(
+                    description, wanted=wanted, order=tuple(order.index(n) for n in range(len(order)))
+                )
+                return answer, told
+    return scene, description
 
 
 class Wording(Protocol):

@@ -1,176 +1,140 @@
-"""Building the SDVI set: spoken questions about images, answered in text and speech, and spoken prompts for images.
+"""Building an SDVI set on disk, in the released form: in parts, by worker processes, with a data card beside it.
 
-Sources are any random-access records, JSONL files in the released format among them; speech comes from any `Speaker`.
+A part that is done stays: a build that was killed goes on with the next one. The bytes are the same for any number of
+processes, and however often it was started.
 """
 
-import collections
 import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from data_pipelines.sdvi.rules import NOTHING_TO_SAY, speakable
-from omnidiff_jax.config import choose
-from omnidiff_jax.data.sources import JsonlRecords, RandomAccess
-from omnidiff_jax.errors import UserError
-from omnidiff_jax.fetching import local_copy
-from omnidiff_jax.files import new_folder
+from data_pipelines.sdvi.card import CARD, README, Tally, card, readme
+from data_pipelines.sdvi.opening import opened
+from data_pipelines.sdvi.records import SdviConfig
+from omnidiff_jax.config import to_dict
+from omnidiff_jax.errors import UserError, notice
+from omnidiff_jax.files import check_place, write_bytes
 from omnidiff_jax.media.audio import write_wav
-from omnidiff_jax.records import Record, RejectedRecord, Waveform, stable_id
-from omnidiff_jax.tasks.registry import task
+from omnidiff_jax.media.image import png_bytes
+from omnidiff_jax.progress import Progress
+from omnidiff_jax.records import Record
+from omnidiff_jax.workers import Workers, advance
 
-VOICES = 1000
-
-
-class Speaker(Protocol):
-    """Text to speech with many voices."""
-
-    def __call__(self, text: str, voice: int | None) -> Waveform:
-        """The text spoken by voice 0 .. VOICES - 1, or by the one voice that answers where `voice` is None."""
-
-
-@dataclasses.dataclass
-class Counts:
-    """What became of the candidates."""
-
-    accepted: int = 0
-    rewritten: int = 0
-    rejected: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"accepted": self.accepted, "rewritten": self.rewritten, "rejected": dict(sorted(self.rejected.items()))}
+DATA = "data.jsonl"
+_PARTS, _SETTINGS = "parts", "settings.json"
+PART = 256  # candidates
+_TOGETHER = 16  # of them, spoken at once
+_IN_A_FOLDER = 1000  # of them
 
 
-def spoken_vqa(sample_id: int, question: str, answer: str, image: Any, voice: int, speaker: Speaker) -> Record:
-    """One spoken visual question, answered in text and in the fixed voice.
+def build(config: SdviConfig, target: Path, processes: int | None = None) -> dict[str, Any]:
+    """Builds an SDVI set: `data.jsonl`, `audios/`, `images/`, and the card, `card.json` and `README.md`.
 
     Args:
-      sample_id: of the record.
-      question: as it is asked, after `speakable`.
-      answer: likewise.
-      image: uint8 [H, W, 3] or a path.
-      voice: that asks, 0 .. VOICES - 1.
-      speaker: makes the speech.
-    """
-    messages = task("spoken_vqa").conversation(answer=answer)
-    audios = (speaker(question, voice), speaker(answer, None))
-    meta = {"heard": question, "answer": answer, "spoken": answer, "voice": voice}
-    return Record(sample_id, "spoken_vqa", messages, (image,), audios, meta)
+        config: of the set.
+        target: its folder: a new one, or one in which the same set was begun. Images are hard links where the file
+            system allows.
+        processes: worker processes; None = one a core.
 
-
-def speech_to_image(sample_id: int, prompt: str, image: Any, voice: int, speaker: Speaker) -> Record:
-    """One spoken prompt and its image. Arguments as `spoken_vqa`'s."""
-    messages = task("s2i").conversation()
-    return Record(sample_id, "s2i", messages, (image,), (speaker(prompt, voice),), {"heard": prompt, "voice": voice})
-
-
-def build_spoken_vqa(source: RandomAccess[Record], speaker: Speaker, counts: Counts, seed: int = 0) -> Iterator[Record]:
-    """Spoken VQA records of visual question answering; what is dropped or rewritten is added to `counts`.
-
-    Every turn of a conversation is a pair of its own. The voice of a question is drawn from the place of the pair in
-    the source, so that it does not depend on what was dropped before.
-    """
-    for number, record in _usable(source, counts):
-        for turn, (asked, answered) in enumerate(zip(record.messages, record.messages[1:], strict=False)):
-            if (asked.role, answered.role) != ("user", "assistant"):
-                continue
-            try:
-                pair = speakable(asked.content, answered.content)
-            except RejectedRecord as rejection:
-                counts.rejected[rejection.reason] += 1
-                continue
-            counts.accepted += 1
-            counts.rewritten += pair.rewritten
-            voice = stable_id("sdvi voice", seed, number, turn) % VOICES
-            identity = stable_id("sdvi", seed, number, turn)
-            yield spoken_vqa(identity, pair.question, pair.answer, record.images[0], voice, speaker)
-
-
-def build_speech_to_image(
-    source: RandomAccess[Record], speaker: Speaker, counts: Counts, seed: int = 0
-) -> Iterator[Record]:
-    """Speech-to-image records of text-to-image pairs: the last line of the user's turn is what is spoken."""
-    for number, record in _usable(source, counts):
-        prompts = [message.content.strip() for message in record.messages if message.role == "user"]
-        if not prompts or not prompts[0]:
-            counts.rejected[NOTHING_TO_SAY] += 1
-            continue
-        counts.accepted += 1
-        voice = stable_id("sdvi voice", seed, number) % VOICES
-        identity = stable_id("sdvi", seed, number)
-        yield speech_to_image(identity, prompts[0].splitlines()[-1], record.images[0], voice, speaker)
-
-
-def _usable(source: RandomAccess[Record], counts: Counts) -> Iterator[tuple[int, Record]]:
-    """The records that hold an image, with their numbers."""
-    for number in range(len(source)):
-        try:
-            record = source[number]
-        except RejectedRecord as rejection:
-            counts.rejected[rejection.reason] += 1
-            continue
-        if not record.images:
-            counts.rejected["no image"] += 1
-        elif (image := _near(record.images[0])) is None:
-            counts.rejected["image file is missing"] += 1
-        else:
-            yield number, dataclasses.replace(record, images=(image, *record.images[1:]))
-
-
-def _near(image: Any) -> Any:
-    """An image that can be read on this host: as it is in memory, or its file; None where there is no such file."""
-    if not isinstance(image, str):
-        return image
-    try:
-        file = local_copy(image)
-    except UserError:
-        return None
-    return file if file.is_file() else None
-
-
-BUILDERS = {"spoken_vqa": build_spoken_vqa, "s2i": build_speech_to_image}
-
-
-def build(source: str | os.PathLike[str], target: Path, name: str, speaker: Speaker, seed: int = 0) -> Counts:
-    """Builds an SDVI set on disk, whole or not at all: `data.jsonl` in the released format, `audios/`, `images/`.
-
-    Args:
-      source: JSONL of visual question answering (for "spoken_vqa") or text-to-image pairs (for "s2i"), in a bucket or
-        not.
-      target: folder to make; must not exist. Images are hard links where the file system allows.
-      name: of the task, "spoken_vqa" or "s2i".
-      speaker: makes the speech.
-      seed: of the choice of voices.
+    Returns:
+        the card.
 
     Raises:
-      UserError: source missing, target there already, unknown task.
+        UserError: something cannot be opened or written, or the folder holds something else.
     """
-    builder = choose(BUILDERS, name, "SDVI task")
-    records = JsonlRecords(source)
-    counts = Counts()
-    with new_folder(target) as unfinished:
-        (unfinished / "audios").mkdir(parents=True)
-        (unfinished / "images").mkdir()
-        with (unfinished / "data.jsonl").open("w", encoding="utf-8") as lines:
-            for record in builder(records, speaker, counts, seed):
-                lines.write(json.dumps(_stored(record, unfinished)) + "\n")
-    return counts
+    made = opened(config)
+    if not made.gate.recogniser:
+        notice("sdvi: nobody listens to the clips; name a recogniser: gate.judge = 'whisper:FOLDER'")
+    parts = _begun(target, {"fingerprint": made.fingerprint, "part": PART, "settings": to_dict(config)})
+    total = len(made.records)
+    starts = range(0, total, PART)
+    missing = [first for first in starts if not _part(parts, first).is_file()]
+    jobs = {first: (config, str(target), first, min(first + PART, total)) for first in missing}
+    workers = min(processes or os.cpu_count() or 1, len(jobs))
+    if workers > 1:
+        waiting = sum(last - first for *_, first, last in jobs.values())
+        with Progress(waiting, label="candidate") as progress, Workers(workers) as pool:
+            for _ in pool.run(build_part, jobs, progress):
+                pass
+    else:
+        for arguments in jobs.values():
+            build_part(*arguments)
+    tally = Tally()
+    with (parts / DATA).open("w", encoding="utf-8") as lines:
+        for first in starts:
+            done = json.loads(_part(parts, first).read_bytes())
+            lines.writelines(f"{line}\n" for line in done["lines"])
+            tally.add(Tally.of(done["tally"]))
+    told = card(config, made, tally)
+    write_bytes(target / CARD, json.dumps(told, indent=1).encode())
+    write_bytes(target / README, readme(told).encode())
+    os.replace(parts / DATA, target / DATA)
+    shutil.rmtree(parts)
+    return told
 
 
-def _stored(record: Record, folder: Path) -> dict[str, Any]:
-    """The record as a line of the released format, its media written to `folder`."""
+def build_part(config: SdviConfig, target: str, first: int, last: int) -> None:
+    """Makes the candidates `first` to `last` - 1; run in a worker process."""
+    folder, records = Path(target), opened(config).records
+    tally, lines = Tally(), []
+    for begin in range(first, last, _TOGETHER):
+        group = range(begin, min(begin + _TOGETHER, last))
+        for number, made in zip(group, records.made(group), strict=True):
+            tally.count(made)
+            if made.record is not None:
+                lines.append(json.dumps(_stored(made.record, folder, number)))
+        advance(len(group))
+    write_bytes(_part(folder / _PARTS, first), json.dumps({"lines": lines, "tally": tally.to_dict()}).encode())
+
+
+def _begun(target: Path, settings: dict[str, Any]) -> Path:
+    """The folder of parts of a set that is new, or was begun with these settings."""
+    check_place(target)
+    parts = target / _PARTS
+    noted = parts / _SETTINGS
+    if noted.is_file():
+        if json.loads(noted.read_bytes()) != settings:
+            raise UserError(f"{target} was begun with other settings or another source; name a new folder or remove it")
+        return parts
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} exists already; name a new folder or remove it")
+    for name in ("audios", "images"):
+        (target / name).mkdir(parents=True, exist_ok=True)
+    write_bytes(noted, json.dumps(settings).encode())
+    return parts
+
+
+def _part(parts: Path, first: int) -> Path:
+    return parts / f"{first:012d}.json"
+
+
+def _stored(record: Record, folder: Path, number: int) -> dict[str, Any]:
+    """The record of candidate `number` as a line of the released format, its media written to `folder`."""
     images, audios = [], []
-    for number, path in enumerate(record.images):
-        images.append(f"images/{record.sample_id:08x}_{number}{Path(path).suffix}")
-        try:
-            os.link(path, folder / images[-1])
-        except OSError:  # another file system, or one without links
-            shutil.copyfile(path, folder / images[-1])
-    for number, waveform in enumerate(record.audios):
-        audios.append(f"audios/{record.sample_id:08x}_{number}.wav")
+    # By number: ids of 32 bits meet in large sets.
+    place = f"{number // _IN_A_FOLDER:06d}/{number:09d}"
+    for i, image in enumerate(record.images):
+        name = f"images/{place}_{i}"
+        if isinstance(image, str):
+            images.append(name + Path(image).suffix)
+            _link(image, folder / images[-1])
+        else:
+            images.append(f"{name}.png")
+            write_bytes(folder / images[-1], png_bytes(image))
+    for i, waveform in enumerate(record.audios):
+        audios.append(f"audios/{place}_{i}.wav")
         write_wav(folder / audios[-1], waveform)
     messages = [dataclasses.asdict(message) for message in record.messages]
     return {"task": record.task, "messages": messages, "images": images, "audios": audios}
+
+
+def _link(image: str, place: Path) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.unlink(missing_ok=True)  # of a part that was not finished
+    try:
+        os.link(os.path.realpath(image), place)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(image, place)

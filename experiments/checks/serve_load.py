@@ -2,10 +2,10 @@
 
     omnidiff serve_load --seconds=300                      64 clients of mixed tasks
     omnidiff serve_load --requests=10000 --leaving=0.5     half of them leave before they are answered
-    omnidiff serve_load --workdir=DIR --rows=16
+    omnidiff serve_load --workdir=DIR --rows=16 --quantize=int8
 
-It asks each of its requests alone first, with OpenAI's client; then the clients ask them all in turn. In the end it
-prints requests a second, beside those of the same requests through the model without a server, latencies, refusals
+It asks each of its requests alone first, twice, with OpenAI's client; then the clients ask them all in turn. In the end
+it prints requests a second, beside those of the same requests through the model without a server, latencies, refusals
 (429, each asked again), the server's memory, and what its gauges say; it fails if an answer differs or a slot is lost.
 """
 
@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from experiments.common import Command
-from experiments.named_model import model_flags, model_named
+from experiments.named_model import model_flags, model_named, quantize_flag
 from omnidiff_jax.answering.load import load
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.media.audio import wav_bytes
@@ -35,6 +35,7 @@ from omnidiff_jax.records import Waveform
 
 COMMAND = Command("serve_load", __doc__)
 WORKDIR, MODEL = model_flags(COMMAND)
+QUANTIZE = quantize_flag(COMMAND)
 CLIENTS = COMMAND.integer("clients", "that ask at the same time", 64, minimum=1)
 SECONDS = COMMAND.number("seconds", "that they go on", 300.0)
 REQUESTS = COMMAND.integer("requests", "after which they end, in place of seconds", minimum=1)
@@ -45,6 +46,7 @@ JSON = COMMAND.switch("json", "end with one line of JSON")
 _NAME = "loaded"
 _KINDS = ("t2i", "vqa", "asr", "tts", "inpainting")
 _EACH = 6  # of every kind
+_TIMES = 8  # that each is asked without a server
 
 Ask = Callable[[Any], Awaitable[Any]]
 
@@ -53,14 +55,17 @@ def run() -> None:
     what = model_named(WORKDIR.value, MODEL.value)
     asked = [(kind, request) for kind in _KINDS for request in _requests(kind)]
     command = [sys.executable, "-m", "omnidiff_jax.cli", "serve", f"--model={what}", f"--rows={ROWS.value}"]
+    command += [f"--quantize={QUANTIZE.value}"] if QUANTIZE.value else []
     options = ["--port=0", f"--name={_NAME}", f"--warm={','.join(_KINDS)}"]
+    begun = time.perf_counter()
     with subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True) as process:
         try:
-            told = asyncio.run(_load(_url(process), asked, process.pid))
+            told = asyncio.run(_load(_url(process), asked, process.pid, begun))
             process.send_signal(signal.SIGTERM)
             told["status"] = process.wait(60)
         finally:
             process.kill()
+    print(f"serve_load: {json.dumps(told)}", file=sys.stderr, flush=True)  # the rest takes a while
     told["without_server_per_second"] = round(_by_the_model(what, asked), 2)
     print(json.dumps(told) if JSON.value else "\n".join(f"{name}: {value}" for name, value in told.items()))
     if told["differing"] or told["under_way"] or told["status"] or set(told["errors"]) - {"429"}:
@@ -78,16 +83,22 @@ def _url(process: subprocess.Popen[str]) -> str:
     raise UserError(f"the server did not start: {' '.join(lines)}")
 
 
-async def _load(url: str, asked: list[tuple[str, dict[str, Any]]], pid: int) -> dict[str, Any]:
-    """Asks a server, first one by one, then with all clients."""
+async def _load(url: str, asked: list[tuple[str, dict[str, Any]]], pid: int, started: float) -> dict[str, Any]:
+    """Asks a server that was `started`, first one by one, then with all clients."""
     from openai import APIStatusError, AsyncOpenAI
 
     while not _is_ready(url):
         await asyncio.sleep(0.2)
+    ready = time.perf_counter() - started
     rng = random.Random(SEED.value)
     async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=600) as client:
         asks = [_ask(kind, request) for kind, request in asked]
         alone = [await ask(client) for ask in asks]
+        lonely: dict[str, list[float]] = collections.defaultdict(list)
+        for (kind, _), ask in zip(asked, asks, strict=True):
+            begun = time.perf_counter()
+            await ask(client)
+            lonely[kind].append(time.perf_counter() - begun)
         before, begun = _memory(pid), time.perf_counter()
         latencies: dict[str, list[float]] = collections.defaultdict(list)
         errors: collections.Counter[str] = collections.Counter()
@@ -122,6 +133,8 @@ async def _load(url: str, asked: list[tuple[str, dict[str, Any]]], pid: int) -> 
     await asyncio.sleep(2)
     gauges = _gauges(url)
     return {
+        "ready_after_seconds": round(ready, 1),
+        "alone_p50_seconds": {kind: round(float(np.median(x)), 3) for kind, x in lonely.items()},
         "clients": CLIENTS.value,
         "seconds": round(seconds, 1),
         **{name: counts[name] for name in ("asked", "answered", "left", "differing")},
@@ -131,7 +144,7 @@ async def _load(url: str, asked: list[tuple[str, dict[str, Any]]], pid: int) -> 
         "occupancy": round(gauges["omnidiff_engine_busy_slots_total"] / gauges["omnidiff_engine_slots_total"], 3),
         "cancellations": _sum(gauges, "omnidiff_cancellations_total"),
         "under_way": _sum(gauges, "omnidiff_requests{"),
-        "megabytes_before_after": [before, _memory(pid)],
+        "megabytes_before_after_peak": [before, _memory(pid), _memory(pid, "VmHWM:")],
     }
 
 
@@ -199,9 +212,9 @@ def _layered(picture: np.ndarray, alpha: np.ndarray) -> bytes:
 
 def _by_the_model(what: str, asked: list[tuple[str, dict[str, Any]]]) -> float:
     """Requests a second without a server, their programs compiled."""
-    model = load(what, rows=ROWS.value or 1)
-    requests = [request for _, request in asked] * 8
-    model.answer_many(requests)
+    model = load(what, rows=ROWS.value or 1, quantize=QUANTIZE.value or "")
+    requests = [request for _, request in asked] * _TIMES
+    model.answer_many(requests[: 2 * len(asked)])
     begun = time.perf_counter()
     model.answer_many(requests)
     return len(requests) / (time.perf_counter() - begun)
@@ -225,13 +238,13 @@ def _sum(gauges: dict[str, float], name: str) -> float:
     return sum(value for known, value in gauges.items() if known.startswith(name))
 
 
-def _memory(pid: int) -> int:
-    """Resident MB of a process; 0 where the system does not say."""
+def _memory(pid: int, row: str = "VmRSS:") -> int:
+    """Resident MB of a process, or the most there were; 0 where the system does not say."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
         return 0
-    return int(status.partition("VmRSS:")[2].split()[0]) // 1000
+    return int(status.partition(row)[2].split()[0]) // 1000
 
 
 if __name__ == "__main__":

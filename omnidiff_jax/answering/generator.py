@@ -25,6 +25,7 @@ from omnidiff_jax.sampling.likelihood import likelihood_bound
 from omnidiff_jax.sampling.loop import compiled, sample
 from omnidiff_jax.sampling.results import SampleResult, film, finish_reasons
 from omnidiff_jax.sampling.stopping import Stopping
+from omnidiff_jax.sharding.spread import Spread
 from omnidiff_jax.tasks.answers import AnswerForms, Parsed
 from omnidiff_jax.tasks.registry import Decoding, Task
 
@@ -55,6 +56,7 @@ class Generator:
         multiple: int = 32,
         limit: int | None = None,
         seed: int = 0,
+        spread: Spread | None = None,
     ):
         """Opens a generator.
 
@@ -66,11 +68,12 @@ class Generator:
             multiple: canvas lengths are rounded up to this.
             limit: longest prompt + answer.
             seed: of the sampling noise of a task's requests.
+            spread: lays batches over the processes of a mesh, all of which must then ask alike.
         """
         self.codecs = codecs
         self._denoiser, self._decoding = denoiser, decoding
-        self.rows, self._multiple, self.limit = rows, multiple, limit
-        self._seed = seed
+        self.rows, self._multiple, self.limit = spread.even(rows) if spread else rows, multiple, limit
+        self._seed, self._spread = seed, spread
         self.forms = AnswerForms(codecs.layout, codecs.image_grid[0] * codecs.image_grid[1])
 
     def decoding(self, task: Task) -> Decoding:
@@ -176,11 +179,12 @@ class Generator:
     def _answer(self, queries: Sequence[Query], strips: bool) -> list[Response]:
         """One batch; all of one kind of answer and decoding."""
         prompts, answers = self._written(queries)
-        rows = self.rows if len(queries) > 1 else None
+        rows = self.rows if len(queries) > 1 or self._spread else None
         canvas = self._canvas(prompts, answers, _ids(queries), self._multiple, rows, _names(queries))
         others = unconditional_prompts(self.codecs.layout, prompts, queries)
         empty = self._unconditional(canvas, others, self._multiple) if others else None
-        result = sample(self._denoiser, canvas, self._sampler(queries[0]), [query.seed for query in queries], empty)
+        seeds = [query.seed for query in queries]
+        result = sample(self._denoiser, canvas, self._sampler(queries[0]), seeds, empty, spread=self._spread)
         return self._read(canvas, result, answers, queries, strips)
 
     def _stream(self, queries: Sequence[Query], strips: bool) -> list[Response]:

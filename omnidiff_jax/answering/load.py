@@ -26,6 +26,7 @@ from omnidiff_jax.runs import stored as runs
 from omnidiff_jax.runs.config import RunConfig, run_config
 from omnidiff_jax.runs.opening import ModelRun
 from omnidiff_jax.sampling.denoiser import Denoiser, module_denoiser
+from omnidiff_jax.sharding.spread import spread_over
 from omnidiff_jax.tokenizers import assets
 from omnidiff_jax.training.workdir import local_run
 
@@ -181,6 +182,7 @@ def _model(run: ModelRun, tokenizers: Tokenizers, params: Any, rows: int, seed: 
         rows=rows,
         limit=config.data.length,
         seed=seed,
+        spread=spread_over(run.mesh, config.sharding),
     )
     return Model(generator, config.decoding, name)
 

@@ -1,5 +1,6 @@
 """Media as users hold them: paths, files, bytes, arrays and PIL pictures to what the model takes; answers to save."""
 
+import base64
 import dataclasses
 import os
 import tempfile
@@ -56,6 +57,10 @@ class Audio:
     def wav(self) -> bytes:
         """A 16-bit wav file in memory."""
         return wav_bytes(Waveform(self.samples, self.rate))
+
+    def _repr_html_(self) -> str:
+        """A player, in notebooks."""
+        return f'<audio controls src="data:audio/wav;base64,{base64.b64encode(self.wav()).decode()}"></audio>'
 
 
 def to_image(value: Any) -> np.ndarray:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from omnidiff_jax.benchmarks.batches import long_tailed
 from omnidiff_jax.data.config import DataConfig
-from omnidiff_jax.data.loader import HostBatches, usage
+from omnidiff_jax.data.hosting import HostBatches
+from omnidiff_jax.data.loader import usage
 from omnidiff_jax.data.mixture import Stage
 from omnidiff_jax.data.sources import Source
 from omnidiff_jax.data.storage import EncodedSet, write_set

@@ -6,7 +6,9 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from omnidiff_jax.codecs.encode import encode, load_media
+import numpy as np
+
+from omnidiff_jax.codecs.encode import encode, fit_image, load_media
 from omnidiff_jax.codecs.judgment import check_trainable
 from omnidiff_jax.codecs.media import Codecs
 from omnidiff_jax.data.sources import JsonlRecords, RandomAccess
@@ -116,6 +118,33 @@ def amounts_to(
     }
 
 
+def shown_again(records: Sequence[Record], codecs: Codecs) -> dict[str, Any]:
+    """What is left of a source's pictures behind the image tokenizer.
+
+    Args:
+        records: some of the accepted ones, media in memory.
+        codecs: the tokenizers.
+
+    Returns:
+        JSON: `pictures` (count), `psnr` (mean, in dB, of each drawn again from its codes) and `psnr_flat` (of a picture
+        that is its mean colour all over: a tokenizer that is no better does not know such pictures); {} where there
+        are none.
+    """
+    size = codecs.assistant_image_size
+    pictures = [fit_image(image, size) for record in records for image in record.images]
+    if not pictures:
+        return {}
+    given = np.stack(pictures)
+    drawn = np.asarray(codecs.draw(np.asarray(codecs.images(given))))
+    flat = given.mean((1, 2), keepdims=True, dtype=np.float64)
+    return {"pictures": len(pictures), "psnr": _psnr(given, drawn), "psnr_flat": _psnr(given, flat)}
+
+
+def _psnr(given: np.ndarray, drawn: np.ndarray) -> float:
+    errors = ((given.astype(np.float64) - drawn) ** 2).mean((1, 2, 3))
+    return round(float(np.mean(10 * np.log10(255**2 / np.maximum(errors, 1e-2)))), 2)
+
+
 def _count(spread: dict[str, collections.Counter[int]], found: Mapping[str, Any], record: Record) -> None:
     seconds = [("seconds of audio", wave.seconds) for wave in record.audios]
     sides = [("pixels of the longer side", max(image.shape[:2])) for image in record.images]
@@ -138,8 +167,26 @@ def report_lines(report: Mapping[str, Any]) -> list[str]:
             f"about {amount['tokens']} tokens, {amount['steps']} steps an epoch, by {amount['measured']} samples, "
             f"of which {amount['too_long']} are longer than a row"
         )
+    if shown := report.get("shown_again"):
+        lines.append(
+            f"the image tokenizer shows {shown['pictures']} pictures at {shown['psnr']} dB; their mean colours "
+            f"alone give {shown['psnr_flat']}"
+        )
     if not report["accepted"]:
         lines.append("nothing in this set can be trained on" if rejected else "this set is empty")
+    return lines
+
+
+def mixture_lines(mixture: Mapping[str, Any]) -> list[str]:
+    """Lines for people of what `effective.effective_mixture` found."""
+    lines = []
+    for stage, sources in mixture.items():
+        lines.append(f"{stage}:")
+        for name, found in sources.items():
+            lines.append(
+                f"  {name}: {found['asked']:.1%} asked, {found['samples']:.1%} of samples, {found['tokens']:.1%} of "
+                f"tokens, {found['rejected']:.1%} rejected, {found['epochs']:.2f} epochs of {found['examples']}"
+            )
     return lines
 
 

@@ -1,11 +1,10 @@
 """Batches on the mesh: this host's streams, a background thread, and a state that follows what was consumed."""
 
-import collections
 import dataclasses
 import json
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -14,50 +13,10 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
 from omnidiff_jax.batch import Batch
-from omnidiff_jax.data.assemble import assemble
 from omnidiff_jax.data.config import DataConfig
-from omnidiff_jax.data.streams import Corpus, StreamDataset
+from omnidiff_jax.data.hosting import HostBatches, WorkerBatches, other_streams
+from omnidiff_jax.data.streams import Corpus
 from omnidiff_jax.errors import UserError
-
-
-class HostBatches:
-    """The rows of some of the streams as numpy batches; everything but the mesh and the thread."""
-
-    def __init__(self, corpus: Corpus, config: DataConfig, owned: Sequence[int] | None = None):
-        """Args: what the run shares, its config, the streams owned here (default: all)."""
-        self._corpus, self._config = corpus, config
-        numbers = range(config.streams) if owned is None else sorted(owned)
-        self._streams = {number: iter(StreamDataset(corpus, config, number)) for number in numbers}
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
-    def __next__(self) -> Batch:
-        """The next batch: `rows_per_stream` rows of every owned stream, streams in order."""
-        rows = [next(stream) for stream in self._streams.values() for _ in range(self._config.rows_per_stream)]
-        return assemble(rows, self._config.packing, self._corpus.vocabulary)
-
-    def get_state(self) -> dict[str, Any]:
-        """JSON: the state of each owned stream under its number, and what every source is under "sources"."""
-        streams = {str(number): stream.get_state() for number, stream in self._streams.items()}
-        return streams | {"sources": self._corpus.identities()}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Continues from a state that holds at least the owned streams, whoever owned them before.
-
-        Raises:
-            UserError: the state is of other sources, or of another number of streams.
-        """
-        self._corpus.check_identities(state.get("sources", {}))
-        for number, stream in self._streams.items():
-            if str(number) not in state:
-                raise _other_streams(state, self._config)
-            stream.set_state(state[str(number)])
-
-    @property
-    def rejected(self) -> dict[str, int]:
-        """Reason -> samples skipped by the owned streams since the run began."""
-        return dict(sum((stream.rejected for stream in self._streams.values()), collections.Counter()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +41,7 @@ class _Prepared:
     batch: Batch
     state: dict[str, Any]
     rejected: dict[str, int]
+    first_rejected: dict[str, str]
     used: np.ndarray
 
 
@@ -90,22 +50,38 @@ class Loader:
 
     `get_state` describes the last batch taken with `next`, however many are prepared ahead. Use as a context manager,
     or call `close`.
+
+    Attributes:
+        first_rejected: reason -> what was wrong with the first such sample.
     """
 
-    def __init__(self, corpus: Corpus, config: DataConfig, sharding: NamedSharding | None = None):
+    def __init__(
+        self,
+        corpus: Corpus,
+        config: DataConfig,
+        sharding: NamedSharding | None = None,
+        reopen: Callable[[], Corpus] | None = None,
+    ):
         """Opens this host's streams.
 
         Args:
             corpus: sources, stages, vocabulary.
             config: order and shape.
             sharding: splits the rows (axis 0) of global batches over the mesh; None gives numpy batches.
+            reopen: makes the corpus anew in each of `config.workers` processes, importable; None = there are none.
 
         Raises:
             UserError: the streams cannot be divided over the hosts of `sharding`.
         """
         self._config, self._sharding = config, sharding
-        self._host = HostBatches(corpus, config, owned_streams(sharding, config))
+        owned = owned_streams(sharding, config)
+        self._host: HostBatches | WorkerBatches = (
+            HostBatches(corpus, config, owned)
+            if reopen is None or not config.workers
+            else WorkerBatches(corpus, config, owned, reopen)
+        )
         self._state, self._rejected = self._host.get_state(), self._host.rejected
+        self.first_rejected = self._host.first_rejected
         self._used = np.zeros(4, np.int64)
         self._batches = 0
         self._ahead = False
@@ -122,6 +98,7 @@ class Loader:
             self.close()
             raise prepared
         self._state, self._rejected = prepared.state, prepared.rejected
+        self.first_rejected = prepared.first_rejected
         self._used += prepared.used
         self._batches += 1
         return prepared.batch
@@ -143,7 +120,7 @@ class Loader:
             UserError: the state has another number of streams or other sources.
         """
         if len(state.keys() - {"sources"}) != self._config.streams:
-            raise _other_streams(state, self._config)
+            raise other_streams(state, self._config)
         self.close()
         self._host.set_state(state)
         self._ahead = False
@@ -170,6 +147,7 @@ class Loader:
                 self._thread.join(timeout=0.01)
             self._thread = None
             self._ahead = True
+            self._host.close()
 
     def _start(self) -> None:
         if self._ahead:
@@ -185,7 +163,9 @@ class Loader:
             while not stop.is_set():
                 batch = next(self._host)
                 used = usage(batch)
-                output.put(_Prepared(self._place(batch), self._host.get_state(), self._host.rejected, used))
+                host = self._host
+                told = host.get_state(), host.rejected, host.first_rejected
+                output.put(_Prepared(self._place(batch), *told, used))
         except BaseException as error:  # handed to the consumer
             output.put(error)
 
@@ -202,13 +182,6 @@ class Loader:
         return jax.tree.map(
             lambda local: jax.make_array_from_process_local_data(self._sharding, local, (rows, *local.shape[1:])), batch
         )
-
-
-def _other_streams(state: dict[str, Any], config: DataConfig) -> UserError:
-    return UserError(
-        f"the saved data state has {len(state.keys() - {'sources'})} streams, this run has {config.streams}; a run "
-        "keeps the number of streams it began with"
-    )
 
 
 def owned_streams(sharding: NamedSharding | None, config: DataConfig) -> list[int]:

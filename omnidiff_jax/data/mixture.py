@@ -1,14 +1,12 @@
 """The curriculum as data: stages of weighted sources, interleaved so that proportions hold over short windows."""
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from omnidiff_jax.config import Count, NonNegative, Share, check_fields, suggest
 from omnidiff_jax.errors import UserError
-from omnidiff_jax.records import stable_id
 from omnidiff_jax.tasks.registry import TASKS
 
 _GOLDEN = 0.6180339887498949
@@ -22,6 +20,9 @@ class Stage:
         steps: optimizer steps.
         learning_rate: peak of its warm-up and cosine.
         weights: source name -> share of the samples; need not sum to 1. A program with data of its own has none.
+        epochs: source name -> in place of a weight, how often its samples count: 0.5 draws half as many from it, by its
+            size, as 1 does from another. A stage has weights or epochs.
+        caps: source name -> of its samples, as many at most count by `epochs`.
         final_fraction: learning rate at its end as a share of the peak; None = the optimizer's.
         name: how metrics, logs and checkpoints call it.
     """
@@ -29,17 +30,31 @@ class Stage:
     steps: Count
     learning_rate: NonNegative = 0.0
     weights: Mapping[str, NonNegative] = dataclasses.field(default_factory=dict)
+    epochs: Mapping[str, NonNegative] = dataclasses.field(default_factory=dict)
+    caps: Mapping[str, Count] = dataclasses.field(default_factory=dict)
     final_fraction: Share | None = None
     name: str = ""
 
     def __post_init__(self):
-        check_fields(self, f"stage {self.name}" if self.name else "stage")
+        where = f"stage {self.name}" if self.name else "stage"
+        check_fields(self, where)
+        if self.epochs and self.weights:
+            raise UserError(f"{where} has weights and epochs, which are of different scales; give one of them")
+        if unused := sorted(self.caps.keys() - self.epochs.keys()):
+            raise UserError(
+                f"{where} caps {unused[0]!r}, which its epochs do not name; {suggest(unused[0], self.epochs)}"
+            )
+
+    @property
+    def named(self) -> dict[str, float]:
+        """What the stage draws from: names of sources or tasks with their weights or epochs."""
+        return {**self.weights, **self.epochs}
 
     def shares(self, tasks: Mapping[str, str], sizes: Mapping[str, int]) -> dict[str, float]:
         """The weight of every source.
 
         A task's name weighs all its sources together, in proportion to their sizes; a source's name goes before a
-        task's.
+        task's. By epochs, every source weighs as much as it has samples, times its epochs.
 
         Args:
             tasks: source -> task.
@@ -49,12 +64,13 @@ class Stage:
             UserError: a name that is neither, a source weighed by both, an empty one, or no weight at all.
         """
         shares = dict.fromkeys(tasks, 0.0)
-        for name, weight in self.weights.items():
+        for name, weight in self.named.items():
             members = [name] if name in tasks else [source for source, task in tasks.items() if task == name]
             if not members:
                 known = [*tasks, *(task for task in tasks.values() if task)]
                 raise UserError(f"stage {self.name!r} weighs the unknown source {name!r}; {suggest(name, known)}")
-            total = sum(sizes[source] for source in members)
+            counted = {source: min(sizes[source], self.caps.get(name, sizes[source])) for source in members}
+            total = 1 if name in self.epochs else sum(counted.values())
             for source in members:
                 if weight and shares[source]:
                     raise UserError(
@@ -66,7 +82,8 @@ class Stage:
                         f"source {source!r} of stage {self.name!r} is empty; build it or set its weight to 0"
                     )
                 if weight:
-                    shares[source] = weight if len(members) == 1 else weight * sizes[source] / total
+                    whole = len(members) == 1 and name in self.weights
+                    shares[source] = weight if whole else weight * counted[source] / total
         if not any(shares.values()):
             raise UserError(f"stage {self.name!r} needs a positive weight for at least one source")
         return shares
@@ -119,45 +136,9 @@ class Interleave:
         self.taken[best] += 1
         return best
 
-
-def shuffled(position: int, size: int, seed: int, source: str) -> tuple[int, int]:
-    """Where an endless walk over a source stands: each epoch visits every index once, in an order of its own.
-
-    Args:
-        position: steps taken before this one, over all streams.
-        size: number of samples in the source.
-        seed: of the run.
-        source: name of the source.
-
-    Returns:
-        (index, epoch).
-    """
-    epoch, place = divmod(position, size)
-    return _permuted(place, size, _epoch_seed(seed, source, epoch)), epoch
-
-
-def _permuted(index: int, size: int, seed: int) -> int:
-    """Where `index` lands in the pseudo-random permutation `seed` of 0 .. size - 1.
-
-    A four-round Feistel network over the next even power of two, walked until it lands inside. grain's `index_shuffle`
-    works over at least 65,536 indices, which costs a small source hundreds of steps.
-    """
-    half = max(1, ((size - 1).bit_length() + 1) // 2)
-    low = (1 << half) - 1
-    while True:
-        left, right = index >> half, index & low
-        for turn in range(4):
-            mixed = (right + seed + turn * 0x9E3779B9) * 0x85EBCA6B & 0xFFFFFFFF
-            mixed = (mixed ^ mixed >> 15) * 0xC2B2AE35 & 0xFFFFFFFF
-            left, right = right, left ^ (mixed >> 13 & low)
-        index = left << half | right
-        if index < size:
-            return index
-
-
-@functools.lru_cache(maxsize=1024)
-def _epoch_seed(seed: int, source: str, epoch: int) -> int:
-    return stable_id("epoch", seed, source, epoch)
+    def give_back(self, source: int) -> None:
+        """Takes back the last choice of a source that had nothing to give: shares are those of what is used."""
+        self.taken[source] -= 1
 
 
 def group_names(tasks: Mapping[str, str]) -> tuple[tuple[str, str], ...]:

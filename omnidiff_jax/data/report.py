@@ -38,6 +38,7 @@ def page(name: str, report: Mapping[str, Any], records: Sequence[Record]) -> str
             for what in ("tasks", "languages", "sizes")
         ),
         _table("Amounts to", report.get("amounts_to", {})),
+        _table("Shown again by the image tokenizer, dB", report.get("shown_again", {})),
         *(_histogram(what, ends) for what, ends in report["spread"].items()),
         "<h2>Samples</h2><div class='cards'>",
         *map(_card, records),

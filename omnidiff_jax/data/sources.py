@@ -15,6 +15,7 @@ import numpy as np
 
 from omnidiff_jax.codecs.encode import encode_one
 from omnidiff_jax.codecs.media import Codecs
+from omnidiff_jax.data.order import Windows, shuffled
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.fetching import local_copy
 from omnidiff_jax.files import expanded, safe_join
@@ -24,6 +25,8 @@ from omnidiff_jax.tasks.registry import TASKS
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
+# Keys of other manifests that say where media lie, or which part of one is meant: to read on would read something else.
+_PLACES = {"prefix_path", "start", "end", "begin", "begin_time", "end_time", "start_time", "offset"}
 
 
 class RandomAccess(Protocol[T_co]):
@@ -58,6 +61,26 @@ class Source(Generic[T]):
 
     def __getitem__(self, index: int) -> T:
         return self.samples[index]
+
+    def place(self, draw: int, stream: int, streams: int, seed: int, name: str) -> tuple[int, int]:
+        """(index, epoch) of a stream's draw: j of stream v is step j * V + v of a shuffled walk, or `Windows.walk`.
+
+        Args:
+            draw: how many samples the stream had drawn before.
+            stream: its number, of `streams`.
+            streams: V, of the run.
+            seed: of the run.
+            name: of the source.
+        """
+        windows = windows_of(self.samples)
+        if windows is None:
+            return shuffled(draw * streams + stream, len(self), seed, name)
+        return windows.walk(draw, stream, streams, seed, name)
+
+
+def windows_of(samples: object) -> Windows | None:
+    """What of a source is read together, where it says; None: every sample is as near as another."""
+    return getattr(samples, "windows", None)
 
 
 class JsonlRecords:
@@ -117,6 +140,8 @@ class JsonlRecords:
         except (ValueError, RecursionError) as error:
             raise RejectedRecord("line is not JSON", f"{where}: {error}") from error
         messages = _messages(content, where)
+        if (content.get("images") or content.get("audios")) and (odd := _PLACES & content.keys()):
+            raise RejectedRecord("key is not understood", f"{where}: {min(odd)!r}; read it with reader=json_lines")
         images = self._media(content, "images", messages, IMAGE_TAG, where)
         audios = self._media(content, "audios", messages, AUDIO_TAG, where)
         hole = content.get("hole")
@@ -238,6 +263,7 @@ class EncodedRecords:
 
     def __init__(self, records: RandomAccess[Record], codecs: Codecs):
         self._records, self._codecs = records, codecs
+        self.windows = windows_of(records)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -251,6 +277,7 @@ class Unconditional:
 
     def __init__(self, records: RandomAccess[Record], share: float):
         self._records, self._share = records, share
+        self.windows = windows_of(records)
 
     def __len__(self) -> int:
         return len(self._records)

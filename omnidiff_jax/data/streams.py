@@ -8,7 +8,7 @@ holds the state of all. So one host, four hosts and a resume on two give the sam
 import collections
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -16,7 +16,7 @@ import numpy as np
 
 from omnidiff_jax.data.assemble import Sample, tail_pads
 from omnidiff_jax.data.config import DataConfig
-from omnidiff_jax.data.mixture import Interleave, Stage, group_names, shuffled, stage_at
+from omnidiff_jax.data.mixture import Interleave, Stage, group_names, stage_at
 from omnidiff_jax.data.packing import Packer
 from omnidiff_jax.data.sources import Source
 from omnidiff_jax.errors import UserError
@@ -24,6 +24,9 @@ from omnidiff_jax.records import EncodedExample, RejectedRecord
 from omnidiff_jax.speech_frames import seconds_of
 from omnidiff_jax.vocabulary import Vocabulary
 
+_TOLD = 300
+# So often a stream goes through a source of which it can use nothing: it sees other samples of it each time.
+_IN_VAIN = 16
 # (index of the source, how many samples this stream had drawn from it before)
 Draw = tuple[int, int]
 
@@ -46,6 +49,16 @@ class Corpus:
         if not self.stages:
             raise UserError("the curriculum has no stage; give it at least one")
         _ = self.shares
+
+    @classmethod
+    def opened(
+        cls,
+        sources: Callable[[], Mapping[str, Source[EncodedExample]]],
+        stages: Sequence[Stage],
+        vocabulary: Vocabulary,
+    ) -> "Corpus":
+        """The corpus of sources that are opened where it is called, as in a worker process."""
+        return cls(sources(), stages, vocabulary)
 
     @functools.cached_property
     def shares(self) -> tuple[tuple[float, ...], ...]:
@@ -122,6 +135,8 @@ class Stream(grain.DatasetIterator):
         self._packer: Packer[tuple[Draw, Sample]] = Packer(config.packing)
         self._ready: collections.deque[list[tuple[Draw, Sample]]] = collections.deque()
         self.rejected: collections.Counter[str] = collections.Counter()
+        self.first_rejected: dict[str, str] = {}
+        self._in_vain = [0] * len(self._names)
 
     def __next__(self) -> list[Sample]:
         stage = stage_at(self._corpus.stages, self._rows // self._config.rows_per_stream)
@@ -138,15 +153,21 @@ class Stream(grain.DatasetIterator):
         return {
             "rows": self._rows,
             "stage": self._stage,
+            "shares": dict(zip(self._names, self._corpus.shares[self._stage], strict=True)),
             "taken": dict(zip(self._names, self._interleave.taken, strict=True)),
             "draws": dict(zip(self._names, self._draws, strict=True)),
             "open": [[self._named(draw) for draw, _ in row.items] for row in self._packer.open],
+            "waited": [row.waited for row in self._packer.open],
             "ready": [[self._named(draw) for draw, _ in row] for row in self._ready],
             "rejected": dict(self.rejected),
+            "first_rejected": dict(self.first_rejected),
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Continues where `get_state` was called; sources that are new since then begin with their first sample.
+
+        Of sources that are not there any more (`DataConfig.remix`), samples that waited in half-filled rows are left
+        out; all others stay where they were.
 
         Raises:
             UserError: the state lacks a source's name, or a sample in it can no longer be read or fits no more.
@@ -154,14 +175,22 @@ class Stream(grain.DatasetIterator):
         named = _with_names(state, self._names)
         self._rows, self._stage = named["rows"], named["stage"]
         self._interleave = self._start_stage(self._stage)
-        shares, taken = self._corpus.shares[self._stage], named["taken"]
-        # A new source would be drawn alone until it had caught up, so all shares are counted from here on.
-        if all(name in taken for name, share in zip(self._names, shares, strict=True) if share):
+        shares, taken = dict(zip(self._names, self._corpus.shares[self._stage], strict=True)), named["taken"]
+        weighed = {name: share for name, share in named.get("shares", {}).items() if share}
+        same = not weighed or weighed == {name: share for name, share in shares.items() if share}
+        # A source that is new or weighs more would be drawn alone until it had caught up, so all shares are counted
+        # from here on.
+        if same and all(name in taken for name, share in shares.items() if share):
             self._interleave.taken = [taken.get(name, 0) for name in self._names]
         self._draws = [named["draws"].get(name, 0) for name in self._names]
         self.rejected = collections.Counter(named["rejected"])
-        self._packer.resume([self._row(row) for row in named["open"]])
-        self._ready = collections.deque([[item for item, _, _ in self._row(row)] for row in named["ready"]])
+        self.first_rejected = dict(named.get("first_rejected", {}))
+        # States of before rows had patience do not say how long theirs waited.
+        waited = named.get("waited", [0] * len(named["open"]))
+        rows = [(row, since) for row, since in zip(map(self._kept, named["open"]), waited, strict=True) if row]
+        self._packer.resume([self._row(row) for row, _ in rows], [since for _, since in rows])
+        ready = [row for row in map(self._kept, named["ready"]) if row]
+        self._ready = collections.deque([[item for item, _, _ in self._row(row)] for row in ready])
 
     def _start_stage(self, stage: int) -> Interleave:
         return Interleave(self._corpus.shares[stage], self._number)
@@ -171,19 +200,50 @@ class Stream(grain.DatasetIterator):
 
     def _pull(self) -> None:
         """Draws samples until one is usable and gives it to the packer."""
-        for _ in range(sum(map(len, self._corpus.sources.values())) + 1):
+        while True:
             source = self._interleave.choose()
             draw = (source, self._draws[source])
             self._draws[source] += 1
             try:
                 sample = self._read(draw)
             except RejectedRecord as error:
-                self.rejected[f"{self._names[source]}: {error.reason}"] += 1
+                self._interleave.give_back(source)
+                self._reject(source, error)
                 continue
+            self._in_vain[source] = 0
             self._ready.extend(self._packer.add((draw, sample), sample.tokens, sample.frames))
             return
-        reasons = ", ".join(f"{reason} ({count})" for reason, count in self.rejected.most_common(3))
-        raise UserError(f"no sample of the data sets can be used: {reasons}")
+
+    def _reject(self, source: int, error: RejectedRecord) -> None:
+        """Counts a sample that cannot be used.
+
+        Raises:
+            UserError: the source has given too many of them.
+        """
+        name = self._names[source]
+        reason = f"{name}: {error.reason}"
+        self.rejected[reason] += 1
+        self.first_rejected.setdefault(reason, str(error)[:_TOLD])
+        mine = {reason: count for reason, count in self.rejected.items() if reason.startswith(f"{name}: ")}
+        self._in_vain[source] += 1
+        if self._in_vain[source] > _IN_VAIN * (len(self._corpus.sources[name]) + 1):
+            raise UserError(f"no sample of source {name!r} can be used: {self._told(mine)}")
+        count, drawn = sum(mine.values()), self._draws[source]
+        if self._config.rejects.over(count, drawn, self._config.streams):
+            limits = self._config.rejects
+            raise UserError(
+                f"{count} of {drawn} samples of source {name!r} that stream {self._number} drew cannot be used: "
+                f"{self._told(mine)}; mend them (`omnidiff data check` counts all), or raise "
+                f"config.data.rejects.share ({limits.share:g}) and config.data.rejects.most ({limits.most})"
+            )
+
+    def _told(self, rejected: Mapping[str, int]) -> str:
+        """Reasons with their counts and the first sample of each, the most frequent ones."""
+        most = collections.Counter(rejected).most_common(3)
+        return "; ".join(f"{count} × {self.first_rejected.get(reason, reason)}" for reason, count in most)
+
+    def _kept(self, draws: Sequence[tuple[str, int]]) -> Sequence[tuple[str, int]]:
+        return [draw for draw in draws if draw[0] in self._names] if self._config.remix else draws
 
     def _row(self, draws: Sequence[tuple[str, int]]) -> list[tuple[tuple[Draw, Sample], int, int]]:
         """The samples of a row of a saved state, with their sizes."""
@@ -210,11 +270,10 @@ class Stream(grain.DatasetIterator):
         return ((source, count), sample), sample.tokens, sample.frames
 
     def _read(self, draw: Draw) -> Sample:
-        """The sample of a draw: draw j of stream v is step j * V + v of the walk over the source."""
+        """The sample of a draw, where the source's walk says."""
         config, name = self._config, self._names[draw[0]]
         source = self._corpus.sources[name]
-        position = draw[1] * config.streams + self._number
-        index, epoch = shuffled(position, len(source), config.seed, name)
+        index, epoch = source.place(draw[1], self._number, config.streams, config.seed, name)
         example = source[index]
         counts = example.frame_counts
         frames = int(config.packing.speech.sizes(counts).sum())

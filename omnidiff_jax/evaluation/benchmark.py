@@ -195,7 +195,7 @@ class Benchmark:
     protocols: Mapping[str, Protocol]
     read: Callable[[str, Protocol], Iterable[Item]]
     score: Callable[[Sequence[Answered], Protocol], Scores]
-    exports: Callable[[Sequence[Answered], Protocol], Mapping[str, str]]
+    exports: Callable[[Sequence[Answered], Protocol], Mapping[str, str | bytes]]
     higher_is_better: bool = True
     published: tuple[Published, ...] = ()
     total: int = 0

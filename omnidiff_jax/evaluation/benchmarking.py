@@ -2,9 +2,12 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from omnidiff_jax.config import choose, to_dict
 from omnidiff_jax.errors import UserError, notice
@@ -12,10 +15,12 @@ from omnidiff_jax.evaluation import stages
 from omnidiff_jax.evaluation.benchmark import Benchmark, Census, Item, Protocol, census, limited
 from omnidiff_jax.evaluation.exam import named
 from omnidiff_jax.evaluation.judges.named import judge_for
+from omnidiff_jax.evaluation.places import Place, open_place
 from omnidiff_jax.evaluation.report import write_report
 from omnidiff_jax.evaluation.scorecard import read_scorecard, write_scorecard
 from omnidiff_jax.evaluation.standing import markdown, rows, standing
 from omnidiff_jax.files import write_bytes
+from omnidiff_jax.sharding.distributed import barrier, is_primary
 from omnidiff_jax.tasks.decodings import DECODINGS
 from omnidiff_jax.tasks.registry import Decoding, task
 
@@ -82,12 +87,19 @@ def _faults(benchmark: Benchmark, found: Census) -> list[str]:
     return [*lines, f"to be had from {benchmark.source}"] if lines else []
 
 
-def sit(exam: str, benchmark: Benchmark, data: str, folder: Path, sitting: Sitting, opened: Opened) -> dict[str, Any]:
+def sit(
+    exam: str,
+    benchmark: Benchmark,
+    data: str,
+    folder: str | os.PathLike[str],
+    sitting: Sitting,
+    opened: Opened,
+) -> dict[str, Any]:
     """Goes through the stages that are asked for, each from where it was stopped.
 
     Args:
         data: a folder or file of the benchmark.
-        folder: where results go; this exam's lie in `benchmarks/EXAM-PROTOCOL`.
+        folder: where results go, or a URL; this exam's lie in `benchmarks/EXAM-PROTOCOL`.
         opened: gives the model; not called where nothing is left to be generated.
 
     Returns:
@@ -105,19 +117,24 @@ def sit(exam: str, benchmark: Benchmark, data: str, folder: Path, sitting: Sitti
     items = limited(everything, sitting.limit)
     if not items:
         raise UserError(f"{exam}: {data} holds no items; {benchmark.layouts}")
-    place = folder / FOLDER / f"{exam}-{name}"
+    place = open_place(folder) / FOLDER / f"{exam}-{name}"
     word = protocol.decoding if sitting.decoding == "protocol" else sitting.decoding
     settings = {} if word in ("", "own") else _set(word, items)
+    mesh = stages.Share(jax.process_index(), jax.process_count())
+    if mesh.of > 1 and sitting.share.of > 1:
+        raise UserError(f"{mesh.of} processes of one mesh have all samples in common; leave out --share")
     if "generate" in sitting.through:
         told = {"model": sitting.model, "step": sitting.step, "data": found.digest, "protocol": name}
         stages.open_run(place, told | {"decoding": word or "own"})
         _generate(exam, items, protocol, opened, settings, place, sitting)
     if "judge" in sitting.through and judge is not None:
         judged = stages.judge_speech if protocol.judge == "speech" else stages.judge_pictures
-        judged(items, judge, place, sitting.share)
-    if "score" not in sitting.through:
+        barrier(f"{exam}: answers are written")
+        judged(items, judge, place, mesh if mesh.of > 1 else sitting.share)
+    barrier(f"{exam}: everything is judged")
+    if "score" not in sitting.through or not is_primary():
         return {}
-    before = _told(place / "run.json").get("data", found.digest)
+    before = _told(place, "run.json").get("data", found.digest)
     if before != found.digest:
         raise UserError(
             f"{place} holds answers to other data ({before[:12]}, now {found.digest[:12]}); name them by --data"
@@ -130,11 +147,12 @@ def sit(exam: str, benchmark: Benchmark, data: str, folder: Path, sitting: Sitti
         found,
         gathered,
         judge=getattr(judge, "name", ""),
-        decoding=_told(place / SETTINGS),
+        decoding=_told(place, SETTINGS),
+        settings=_told(place, "run.json").get("decoding", ""),
     )
     for file, content in benchmark.exports(gathered.answered, protocol).items():
-        write_bytes(place / "exports" / file, content.encode())
-    write_bytes(place / "score.json", (json.dumps(entry, indent=1) + "\n").encode())
+        place.write(f"exports/{file}", content if isinstance(content, bytes) else content.encode())
+    place.write("score.json", (json.dumps(entry, indent=1) + "\n").encode())
     return entry
 
 
@@ -143,8 +161,8 @@ def _set(word: str, items: Sequence[Item]) -> dict[str, Decoding]:
     return {task: found[task] for task in dict.fromkeys(item.task for item in items) if task in found}
 
 
-def _told(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}
+def _told(place: Place, file: str) -> dict[str, Any]:
+    return json.loads(place.read(file) or b"{}")
 
 
 def _generate(
@@ -153,11 +171,10 @@ def _generate(
     protocol: Protocol,
     opened: Opened,
     settings: Mapping[str, Decoding],
-    place: Path,
+    place: Place,
     sitting: Sitting,
 ) -> None:
-    done = stages.read_lines(place, stages.ANSWERS)
-    if all(item.key in done or not sitting.share.takes(item.key) for item in items):
+    if not stages.left_of(items, place, sitting.share):
         return
     model = opened(settings)
     tasks = dict.fromkeys(item.task for item in items)

@@ -10,6 +10,8 @@ from typing import Any
 
 from omnidiff_jax.files import write_bytes
 
+# Files of a workdir that exams read before they write.
+READ = ("scorecard.json", "metrics.jsonl")
 _PACKAGES = ("omnidiff_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 

@@ -2,38 +2,43 @@
 
 A stage leaves one JSON line a sample, keyed by split and name, in files of their own for every process; whoever goes on
 reads all of them, so that the number of processes may change. Answers are keyed by sample too (`Item.request`), and
-scoring goes by the order of the data, so that neither decides what the score is.
+scoring goes by the order of the data, so that neither decides what the score is. As the processes of one mesh they all
+ask the same batches, and the first writes them down; what is judged is shared out among them.
 """
 
+import contextlib
 import dataclasses
 import json
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from typing import Protocol as Interface
 
 import numpy as np
 
-from omnidiff_jax.answering.media import to_image
+from omnidiff_jax.answering.media import to_audio, to_image
 from omnidiff_jax.answering.queries import Request, Response
 from omnidiff_jax.errors import UserError, notice
-from omnidiff_jax.evaluation.benchmark import Answered, Item, Protocol, heard
+from omnidiff_jax.evaluation.benchmark import Answered, Item, Protocol
 from omnidiff_jax.evaluation.exam import named
-from omnidiff_jax.evaluation.lines import Key, LineWriter, read_lines
-from omnidiff_jax.files import write_bytes
-from omnidiff_jax.media.audio import read_audio, wav_bytes
-from omnidiff_jax.media.image import png_bytes, read_image
+from omnidiff_jax.evaluation.lines import UNREADABLE, Key, LineWriter, read_lines
+from omnidiff_jax.evaluation.places import Place
+from omnidiff_jax.media.audio import wav_bytes
+from omnidiff_jax.media.image import png_bytes
 from omnidiff_jax.progress import Progress
 from omnidiff_jax.records import Waveform
+from omnidiff_jax.sharding.distributed import by_all, by_the_first, is_primary
 from omnidiff_jax.tasks.registry import Decoding, Task, task
 
+T = TypeVar("T")
 ANSWERS, REFERENCES = "answers", "references"
-# Share of the items that may be unreadable.
-UNREADABLE = 0.01
+# Share of the items, or of the references, that may be unreadable.
+SPARED = 0.01
 # References that a judge's ceiling is measured on.
 CEILING = 200
+# Judged answers that a kill may lose in a bucket.
+_TOGETHER = 64
 
 
 class Answers(Interface):
@@ -88,26 +93,26 @@ class Share:
         return f"{self.number}-of-{self.of}"
 
 
-def open_run(folder: Path, told: Mapping[str, Any], file: str = "run.json") -> None:
+def open_run(place: Place, told: Mapping[str, Any], file: str = "run.json") -> None:
     """Says once whose answers a folder holds; they are never mixed with those of another.
 
     Args:
-        folder: of one exam under one protocol.
+        place: of one exam under one protocol.
         told: model, data, protocol, settings: JSON.
         file: that says it.
 
     Raises:
         UserError: the folder is of another model, of other data or settings.
     """
-    path = folder / file
-    if not path.exists():
-        write_bytes(path, (json.dumps(told, indent=1, sort_keys=True) + "\n").encode())
+    content = place.read(file)
+    if content is None:
+        place.write(file, (json.dumps(told, indent=1, sort_keys=True) + "\n").encode())
         return
-    before = json.loads(path.read_text())
+    before = json.loads(content)
     for name, value in json.loads(json.dumps(told)).items():
         if before.get(name) != value:
             raise UserError(
-                f"{folder} holds answers of another {name} ({_short(before.get(name))}, now {_short(value)}); name "
+                f"{place} holds answers of another {name} ({_short(before.get(name))}, now {_short(value)}); name "
                 "another --out, or remove it"
             )
 
@@ -118,9 +123,9 @@ def _short(value: Any) -> str:
 
 
 def generate(
-    exam: str, items: Sequence[Item], protocol: Protocol, model: Answers, folder: Path, share: Share, rows: int
+    exam: str, items: Sequence[Item], protocol: Protocol, model: Answers, place: Place, share: Share, rows: int
 ) -> int:
-    """Asks what has no answer yet and is this process's; pictures and speech are kept in `folder/media`.
+    """Asks what has no answer yet and is this process's; pictures and speech are kept in `media/` of the place.
 
     Args:
         exam: its name, which noise is keyed by.
@@ -132,36 +137,64 @@ def generate(
     Raises:
         UserError: more than one in a hundred cannot be read.
     """
-    done = read_lines(folder, ANSWERS)
-    waiting = [item for item in items if item.key not in done and share.takes(item.key)]
+    waiting = left_of(items, place, share)
     unreadable: list[str] = []
     unasked: list[str] = []
-    with LineWriter(folder, ANSWERS, str(share)) as lines, Progress(len(waiting), label=exam) as progress:
+    with contextlib.ExitStack() as stack:
+        lines = stack.enter_context(LineWriter(place, ANSWERS, str(share))) if is_primary() else None
+        progress = stack.enter_context(Progress(len(waiting), label=exam)) if lines else None
         for start, batch in _alike(waiting, rows):
-            asked = []
-            for item in batch:
-                try:
-                    asked.append((item, item.request(exam)))
-                except UserError as error:
-                    unreadable.append(f"{item.where}: {error}")
-                    if len(unreadable) > max(UNREADABLE * len(items), 1):
-                        told = f"{len(unreadable)} of {len(items)} items cannot be read; the last: {unreadable[-1]}"
-                        raise UserError(f"{exam}: {told}") from error
+            asked = _read_media(exam, batch, unreadable, len(items))
             try:
-                answers = _answered(asked, protocol, model, folder)
+                answers = _answered(asked, protocol, model, place)
             except UserError:
                 # One by one only now: it costs the encoding of all media again.
                 kept = _askable(asked, model, unasked)
                 if len(kept) == len(asked):
                     raise
-                answers = _answered(kept, protocol, model, folder)
-            for item, answer in answers:
-                lines.add(item.key, answer)
-            progress.update(start + len(batch))
+                answers = _answered(kept, protocol, model, place)
+            if lines and progress:
+                for item, answer in answers:
+                    lines.add(item.key, answer)
+                lines.flush()
+                progress.update(start + len(batch))
     for what, those in (("cannot be read", unreadable), ("are more than the model takes", unasked)):
         if those:
             notice(f"{exam}: {len(those)} items {what} and are passed over; {named(those)}")
     return len(unreadable) + len(unasked)
+
+
+def left_of(items: Sequence[Item], place: Place, share: Share) -> list[Item]:
+    """The items of a share that have no answer yet, as the first process sees it: the same on all of a mesh."""
+    done = read_lines(place, ANSWERS)
+    left = by_the_first([item.key not in done and share.takes(item.key) for item in items])
+    return [item for item, wanted in zip(items, left, strict=True) if wanted]
+
+
+def _read_media(exam: str, batch: Sequence[Item], unreadable: list[str], of: int) -> "Asked":
+    """The batch without what a process cannot read, which is added to `unreadable`."""
+    requests: list[Request | None] = []
+    faults: dict[int, str] = {}
+    for number, item in enumerate(batch):
+        try:
+            requests.append(item.request(exam))
+        except UserError as error:
+            requests.append(None)
+            faults[number] = str(error)
+    there = by_all([request is not None for request in requests])
+    for number in np.flatnonzero(~there).tolist():
+        unreadable.append(f"{batch[number].where}: {faults.get(number, 'cannot be read by another process')}")
+        _spare(exam, "items", unreadable, of)
+    both = zip(batch, requests, there, strict=True)
+    return [(item, request) for item, request, all_have in both if request is not None and all_have]
+
+
+def _spare(exam: str, what: str, unreadable: Sequence[str], of: int) -> None:
+    """Raises where more cannot be read than is passed over."""
+    if len(unreadable) > max(SPARED * of, 1):
+        raise UserError(
+            f"{exam}: {len(unreadable)} of {of} {what} cannot be read; the last: {unreadable[-1]}; copy the data again"
+        )
 
 
 Asked = Sequence[tuple[Item, Request]]
@@ -190,7 +223,7 @@ def _alike(items: Sequence[Item], rows: int) -> Iterator[tuple[int, Sequence[Ite
         start = stop
 
 
-def _answered(asked: Asked, protocol: Protocol, model: Answers, folder: Path) -> list[tuple[Item, dict[str, Any]]]:
+def _answered(asked: Asked, protocol: Protocol, model: Answers, place: Place) -> list[tuple[Item, dict[str, Any]]]:
     if not asked:
         return []
     chosen, began = task(asked[0][0].task), time.perf_counter()
@@ -208,20 +241,22 @@ def _answered(asked: Asked, protocol: Protocol, model: Answers, folder: Path) ->
         found.append((item, {"text": "", "bounds": np.asarray(costs).tolist(), "seconds": seconds}))
     for (item, _), response in zip(generated, responses, strict=True):
         told = {"text": response.text, "finish": response.finish, "steps": response.steps, "seconds": seconds}
-        found.append((item, told | _kept(item, response, folder)))
+        found.append((item, told | _kept(item, response, place)))
     return found
 
 
-def _kept(item: Item, response: Response, folder: Path) -> dict[str, str]:
+def _kept(item: Item, response: Response, place: Place) -> dict[str, str]:
     """The media of an answer, written under names that no other item has."""
+    if not is_primary():
+        return {}
     stem = f"media/{zlib.crc32(item.split.encode()):08x}-{zlib.crc32(item.name.encode()):08x}-{_plain(item.name)}"
     kept = {}
     if response.audio is not None:
         kept["speech"] = f"{stem}.wav"
-        write_bytes(folder / kept["speech"], wav_bytes(response.audio))
+        place.write(kept["speech"], wav_bytes(response.audio))
     if response.image is not None:
         kept["picture"] = f"{stem}.png"
-        write_bytes(folder / kept["picture"], png_bytes(response.image))
+        place.write(kept["picture"], png_bytes(response.image))
     return kept
 
 
@@ -229,49 +264,77 @@ def _plain(name: str) -> str:
     return "".join(letter if letter.isascii() and letter.isalnum() else "_" for letter in name)[:60]
 
 
-def judge_speech(items: Sequence[Item], judge: SpeechJudge, folder: Path, share: Share) -> None:
-    """Hears the answers that were not heard yet, and real recordings for the judge's ceiling."""
-    answers, stem = read_lines(folder, ANSWERS), f"heard-{judge.name}"
+def judge_speech(items: Sequence[Item], judge: SpeechJudge, place: Place, share: Share) -> None:
+    """Hears the answers that were not heard yet, and real recordings for the judge's ceiling.
+
+    Raises:
+        UserError: an answer's speech is gone, or more than one in a hundred real recordings cannot be read.
+    """
+    answers, stem = read_lines(place, ANSWERS), f"heard-{judge.name}"
 
     def answer(item: Item, other: Item) -> dict[str, Any]:
         speech = answers[item.key].get("speech")
-        return {"heard": judge.hear(read_audio(folder / speech)) if speech else ""}
+        return {"heard": judge.hear(to_audio(_medium(place, speech))) if speech else ""}
 
-    _each(items, [item for item in items if item.key in answers], stem, answer, folder, share)
+    _each(items, [item for item in items if item.key in answers], stem, answer, place, share)
     real = [item for item in items if item.reference is not None][:CEILING]
 
     def recording(item: Item, other: Item) -> dict[str, Any]:
-        assert item.reference is not None
-        return {"heard": judge.hear(heard(item.reference))}
+        return {"heard": judge.hear(_reference(item, to_audio))}
 
-    _each(real, real, f"{REFERENCES}-{stem}", recording, folder, share)
+    _each(real, real, f"{REFERENCES}-{stem}", recording, place, share)
 
 
-def judge_pictures(items: Sequence[Item], judge: PictureJudge, folder: Path, share: Share) -> None:
-    """Sees the pictures that were not seen yet, beside their captions, the real pictures, and those of another item."""
-    answers, stem = read_lines(folder, ANSWERS), f"seen-{judge.name}"
+def judge_pictures(items: Sequence[Item], judge: PictureJudge, place: Place, share: Share) -> None:
+    """Sees the pictures that were not seen yet, beside their captions, the real pictures, and those of another item.
+
+    Raises:
+        UserError: an answer's picture is gone, or more than one in a hundred real pictures cannot be read.
+    """
+    answers, stem = read_lines(place, ANSWERS), f"seen-{judge.name}"
 
     def answer(item: Item, other: Item) -> dict[str, Any]:
         picture = answers[item.key].get("picture")
-        return _seen(judge, read_image(folder / picture), item, other) if picture else {}
+        return _seen(judge, to_image(_medium(place, picture)), item, other) if picture else {}
 
-    _each(items, [item for item in items if item.key in answers], stem, answer, folder, share)
+    _each(items, [item for item in items if item.key in answers], stem, answer, place, share)
     real = [item for item in items if item.reference is not None][:CEILING]
 
     def photograph(item: Item, other: Item) -> dict[str, Any]:
-        assert item.reference is not None
-        return _seen(judge, to_image(item.reference.read()), item, other)
+        return _seen(judge, _reference(item, to_image), item, other)
 
-    _each(real, real, f"{REFERENCES}-{stem}", photograph, folder, share)
+    _each(real, real, f"{REFERENCES}-{stem}", photograph, place, share)
+
+
+def _medium(place: Place, name: str) -> bytes:
+    content = place.read(name)
+    if content is None:
+        raise UserError(f"{place}/{name} is gone, which its answer's line names; remove that line to have it answered")
+    return content
+
+
+class _Unreadable(UserError):
+    """A reference that cannot be read, which is not the end of a stage."""
+
+
+def _reference(item: Item, decoded: Callable[[bytes], T]) -> T:
+    assert item.reference is not None
+    try:
+        return decoded(item.reference.read())
+    except UserError as error:
+        raise _Unreadable(str(error)) from error
 
 
 def _seen(judge: PictureJudge, picture: np.ndarray, item: Item, other: Item) -> dict[str, Any]:
     vector = judge.of_picture(picture)
-    seen = {}
-    for name, one in (("clip", item), ("floor", other)):
-        seen[f"{name}_t"] = float(vector @ judge.of_text(str(one.truth["answer"])))
-        if one.reference is not None:
-            seen[f"{name}_i"] = float(vector @ judge.of_picture(to_image(one.reference.read())))
+    seen = {"clip_t": float(vector @ judge.of_text(str(item.truth["answer"])))}
+    if item.reference is not None:
+        seen["clip_i"] = float(vector @ judge.of_picture(_reference(item, to_image)))
+    with contextlib.suppress(_Unreadable):
+        floor = {"floor_t": float(vector @ judge.of_text(str(other.truth["answer"])))}
+        if other.reference is not None:
+            floor["floor_i"] = float(vector @ judge.of_picture(_reference(other, to_image)))
+        seen |= floor
     return seen
 
 
@@ -280,17 +343,31 @@ def _each(
     wanted: Sequence[Item],
     stem: str,
     judged: Callable[[Item, Item], dict[str, Any]],
-    folder: Path,
+    place: Place,
     share: Share,
 ) -> None:
-    """Judges what is wanted, not judged yet and this process's; `judged` is also given the item half a turn away."""
-    done = read_lines(folder, stem)
+    """Judges what is wanted, not judged yet and this process's; `judged` is also given the item half a turn away.
+
+    What cannot be read gets a line that says so, and is tried again by the next run.
+    """
+    done = read_lines(place, stem)
     others = {item.key: items[(i + max(len(items) // 2, 1)) % len(items)] for i, item in enumerate(items)}
-    waiting = [item for item in wanted if item.key not in done and share.takes(item.key)]
-    with LineWriter(folder, stem, str(share)) as lines, Progress(len(waiting), label=stem) as progress:
+    waiting = [item for item in wanted if UNREADABLE in done.get(item.key, {UNREADABLE: ""}) and share.takes(item.key)]
+    unreadable: list[str] = []
+    with LineWriter(place, stem, str(share)) as lines, Progress(len(waiting), label=stem) as progress:
         for number, item in enumerate(waiting, start=1):
-            lines.add(item.key, judged(item, others[item.key]))
+            try:
+                lines.add(item.key, judged(item, others[item.key]))
+            except _Unreadable as error:
+                unreadable.append(f"{item.where}: {error}")
+                _spare(stem, "references", unreadable, len(wanted))
+                if item.key not in done:
+                    lines.add(item.key, {UNREADABLE: str(error)})
+            if number % _TOGETHER == 0:
+                lines.flush()
             progress.update(number)
+    if unreadable:
+        notice(f"{stem}: {len(unreadable)} references cannot be read and are passed over; {named(unreadable)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -301,14 +378,16 @@ class Gathered:
         answered: the items with their answers and what judges say of them.
         truths: items with the right answers in place of the model's: what the judge's ceiling is.
         others: each item with the answer to another one: what its floor is.
+        unreadable: items whose reference cannot be read; not in `answered` where the score needs it.
     """
 
     answered: tuple[Answered, ...]
     truths: tuple[Answered, ...]
     others: tuple[Answered, ...]
+    unreadable: int = 0
 
 
-def gather(items: Sequence[Item], protocol: Protocol, folder: Path, judge: str = "") -> Gathered:
+def gather(items: Sequence[Item], protocol: Protocol, place: Place, judge: str = "") -> Gathered:
     """Reads the lines of all processes.
 
     Args:
@@ -317,32 +396,41 @@ def gather(items: Sequence[Item], protocol: Protocol, folder: Path, judge: str =
     Raises:
         UserError: there are no answers, or answers that the judge did not read yet.
     """
-    answers = read_lines(folder, ANSWERS)
+    answers = read_lines(place, ANSWERS)
     stem = {"speech": f"heard-{judge}", "picture": f"seen-{judge}"}.get(protocol.judge, "")
-    judged = read_lines(folder, stem) if stem else {}
-    real = read_lines(folder, f"{REFERENCES}-{stem}") if stem else {}
+    judged = read_lines(place, stem) if stem else {}
+    real = read_lines(place, f"{REFERENCES}-{stem}") if stem else {}
     there = [item for item in items if item.key in answers]
     if not there:
-        raise UserError(f"{folder} holds no answers to be scored; generate them first")
+        raise UserError(f"{place} holds no answers to be scored; generate them first")
     if stem and (left := [item for item in there if item.key not in judged]):
-        raise UserError(f"{folder}: {len(left)} of {len(there)} answers are not judged yet ({left[0].where})")
+        raise UserError(f"{place}: {len(left)} of {len(there)} answers are not judged yet ({left[0].where})")
+    unreadable = {item.key for item in items for lines in (judged, real) if UNREADABLE in lines.get(item.key, {})}
+    there = [item for item in there if UNREADABLE not in judged.get(item.key, {})]
     answered = [Answered(item, answers[item.key], judged.get(item.key, {})) for item in there]
     # Not turned by half: what alternates, as yes and no do, would meet its like.
     turned = [answered[i] for i in np.random.default_rng(0).permutation(len(answered))]
     if protocol.judge:
-        truths = [Answered(item, _real(item), real[item.key]) for item in there if item.key in real]
+        truths = [
+            Answered(item, _real(item), real[item.key])
+            for item in there
+            if item.key in real and item.key not in unreadable
+        ]
     else:
         truths = [Answered(item, {"text": str(item.truth["answer"])}) for item in there]
     others = [_swapped(one, other, protocol) for one, other in zip(answered, turned, strict=True)]
-    return Gathered(tuple(answered), tuple(truths), tuple(others))
+    return Gathered(tuple(answered), tuple(truths), tuple(one for one in others if one is not None), len(unreadable))
 
 
 def _real(item: Item) -> dict[str, str]:
     return {"speech": "reference", "picture": "reference", "text": str(item.truth["answer"])}
 
 
-def _swapped(one: Answered, other: Answered, protocol: Protocol) -> Answered:
+def _swapped(one: Answered, other: Answered, protocol: Protocol) -> Answered | None:
+    """An item with the answer to another one; None where the other's picture cannot be read."""
     if protocol.judge != "picture":
         return Answered(one.item, other.answer, other.judged)
+    if one.judged and "floor_t" not in one.judged:
+        return None
     floor = {"clip_t": one.judged.get("floor_t", 0.0), "clip_i": one.judged.get("floor_i", 0.0)}
     return Answered(one.item, one.answer, floor)

@@ -7,6 +7,7 @@ from typing import Any
 from omnidiff_jax.evaluation.benchmark import Answered, Benchmark, Census, Protocol
 from omnidiff_jax.evaluation.intervals import bootstrap
 from omnidiff_jax.evaluation.stages import Gathered
+from omnidiff_jax.tasks.registry import task
 
 
 def standing(
@@ -18,6 +19,7 @@ def standing(
     *,
     judge: str,
     decoding: Mapping[str, Any],
+    settings: str = "own",
 ) -> dict[str, Any]:
     """The entry of an exam in `scorecard.json`.
 
@@ -26,12 +28,15 @@ def standing(
         found: what is there of the data.
         judge: its name with its hash; "" where the rule of the protocol judges.
         decoding: by task, JSON.
+        settings: the name of the set that it is, or "own".
     """
     answered = gathered.answered
     scores = benchmark.score(answered, protocol)
     top = benchmark.score(gathered.truths, protocol).numbers if gathered.truths else {}
     bottom = benchmark.score(gathered.others, protocol).numbers
     clusters = [one.item.cluster or f"{one.item.split}\0{one.item.name}" for one in answered]
+    if len(set(clusters)) == 1:  # of one speaker alone nothing can be drawn but his sentences
+        clusters = [one.item.name for one in answered]
     total = sum(found.counts.values())
     parts = []
     for metric, ratios in scores.numbers.items():
@@ -57,6 +62,7 @@ def standing(
         for one in benchmark.published
         if whole and one.metric in known
     ]
+    unreadable = {"references that cannot be read": gathered.unreadable} if gathered.unreadable else {}
     return {
         "metrics": {part["metric"]: part["value"] for part in parts},
         "n": len(answered),
@@ -64,12 +70,13 @@ def standing(
         "whole": whole,
         "unparsed": scores.unparsed,
         "skipped": total - len(answered),
-        "notes": dict(scores.notes),
+        "notes": {**scores.notes, **unreadable},
         "protocol": name,
         "protocol_note": protocol.note,
         "judge": judge or protocol.reads or protocol.normaliser,
         "data": found.digest,
         "decoding": dict(decoding),
+        "decoding_set": settings,
         "published": beside,
         "seconds": seconds(answered),
         "benchmark": benchmark.summary,
@@ -82,17 +89,20 @@ def seconds(answered: Sequence[Answered]) -> float:
     return sum(float(one.answer.get("seconds", 0.0)) for one in answered)
 
 
-_HEAD = ("exam", "metric", "published", "ours", "95 %", "n of n", "unparsed", "skipped", "protocol", "judge", "data")
+_HEAD = (
+    *("exam", "metric", "published", "ours", "95 %", "n of n", "unparsed", "skipped", "protocol", "decoding", "judge"),
+    *("data", "seconds"),
+)
 
 
 def rows(exams: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """The benchmarks of a scorecard as a table, the head first: headline metrics, and others that were published."""
-    table: list[tuple[str, ...]] = [(*_HEAD, "seconds")]
+    table: list[tuple[str, ...]] = [_HEAD]
     for exam, entry in exams.items():
         if "benchmark" not in entry:
             continue
-        for task in entry["tasks"].values():
-            parts = (task, *task.get("also", ()))
+        for result in entry["tasks"].values():
+            parts = (result, *result.get("also", ()))
             stated = {one["metric"] for one in entry["published"]}
             for part in (part for part in parts if part is parts[0] or part["metric"] in stated):
                 table.append(_row(exam, entry, part))
@@ -112,10 +122,22 @@ def _row(exam: str, entry: Mapping[str, Any], part: Mapping[str, Any]) -> tuple[
         str(entry["unparsed"]),
         str(entry["skipped"]),
         entry["protocol"],
+        _decoding(entry),
         entry["judge"],
         entry["data"][:12],
         f"{entry['seconds']:.0f}",
     )
+
+
+def _decoding(entry: Mapping[str, Any]) -> str:
+    """The set's name, and of each task how long answers are and in how many steps: "own (vqa: L 8, T 1 L)"."""
+    told = []
+    for name, settings in entry["decoding"].items():
+        sampler = settings["sampler"]
+        length = "by rule" if settings.get("adaptive") else settings["length"]
+        positions = "" if task(name).answer in ("image", "hole") else f"L {length}, "
+        told.append(f"{name}: {positions}T {sampler['steps'] or format(sampler['steps_per_token'], '.2g') + ' L'}")
+    return f"{entry['decoding_set']} ({'; '.join(told)})" if told else entry["decoding_set"]
 
 
 def markdown(exams: Mapping[str, Mapping[str, Any]]) -> str:

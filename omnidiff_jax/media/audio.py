@@ -69,7 +69,7 @@ def read_audio(
         raw = _checked(source)
         try:
             # A descriptor, not a name: libsndfile would trust the name's ending over the content.
-            place = raw if isinstance(raw, io.BytesIO) else raw.fileno()
+            place = raw.fileno() if raw is source.file and not isinstance(raw, io.BytesIO) else raw
             with soundfile.SoundFile(place, closefd=False) as sound:
                 _check_header(name, sound, limits)
                 first, expected = _span(name, sound, start, end)
@@ -162,10 +162,10 @@ def _checked(source: Opened) -> BinaryIO:
     if head[:4] == b"RIFF":
         _check_wav_length(source)
     elif head[:3] == b"ID3" or head[:1] == b"\xff":
-        return io.BytesIO(indexed(raw.read()))
+        raw = indexed(raw)
     raw.seek(0)
     # Seeking what Python has buffered leaves the descriptor where it is.
-    if not isinstance(raw, io.BytesIO):
+    if raw is source.file and not isinstance(raw, io.BytesIO):
         os.lseek(raw.fileno(), 0, os.SEEK_SET)
     return raw
 

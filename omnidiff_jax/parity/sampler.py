@@ -142,9 +142,10 @@ def _answer(fixture: Fixture, vocabulary: Vocabulary) -> Any:
 def sample_tokens(fixture: Fixture, check: Check, _: FixtureSet) -> None:
     if fixture.meta.get("temperature"):
         raise unsupported("a fixture whose randomness is not recorded (temperature above 0)")
+    logits = fixture["in/logits"]
     token, confidence = zip(
         *(
-            _decided(fixture["in/logits"], fixture["in/past_x"], fixture.setting("mask_id"), combo)
+            _decided(logits, fixture["in/past_x"], fixture.setting("mask_id"), combo, len(logits))
             for combo in fixture.setting("combos")
         ),
         strict=True,
@@ -163,7 +164,7 @@ def _positions(fixture: Fixture, check: Check) -> None:
         rows = int(combo["n_rows"])
         within[i, :rows] = True
         token[i, :rows], confidence[i, :rows] = _decided(
-            logits[:rows], fixture["in/pos_past_x"], fixture.setting("pos_mask_id"), combo
+            logits, fixture["in/pos_past_x"], fixture.setting("pos_mask_id"), combo, rows
         )
     check.exact("out/pos_x0", token)
     if "out/pos_confidence" in fixture and not np.isnan(fixture["out/pos_confidence"][~within]).all():
@@ -172,13 +173,16 @@ def _positions(fixture: Fixture, check: Check) -> None:
         check.share("out/pos_confidence", confidence, 1e-4, 1.0, within)
 
 
-def _decided(logits: np.ndarray, past: Any, mask_id: int, combo: Mapping[str, Any]) -> Any:
-    """Token and confidence of rows that are all masked, as the released function sees them."""
+def _decided(logits: np.ndarray, past: Any, mask_id: int, combo: Mapping[str, Any], count: int) -> Any:
+    """Token and confidence of the first `count` rows, which are masked, as the released function sees them.
+
+    The others are decided beside them and left out: whatever their number, the same code is compiled.
+    """
     config = settings({"steps_requested": 1, "top_k_effective": combo.get("top_k"), **combo})
     rows, vocab = logits.shape
-    masked = jnp.ones((1, rows), bool)
-    (factor,) = config.position.factor(jnp.arange(rows)[None, :], jnp.full((1,), rows), masked, jnp.zeros((1,)))
+    offsets = jnp.arange(rows)[None, :]
+    (factor,) = config.position.factor(offsets, jnp.full((1,), count), offsets < count, jnp.zeros((1,)))
     everywhere = jnp.ones(past.shape, bool)
     seen = config.repetition.seen(past, everywhere, everywhere, mask_id, jnp.int32(1), vocab)
     seen = None if seen is None else jnp.broadcast_to(seen, logits.shape)
-    return tuple(np.asarray(x) for x in decide(jnp.asarray(logits), seen, factor, None, config))
+    return tuple(np.asarray(x)[:count] for x in decide(jnp.asarray(logits), seen, factor, None, config))

@@ -5,23 +5,25 @@ length and every kernel's grid. What is recomputed by rematerialisation is in it
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 
-def matmul_flops(program: Any, trips: float) -> float:
+def matmul_flops(program: Any, trips: Sequence[float]) -> float:
     """Operations (a multiply-add is two) of all devices together.
 
     Args:
         program: a (closed) jaxpr.
-        trips: rounds of a loop whose number is known only at run time.
+        trips: rounds of the loops whose number is known only at run time, the outermost first; the last number stands
+            for all loops further in.
     """
     jaxpr = program.jaxpr if isinstance(program, ClosedJaxpr) else program
     return sum(_equation(eqn, trips) for eqn in jaxpr.eqns)
 
 
-def _equation(eqn: Any, trips: float) -> float:
+def _equation(eqn: Any, trips: Sequence[float]) -> float:
     name, params = eqn.primitive.name, eqn.params
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
@@ -34,7 +36,10 @@ def _equation(eqn: Any, trips: float) -> float:
     if name == "cond":
         return max((matmul_flops(branch, trips) for branch in params["branches"]), default=0.0)
     if name == "while":
-        return _rounds(eqn, trips) * matmul_flops(params["body_jaxpr"], trips)
+        known = _rounds(eqn)
+        if known is None:
+            return trips[0] * matmul_flops(params["body_jaxpr"], trips[1:] or trips)
+        return known * matmul_flops(params["body_jaxpr"], trips)
     inner = sum(matmul_flops(value, trips) for value in _programs(params))
     if name == "scan":
         return params["length"] * inner
@@ -47,12 +52,12 @@ def _equation(eqn: Any, trips: float) -> float:
     return inner
 
 
-def _rounds(eqn: Any, trips: float) -> float:
-    """Rounds of a while loop: constant where it counts from one literal to another."""
+def _rounds(eqn: Any) -> float | None:
+    """Rounds of a while loop that counts from one literal to another; of another one None."""
     count = eqn.params["cond_nconsts"] + eqn.params["body_nconsts"]
     bounds = [v.val for v in eqn.invars[count:] if isinstance(v, Literal) and getattr(v.aval, "shape", None) == ()]
     integers = [int(b) for b in bounds if str(getattr(b, "dtype", type(b).__name__)).startswith("int")]
-    return float(integers[1] - integers[0]) if len(integers) == 2 and integers[1] > integers[0] else trips
+    return float(integers[1] - integers[0]) if len(integers) == 2 and integers[1] > integers[0] else None
 
 
 def _programs(params: dict[str, Any]) -> list[Any]:

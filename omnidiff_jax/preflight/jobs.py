@@ -19,7 +19,7 @@ from omnidiff_jax.sampling.candidates import Span
 from omnidiff_jax.sampling.canvas import Canvas
 from omnidiff_jax.sampling.config import SamplerConfig
 from omnidiff_jax.sampling.denoiser import module_denoiser
-from omnidiff_jax.sampling.loop import trace_sampler
+from omnidiff_jax.sampling.loop import compiled, trace_sampler
 from omnidiff_jax.sharding.mesh import batch_parts, batch_sharding
 from omnidiff_jax.sharding.rules import logical_rules, param_specs
 from omnidiff_jax.training.layout import abstract_state, jitted_step
@@ -67,7 +67,7 @@ def train_job(run: ModelRun, packing: PackingConfig) -> Job:
         mesh,
         useful_flops=train_flops(model.backbone, positions, packing.length),
         # The loss ends with the last masked row: half of all positions, on average over t.
-        trips=max(0.5 * positions / config.accumulate / program.loss_config.groups / chunk, 1.0),
+        trips=(max(0.5 * positions / config.accumulate / program.loss_config.groups / chunk, 1.0),),
         vocabulary=model.backbone.vocab_size,
         width=model.backbone.width,
     )
@@ -133,7 +133,11 @@ def sample_job(
     layers = forward_flops(model.backbone, 1, length) - _head(model)
     ids = model.backbone.vocab_size if span is None else span.stop - span.start
     per_step = rows * (guided * length * layers + answer * _head(model) * ids / model.backbone.vocab_size)
-    return Job("sample", trace, mesh, useful_flops=per_step, trips=1.0, vocabulary=0, width=model.backbone.width)
+    # A round of the loop, and in it the chunks of rows before the last one.
+    chunk = compiled(config, rows * answer, rows * length, span).chunk
+    trips = 1.0, float((rows * answer * config.drafting.rows - 1) // chunk)
+    width = model.backbone.width
+    return Job("sample", trace, mesh, useful_flops=per_step, trips=trips, vocabulary=0, width=width, rounds_only=True)
 
 
 def _head(model: OmniConfig) -> float:

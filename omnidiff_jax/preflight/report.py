@@ -31,17 +31,20 @@ class Job:
         trace: () -> a traced jit function (`jitted.trace(…)` on abstract arguments).
         mesh: of the target's devices; in force while tracing and compiling.
         useful_flops: of all devices in a step by the usual count: no recomputation, every position through the head.
-        trips: rounds of the loops whose number is known only at run time.
+        trips: rounds of the loops whose number is known only at run time, the outermost first; the last number stands
+            for all loops further in.
         vocabulary, width: V and D, to tell logits from parameters; V = 0 where logits may move.
+        rounds_only: traffic is that of the outermost such loops, not of what is done once around them.
     """
 
     name: str
     trace: Callable[[], Any]
     mesh: Mesh
     useful_flops: float
-    trips: float
+    trips: tuple[float, ...]
     vocabulary: int
     width: int
+    rounds_only: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +102,8 @@ def compile_job(job: Job, target: Target) -> Report:
             stats = compiled.memory_analysis()
             peak = _peak(stats)
             arguments = float(stats.argument_size_in_bytes)
-            traffic = read_program(text, granules_of(job.mesh, target), job.trips, cut=target.stand_in)
+            granules = granules_of(job.mesh, target)
+            traffic = read_program(text, granules, job.trips, target.stand_in, job.rounds_only)
             if target.stand_in:  # a CPU's kernels say nothing about a GPU's
                 traffic = dataclasses.replace(traffic, bytes=arguments + stats.output_size_in_bytes)
         except jax.errors.JaxRuntimeError as error:

@@ -56,7 +56,9 @@ CHIPS: dict[str, Chip] = {
 }
 
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
-_DEEP = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x16")
+_DEEP = ("1x1x1", "2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16") + (
+    "16x16x16",
+)
 SLICES: dict[str, tuple[str, ...]] = {"v5e": _FLAT, "v6e": _FLAT, "v5p": _DEEP}
 
 
@@ -98,7 +100,7 @@ def parse_target(topology: str) -> Target:
     chip = choose(CHIPS, kind, "kind of device in topology")
     shape, _, slices = shape.partition("*")
     if not re.fullmatch(r"\d+(x\d+)*", shape) or (slices and not slices.isdigit()) or slices == "0":
-        example = f"{kind}:{SLICES[kind][4]}" if kind in SLICES else f"{kind}:8"
+        example = f"{kind}:{SLICES[kind][len(SLICES[kind]) // 2]}" if kind in SLICES else f"{kind}:8"
         raise UserError(f"topology {topology!r} names no devices; write {example}")
     sizes = [int(size) for size in shape.split("x")]
     if kind in SLICES:

@@ -4,8 +4,9 @@ import dataclasses
 import json
 import math
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +22,10 @@ _FREE = frozenset(
     "parameter constant tuple get-tuple-element bitcast while call conditional after-all async-start async-update "
     "send recv partition-id replica-id iota opt-barrier".split()
 )
+
+# What reads a part of its first operand; what, within a fusion, is computed of those parts alone that are asked for.
+_PARTS = frozenset(("dynamic-slice", "slice", "gather"))
+_ON_DEMAND = frozenset(("bitcast", "copy", "convert", "reshape", "transpose"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,46 +66,89 @@ class Traffic:
     unknown_loops: int
 
 
-def read_program(text: str, granules: Sequence[int], trips: float, cut: bool = False) -> Traffic:
+@dataclasses.dataclass
+class _Sum:
+    """What a computation moves: bytes of memory, and by kind, shape, group and crossing how often and how many bytes
+    are exchanged."""
+
+    bytes: float = 0.0
+    unknown: int = 0
+    exchanged: dict[Any, tuple[float, float]] = dataclasses.field(default_factory=dict)
+
+    def add(self, other: "_Sum", times: float = 1.0) -> None:
+        self.bytes += times * other.bytes
+        self.unknown += other.unknown
+        for key, (count, sent) in other.exchanged.items():
+            before = self.exchanged.get(key, (0.0, 0.0))
+            self.exchanged[key] = before[0] + times * count, before[1] + times * sent
+
+
+@dataclasses.dataclass(frozen=True)
+class _Use:
+    """Of a fusion's parameter: bytes that are read, bytes of the result that are its own memory, left as they were, and
+    whether the result is the parameter, laid out anew."""
+
+    read: float = 0.0
+    replaced: float = 0.0
+    handed_on: bool = False
+
+
+def read_program(
+    text: str, granules: Sequence[int], trips: Sequence[float], cut: bool = False, rounds_only: bool = False
+) -> Traffic:
     """What a compiled program moves.
+
+    Of a conditional one branch counts: the dearest of several, the cheaper of two, which are taken for a rule and its
+    fallback, so that no run can undercut the sum.
 
     Args:
         text: HLO of one device's program, as `compiled.as_text()` gives it.
         granules: slice or node of each device, in the mesh's order.
-        trips: rounds of a loop whose number is known only at run time.
+        trips: rounds of the loops whose number is known only at run time, the outermost first; the last number stands
+            for all loops further in.
         cut: the text is of before optimisation, where an all-reduce that is only cut afterwards will become a
             reduce-scatter. (In optimised text it is one within a fusion alone.)
+        rounds_only: counts the outermost such loops alone, not what is done once before and after them.
     """
     computations, entry = parse(text)
-    found: dict[tuple[str, str, int, bool], list[float]] = defaultdict(lambda: [0.0, 0.0])
-    moved, unknown = 0.0, 0
 
-    def visit(name: str, times: float, fused: bool) -> None:
-        nonlocal moved, unknown
+    def visit(name: str, trips: Sequence[float], fused: bool) -> _Sum:
+        total = _Sum()
         table = {i.name: i for i in computations.get(name, ())}
         for instruction in table.values():
-            kind = instruction.kind.removesuffix("-start")
+            kind, inner = instruction.kind.removesuffix("-start"), called(instruction.text)
             if kind in KINDS:
                 parts = _kept_parts(instruction, table, granules) if (fused or cut) and kind == "all-reduce" else []
-                row = _collective(instruction, kind, granules, parts)
-                total = found[row[:4]]
-                total[0] += times
-                total[1] += times * row[4]
+                *row, sent = _collective(instruction, kind, granules, parts)
+                total.add(_Sum(exchanged={tuple(row): (1.0, sent)}))
             if instruction.kind == "while":
                 known = rounds(instruction.text, computations)
-                unknown += known is None
-                for name in called(instruction.text):
-                    visit(name, times * (trips if known is None else known), fused)
+                within = trips if known is not None else trips[1:] or trips
+                for name in inner:
+                    total.add(visit(name, within, fused), trips[0] if known is None else known)
+                total.unknown += known is None
                 continue
             if not fused and instruction.kind not in _FREE and not instruction.kind.endswith("-done"):
-                moved += times * _moved(instruction, table, computations)
-            if instruction.kind in ("fusion", "call", "conditional", "async-start"):
-                for name in called(instruction.text):
-                    visit(name, times, fused or instruction.kind == "fusion")
+                total.bytes += _moved(instruction, table, computations)
+            if instruction.kind == "conditional":
+                branches = sorted((visit(name, trips, fused) for name in inner), key=lambda branch: branch.bytes)
+                total.add(branches[0 if len(branches) == 2 else -1])
+            elif instruction.kind in ("fusion", "call", "async-start"):
+                for name in inner:
+                    total.add(visit(name, trips, fused or instruction.kind == "fusion"))
+        return total
 
-    visit(entry, 1.0, False)
-    rows = (Collective(*key, count=total[0], bytes=total[1]) for key, total in found.items())
-    return Traffic(tuple(sorted(rows, key=lambda c: -c.bytes)), moved, unknown)
+    total = visit(entry, trips, False)
+    if rounds_only:
+        loops = [i for i in computations[entry] if i.kind == "while" and rounds(i.text, computations) is None]
+        total = _Sum(unknown=len(loops))
+        for name in (name for loop in loops for name in called(loop.text)):
+            total.add(visit(name, trips[1:] or trips, False), trips[0])
+    rows = (
+        Collective(kind, shape, group, crosses, count=count, bytes=sent)
+        for (kind, shape, group, crosses), (count, sent) in total.exchanged.items()
+    )
+    return Traffic(tuple(sorted(rows, key=lambda c: -c.bytes)), total.bytes, total.unknown)
 
 
 def carries_logits(
@@ -138,7 +186,7 @@ def _moved(instruction: Instruction, table: dict[str, Instruction], computations
     if instruction.kind.endswith("slice-start"):  # and this one's the whole source, the part, and a flag
         part = size(instruction.arrays[1])
         return part + (0.0 if instruction.on_chip[1] else part)
-    if instruction.kind == "dynamic-slice":
+    if instruction.kind in _PARTS:
         return instruction.memory_bytes + (instruction.bytes if operands and operands[0].memory_bytes else 0.0)
     if instruction.kind == "dynamic-update-slice":
         update = operands[1] if len(operands) > 1 else None
@@ -149,37 +197,42 @@ def _moved(instruction: Instruction, table: dict[str, Instruction], computations
     total, written = 0.0, instruction.memory_bytes
     for number, operand in enumerate(operands):
         if operand.memory_bytes:
-            read, replaced = _used(body, number, operand.bytes, computations)
-            total += read
-            written -= replaced if written else 0.0
+            use = _used(body, number, operand.bytes, computations)
+            total += operand.bytes if use.handed_on else use.read
+            written -= use.replaced if written else 0.0
     return total + max(written, 0.0)
 
 
-def _used(body: list[Instruction], number: int, whole: float, computations: Computations) -> tuple[float, float]:
-    """What a fusion does with its parameter `number` of `whole` bytes: bytes it reads, and bytes of its result that are
-    the parameter's own memory, left as they were. Fusions lie within fusions on TPUs."""
+def _used(body: list[Instruction], number: int, whole: float, computations: Computations) -> _Use:
+    """What a fusion does with its parameter `number` of `whole` bytes. Fusions lie within fusions on TPUs."""
     inner = {i.name: i for i in body}
-    names = {i.name for i in body if i.kind == "parameter" and i.text.startswith(f"parameter({number})")}
-    read = replaced = 0.0
+    found = [i for i in body if i.kind == "parameter" and i.text.startswith(f"parameter({number})")]
+    names = {i.name for i in found}
+    each = whole / max(_elements(found[0]), 1) if found else 0.0
+    use = _Use()
     for user in body:  # in order: operands come first
         at = [place for place, name in enumerate(user.operands) if name in names]
         if not at:
             continue
-        if user.kind == "bitcast":
+        if user.kind in _ON_DEMAND:
             names.add(user.name)
-        elif user.kind == "dynamic-slice" and at == [0]:
-            read += user.bytes
+        elif user.kind in _PARTS and at == [0]:
+            use = _Use(use.read + each * _elements(user), use.replaced)
         elif user.kind == "dynamic-update-slice" and at == [0]:
             update = inner[user.operands[1]].bytes if user.operands[1] in inner else 0.0
-            read, replaced = read + update, replaced + whole - update
+            use = _Use(use.read + update, use.replaced + whole - update)
         elif user.kind == "fusion":
             within = computations.get((called(user.text) or [""])[0], [])
-            for place in at:
-                more, kept = _used(within, place, whole, computations)
-                read, replaced = read + more, replaced + kept
+            for more in (_used(within, place, whole, computations) for place in at):
+                use = _Use(use.read + more.read, use.replaced + more.replaced)
+                names |= {user.name} if more.handed_on else set()
         else:
-            return whole, 0.0
-    return min(read, whole), min(replaced, whole)
+            return _Use(whole)
+    return _Use(min(use.read, whole), min(use.replaced, whole), bool(body) and body[-1].name in names)
+
+
+def _elements(instruction: Instruction) -> int:
+    return sum(math.prod(shape) for _, shape in instruction.arrays)
 
 
 def _kept_parts(reduced: Instruction, table: dict[str, Instruction], granules: Sequence[int]) -> list[Array]:

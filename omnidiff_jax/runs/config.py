@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from omnidiff_jax.codecs.tokenizers import Sizes, TokenizersConfig
 from omnidiff_jax.config import Count, DecayRate, Natural, Share, build, choose, free, overlaid, suggest, to_dict
-from omnidiff_jax.data.config import DataConfig, EncodingConfig
+from omnidiff_jax.data.config import DataConfig, EncodingConfig, RejectsConfig
 from omnidiff_jax.data.mixture import group_names
 from omnidiff_jax.data.packing import PackingConfig
 from omnidiff_jax.data.readers import Reader, SourceConfig
@@ -30,7 +30,7 @@ class DataSettings:
     """What a run learns from, and the shape of its rows.
 
     Attributes:
-        sources: by name; `Stage.weights` say how much of each.
+        sources: by name; `Stage.weights` or `Stage.epochs` say how much of each.
         length: tokens of a row.
         frames: speech frames of a row.
         samples: most samples in a row.
@@ -38,6 +38,9 @@ class DataSettings:
         streams: virtual streams, a multiple of the largest number of hosts ever used.
         max_tail_pads: each sample gets 1 to as many pad tokens appended.
         encoding: how sets are built, by `omnidiff data build` or before training.
+        workers: processes that read and encode raw sources; 0 = a thread of the run's own.
+        rejects: how much of a source may be unusable.
+        remix: whether a run that goes on may weigh its sources otherwise than its checkpoint, or leave some out.
     """
 
     sources: Mapping[str, SourceConfig] = dataclasses.field(default_factory=dict)
@@ -48,6 +51,9 @@ class DataSettings:
     streams: Count = 32
     max_tail_pads: Natural = 16
     encoding: EncodingConfig = free(EncodingConfig())
+    workers: Natural = free(0)
+    rejects: RejectsConfig = free(RejectsConfig())
+    remix: bool = free(False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +132,7 @@ class RunConfig(TrainingConfig):
     @property
     def sources(self) -> dict[str, SourceConfig]:
         """The sources that some stage trains on: those named like a task in its order, the others by name."""
-        weighed = {name for stage in self.stages.values() for name, weight in stage.weights.items() if weight}
+        weighed = {name for stage in self.stages.values() for name, weight in stage.named.items() if weight}
         used = {name: source for name, source in self.data.sources.items() if name in weighed or source.task in weighed}
         return {name: used[name] for name in (*(n for n in TASKS if n in used), *sorted(used.keys() - set(TASKS)))}
 
@@ -169,7 +175,7 @@ class RunConfig(TrainingConfig):
         if self.min_noise_of and self.masking != "paper":
             raise UserError('config.min_noise_of needs config.masking = "paper", where a sample has one noise level')
         for stage in self.stages.values():
-            for name in stage.weights:
+            for name in stage.named:
                 if name not in known:
                     raise UserError(f"config.stages weighs {name!r}, no source or task; {suggest(name, known)}")
 
@@ -206,6 +212,9 @@ class RunConfig(TrainingConfig):
             streams=self.data.streams,
             max_tail_pads=self.data.max_tail_pads,
             packing=self.packing(tokenizers),
+            workers=self.data.workers,
+            rejects=self.data.rejects,
+            remix=self.data.remix,
         )
 
 
@@ -265,7 +274,9 @@ def _with_sources(data: Mapping[str, Any], stages: Mapping[str, Any]) -> dict[st
     examples = data.get("examples", {})
     named = data.get("sources", {})
     names = list(named) or [
-        task for task in TASKS if any(task in stage.get("weights", {}) for stage in stages.values())
+        task
+        for task in TASKS
+        if any(task in stage.get(key, {}) for stage in stages.values() for key in ("weights", "epochs"))
     ]
     sources = {}
     for name in names:

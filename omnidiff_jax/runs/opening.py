@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,7 +82,8 @@ def open_run(
     Args:
         config: of the run.
         tokenizers: those that it names, opened.
-        open_sources: builds or opens its sources; called once the config has proved sound.
+        open_sources: builds or opens its sources; called once the config has proved sound, and again in each of
+            `config.data.workers` processes, for which it must be picklable.
         open_held_out: the same for `config.held_out_sources`; None = no held-out loss is measured.
         workdir: where the run will be, if it is known: its config is compared with that of the newest checkpoint there
             before sources are opened, which may take long.
@@ -99,12 +101,13 @@ def open_run(
     mesh, loading = config.make_mesh(), config.loading(tokenizers)
 
     def open_loader(seed: int) -> "Loader":
-        return Loader(corpus, loading, batch_sharding(mesh))
+        return Loader(corpus, loading, batch_sharding(mesh), reopen)
 
     run = _run(config, tokenizers, mesh, open_loader)
     if workdir is not None and (stored := stored_config(workdir)):
         run.check_same(stored[1], f"checkpoint {stored[0]} of --workdir")
     corpus = Corpus(open_sources(), config.plan, tokenizers.vocabulary)
+    reopen = functools.partial(Corpus.opened, open_sources, config.plan, tokenizers.vocabulary)
     if open_held_out is None:
         return run
     sources = open_held_out()

@@ -34,6 +34,7 @@ class Layout:
         start: int [R], where answers start.
         asked: int [R], first position that a prediction is asked of; guidance may ask unconditional rows elsewhere.
         reach: int [R], the last one + 1, or the end of the answer if that is later.
+        held: int [R], tokens that a row holds; what stands behind them is padding.
         block: positions of the largest block, 0 = no blocks.
     """
 
@@ -41,6 +42,7 @@ class Layout:
     start: np.ndarray
     asked: np.ndarray
     reach: np.ndarray
+    held: np.ndarray
     block: int
 
 

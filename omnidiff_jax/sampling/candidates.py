@@ -46,7 +46,8 @@ class RestrictedCandidates(Candidates, word="restricted"):
     """The same tokens; logits of ids that no position of the batch may take are not computed either.
 
     Where a picture is drawn these are 8,192 of Omni-Diffusion's 176,264. The answers are those of `real`, up to the
-    rounding of sums over fewer terms.
+    rounding of sums over fewer terms; with a temperature and no top-k they are drawn from the same distribution, but
+    with noise for these ids alone, so that other tokens come out.
     """
 
     def span(self, allowed: np.ndarray | None, groups: np.ndarray) -> Span | None:

@@ -65,6 +65,11 @@ class PromptCache(Cache, word="prompt"):
                 f"cache.kind = {self.kind!r} computes answers, but guidance asks what stands before them, as "
                 "unconditional prompts are longer; set guidance.form = 'aligned', or leave the kind out"
             )
+        if (layout.reach > layout.held).any():
+            raise UserError(
+                f"cache.kind = {self.kind!r} computes answers, but guidance asks what stands behind them, as "
+                "unconditional prompts are shorter; set guidance.form = 'aligned', or pad them with zero vectors"
+            )
         needed = self._needed(layout)
         if self.columns and self.columns < needed:
             raise UserError(f"cache.columns = {self.columns} is less than the {needed} that these answers need; set 0")
@@ -177,7 +182,9 @@ class DualCache(PromptCache, word="dual"):
 class FeatureCache(PromptCache, word="features"):
     """Of the answer each layer computes the share whose values turned most; what it added elsewhere is added again.
 
-    dLLM-Cache (arXiv 2506.06295); a position is compared with what it was when it was last computed.
+    dLLM-Cache (arXiv 2506.06295); a position is compared with what it was when it was last computed. Where two have
+    turned alike to the last digits, rounding chooses: a row answered alone, whose products round otherwise than a
+    batch's, may then get another answer than beside others.
 
     Attributes:
         refresh: every so many steps all is computed, the prompt too; 1 = always, 0 = at the first step only.

@@ -28,6 +28,7 @@ from omnidiff_jax.sampling.plan import Plan, make_plan, total_steps
 from omnidiff_jax.sampling.results import SampleResult
 from omnidiff_jax.sampling.schedule import Blocks, Schedule
 from omnidiff_jax.sampling.step import Compiled, Standing, commit, look, predict
+from omnidiff_jax.sharding.spread import Spread
 
 
 class Carry(NamedTuple):
@@ -56,6 +57,7 @@ def sample(
     seed: int | Sequence[int] = 0,
     unconditional: Canvas | None = None,
     most_steps: int | None = None,
+    spread: Spread | None = None,
 ) -> SampleResult:
     """Fills the masked positions of `canvas`.
 
@@ -71,6 +73,8 @@ def sample(
         unconditional: from `unconditional_canvas`; needed by guidance, else ignored.
         most_steps: as many of the planned steps are taken, and what they leave stays masked: to compile without the
             wait. None = all.
+        spread: lays the rows of an even batch over the processes of a mesh; each gets the whole result. None = this
+            process's devices.
 
     Raises:
         UserError: guidance without `unconditional`, allowed sets over another vocabulary than the model's, or a cache
@@ -94,7 +98,11 @@ def sample(
     code = compiled(config, int(generate.sum()), canvas.generate.size, span)
     rows = len(plan.steps)
     seeds = [*seed, *[0] * (rows - len(seed))] if isinstance(seed, Sequence) else [seed] * rows
-    return _run(denoiser, canvas, plan, rng.streams(seeds, "sampling"), code=code, length=length)
+    noise = rng.streams(seeds, "sampling")
+    if spread is None:
+        return _run(denoiser, canvas, plan, noise, code=code, length=length)
+    with spread.entered():
+        return spread.gathered(_run(denoiser, *spread.laid((canvas, plan)), noise, code=code, length=length))
 
 
 def trace_sampler(
@@ -122,7 +130,7 @@ def trace_sampler(
     plan: Any = Plan(abstract(rows, steps, dtype=jnp.float32), columns, columns, abstract(rows), order)
     noise = jax.eval_shape(lambda: rng.streams([0] * rows, "sampling"))
     every: Any = np.zeros(len(canvas.generate), np.int32)
-    layout = Layout(length, every, every, every + answer, min(config.blocks.size, answer))
+    layout = Layout(length, every, every, every + answer, every + answer, min(config.blocks.size, answer))
     config = dataclasses.replace(config, cache=config.cache.fitted(layout))
     code = compiled(config, rows * answer, canvas.generate.size, span)
     return _run.trace(denoiser, canvas, plan, noise, code=code, length=length)
@@ -139,7 +147,8 @@ def _layout(canvas: Canvas, plan: Plan, config: SamplerConfig) -> Layout:
         partners = [config.guidance.partners(x, shift) for x in ends]
         asked[batch:], last[batch:] = (np.asarray(x)[:, 0] for x in partners)
     block = int((plan.stop - plan.start).max(initial=0)) if config.blocks.size else 0
-    return Layout(canvas.generate.shape[1], start, asked, np.maximum(last, start + size), block)
+    held = (np.asarray(canvas.inputs.segment_ids) > 0).sum(axis=1)
+    return Layout(canvas.generate.shape[1], start, asked, np.maximum(last, start + size), held, block)
 
 
 def compiled(config: SamplerConfig, masks: int, positions: int, span: Span | None) -> Compiled:

@@ -165,7 +165,8 @@ def score_rows(
         if tables.allowed is not None and not ids.all_allowed:
             allowed = tables.allowed[:, ids.start : ids.stop]
             logits = jnp.where(allowed[tables.groups.reshape(-1)[index]], logits, LOWEST)
-        seen = None if tables.seen is None else tables.seen[example, ids.start : ids.stop]
+        # Cut first: looked up and cut at once, a TPU takes the rows one after another in a loop.
+        seen = None if tables.seen is None else tables.seen[:, ids.start : ids.stop][example]
         keys = None if tables.keys is None else jax.vmap(jax.random.fold_in)(tables.keys[example], position)
         decided = decide(logits, seen, tables.factor.reshape(-1)[index], keys, config)
         return tuple(

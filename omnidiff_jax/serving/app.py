@@ -2,9 +2,10 @@
 
 import asyncio
 import functools
+import json
 import sys
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -51,7 +52,8 @@ def application(service: Service) -> Starlette:
         return JSONResponse(_model(service))
 
     async def live(request: Request) -> Response:
-        return JSONResponse({"status": "live"})
+        alive = service.scheduler.alive
+        return JSONResponse({"status": "live" if alive else "not live"}, 200 if alive else 503)
 
     async def ready(request: Request) -> Response:
         status = "ready" if service.ready else "not ready"
@@ -80,6 +82,7 @@ def application(service: Service) -> Starlette:
         routes=[*routes, *_page()],
         exception_handlers=handlers,  # type: ignore[arg-type]
     )
+    app.router.redirect_slashes = False
     app.add_middleware(Gate, service=service, paths=frozenset(route.path for route in routes))
     return app
 
@@ -106,10 +109,15 @@ async def _failed(request: Request, error: Exception) -> Response:
     failure = Failure("the client left", status=499) if isinstance(error, ClientDisconnect) else failure_of(error)
     if failure.status == 500 and failure is not error:
         traceback.print_exception(error, file=sys.stderr)
-    return JSONResponse(failure.body(), failure.status, failure.headers)
+    return _told(failure, failure.headers)
 
 
 async def _refused(request: Request, error: HTTPException) -> Response:
     words = {404: f"nothing is at {request.url.path[:200]}", 405: f"{request.method} is not taken here"}
     failure = Failure(words.get(error.status_code, str(error.detail)[:200]), status=error.status_code)
-    return JSONResponse(failure.body(), error.status_code, error.headers)
+    return _told(failure, error.headers)
+
+
+def _told(failure: Failure, headers: Mapping[str, str] | None) -> Response:
+    """A failure as JSON in ASCII: what it names of the request may be no text that can be encoded."""
+    return Response(json.dumps(failure.body()), failure.status, headers, "application/json")

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from omnidiff_jax.answering.queries import Query
 from omnidiff_jax.sampling.reveal import Revise
 from omnidiff_jax.serving.bodies import SpeechRequest, TranscriptionRequest
-from omnidiff_jax.serving.canvases import Prefix
+from omnidiff_jax.serving.canvases import Prefix, canvas_of
 from omnidiff_jax.serving.events import PULSE, Streamed, event
 from omnidiff_jax.serving.failures import Failure, unsupported
 from omnidiff_jax.serving.reading import check_text, form_body, json_body
@@ -59,7 +59,7 @@ async def _spoken(watching: Watching, form: str) -> AsyncIterator[bytes]:
 
 def _sound(answered: Answered, form: str) -> bytes:
     if answered.response.audio is None:
-        raise Failure("the model said nothing; ask in other words", status=500, code="no_speech")
+        raise Failure("the model said nothing; ask in other words", status=422, code="no_speech")
     return FORMATS[form][1](answered.response.audio)
 
 
@@ -69,11 +69,13 @@ async def transcribe(request: Request, service: Service) -> Response:
     service.check_model(body.model)
     if body.stream and body.response_format == "verbose_json":
         raise unsupported("response_format", "verbose_json cannot be streamed; ask for json")
+    if body.include_canvas and not body.stream:
+        raise unsupported("include_canvas", "is for streams; set stream")
     heard = await off_the_loop(read_sound, files["file"], "(file)", service.limits)
     queries = await service.queries(body, {"task": "asr", "audio": heard}, length=body.length)
     if body.stream:
         watching = service.watched(queries)
-        return Streamed(_heard(service, queries[0], watching), watching.close)
+        return Streamed(_heard(service, queries[0], watching, bool(body.include_canvas)), watching.close)
     (answered,) = await service.answers(request, queries)
     text, finish = answered.response.text, answered.response.finish
     if body.response_format == "text":
@@ -85,11 +87,16 @@ async def transcribe(request: Request, service: Service) -> Response:
     return JSONResponse(told)
 
 
-async def _heard(service: Service, query: Query, watching: Watching) -> AsyncIterator[bytes]:
-    prefix = Prefix(service.model.generator.codecs, not isinstance(query.decoding.sampler.reveal, Revise))
+async def _heard(service: Service, query: Query, watching: Watching, canvases: bool) -> AsyncIterator[bytes]:
+    codecs = service.model.generator.codecs
+    prefix = Prefix(codecs, not isinstance(query.decoding.sampler.reveal, Revise))
     name = "transcript.text.delta"
     async for one in watching:
         if one.partial is not None:
+            if canvases:
+                yield event(
+                    {"type": "canvas", "canvas": {"index": 0, **canvas_of(one.partial, "text", codecs)}}, "canvas"
+                )
             if text := prefix.grown(one.partial.tokens):
                 yield event({"type": name, "delta": text}, name)
         elif one.answer is not None:

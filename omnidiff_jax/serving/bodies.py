@@ -139,6 +139,7 @@ class Drawing(Sampling):
     response_format: Literal["b64_json"] | None = None
     stream: bool | None = None
     partial_images: int | None = Field(None, ge=0, le=3)
+    include_canvas: bool | None = Field(None, description="Also send the canvas after every step, as in chats.")
 
 
 class ImageRequest(Drawing):
@@ -161,4 +162,5 @@ class SpeechRequest(Sampling):
 class TranscriptionRequest(Sampling):
     response_format: Literal["json", "text", "verbose_json"] | None = None
     stream: bool | None = None
+    include_canvas: bool | None = Field(None, description="Also send the canvas after every step, as in chats.")
     length: int | None = Field(None, ge=1, description="Positions of the answer.")

@@ -14,6 +14,7 @@ from omnidiff_jax.answering.film import pictures
 from omnidiff_jax.answering.queries import Query
 from omnidiff_jax.sampling.plan import total_steps
 from omnidiff_jax.serving.bodies import Drawing, EditRequest, ImageRequest
+from omnidiff_jax.serving.canvases import canvas_of
 from omnidiff_jax.serving.events import PULSE, Streamed, event
 from omnidiff_jax.serving.failures import Failure, unsupported
 from omnidiff_jax.serving.pictures import file_of, read_hole
@@ -52,6 +53,8 @@ def _check(body: Drawing, service: Service, size: str) -> None:
         raise unsupported("size", f"{body.size} cannot be drawn here; it is {size}, or auto")
     if body.partial_images is not None and not body.stream:
         raise unsupported("partial_images", "is for streams; set stream")
+    if body.include_canvas and not body.stream:
+        raise unsupported("include_canvas", "is for streams; set stream")
     if body.stream and (body.n or 1) > 1:
         raise unsupported("n", f"{body.n} pictures cannot be streamed in one request; ask for one, or without stream")
 
@@ -74,7 +77,7 @@ class _About:
 
     def __init__(self, body: Drawing, size: str, kind: str, finish: Finish):
         self._kind, self._finish = kind, finish
-        self._count = body.partial_images or 0
+        self._count, self._canvas = body.partial_images or 0, bool(body.include_canvas)
         self._about = {
             "size": size,
             "quality": "auto",
@@ -87,11 +90,15 @@ class _About:
         return {"created": int(time.time()), "data": data, **self._about, "usage": _usage(answers)}
 
     async def stream(self, service: Service, query: Query, watching: Watching) -> AsyncIterator[bytes]:
-        """`partial_images` canvases, spread over the steps from the first on, then the picture."""
+        """`partial_images` canvases, spread over the steps from the first on, then the picture; beside them every
+        canvas as the model has it, where asked for."""
         codecs = service.model.generator.codecs
         due: list[int] = []
         sent = 0
         async for one in watching:
+            if one.partial is not None and self._canvas:
+                canvas = await asyncio.to_thread(canvas_of, one.partial, query.answer, codecs)
+                yield event({"type": "canvas", "canvas": {"index": 0, **canvas}}, "canvas")
             if one.partial is not None and self._count:
                 tokens = one.partial.tokens
                 if not due:
@@ -122,7 +129,7 @@ def _due(count: int, steps: int) -> list[int]:
 
 def _image(answered: Answered) -> np.ndarray:
     if answered.response.image is None:
-        raise Failure("the model drew no whole picture; ask in other words", status=500, code="no_picture")
+        raise Failure("the model drew no whole picture; ask in other words", status=422, code="no_picture")
     return answered.response.image
 
 

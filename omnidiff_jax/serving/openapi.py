@@ -38,11 +38,11 @@ _READ = {
     "/v1/models/{name}": ("application/json", ("401", "404")),
     "/health": ("application/json", ("503",)),
     "/health/ready": ("application/json", ("503",)),
-    "/health/live": ("application/json", ()),
+    "/health/live": ("application/json", ("503",)),
     "/metrics": ("text/plain", ("401",)),
     "/openapi.json": ("application/json", ()),
 }
-_FAILURES = ("400", "401", "404", "408", "413", "415", "429", "500", "503", "504")
+_FAILURES = ("400", "401", "404", "408", "413", "415", "422", "429", "500", "503", "504")
 _ERROR = {
     "type": "object",
     "required": ["error"],

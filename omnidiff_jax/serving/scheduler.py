@@ -83,6 +83,11 @@ class Scheduler:
         """Requests that are not over."""
         return sum(self._stages.values())
 
+    @property
+    def alive(self) -> bool:
+        """Whether the thread of the steps runs."""
+        return self._thread.is_alive()
+
     def submit(self, query: Query, watch: Callable[[Partial], None] | None = None) -> Ticket:
         """Takes a request on.
 

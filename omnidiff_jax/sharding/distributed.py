@@ -3,10 +3,12 @@
 import glob
 import importlib.util
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from orbax.checkpoint.multihost import get_barrier_sync_fn
 
 from omnidiff_jax.errors import UserError
@@ -107,6 +109,20 @@ def _has_tpu() -> bool:
 def is_primary() -> bool:
     """Whether this process writes what the run writes once: metrics, reports, exports."""
     return jax.process_index() == 0
+
+
+def by_the_first(values: Sequence[bool]) -> np.ndarray:
+    """bool [n]: what the first process says of n things, on every process."""
+    if jax.process_count() == 1:
+        return np.asarray(values, bool)
+    return multihost_utils.broadcast_one_to_all(np.asarray(values, bool))
+
+
+def by_all(values: Sequence[bool]) -> np.ndarray:
+    """bool [n]: of which of n things every process says yes."""
+    if jax.process_count() == 1:
+        return np.asarray(values, bool)
+    return multihost_utils.process_allgather(np.asarray(values, bool)).reshape(-1, len(values)).all(axis=0)
 
 
 def barrier(name: str, minutes: int = 240) -> None:

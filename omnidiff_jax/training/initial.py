@@ -25,7 +25,7 @@ from omnidiff_jax.errors import UserError
 from omnidiff_jax.models.backbone import BackboneConfig
 from omnidiff_jax.models.omni import OmniConfig
 from omnidiff_jax.training.checkpoint import CheckpointConfig, Checkpointer
-from omnidiff_jax.training.expansion import Arrays, Expanded
+from omnidiff_jax.training.expansion import LAYERS, Arrays, Expanded
 from omnidiff_jax.training.export import open_trained
 from omnidiff_jax.training.lora import LoraConfig
 
@@ -214,10 +214,10 @@ def load_initial(
 
 def _expanded(source: Source, layers: int) -> Source:
     """The source as one of a model with at least as many layers."""
-    there = source.sizes["backbone"]["layers"]
-    if there >= layers:
+    there = {shape[0] for path, shape in source.arrays.shapes.items() if path.startswith(LAYERS)}
+    if not there or max(there) >= layers:
         return source
-    sizes = {**source.sizes, "backbone": {**source.sizes["backbone"], "layers": layers}}
+    sizes = {**source.sizes, "backbone": {**source.sizes.get("backbone", {}), "layers": layers}}
     return dataclasses.replace(source, arrays=Expanded(source.arrays, layers), sizes=sizes)
 
 

@@ -181,7 +181,7 @@ class _Start:
         goodput.enter("data_wait")
         batch = next(self.stream)
         waited = goodput.enter("step")
-        journal.count_rejected(getattr(self.stream, "rejected", {}))
+        journal.count_rejected(getattr(self.stream, "rejected", {}), getattr(self.stream, "first_rejected", {}))
         stalled = waited if idle or journal.device_idle() else 0.0
         goodput.move(waited - stalled, "data_wait", "step")  # the device had work all the while
         number = stage_at(self.stages, step)

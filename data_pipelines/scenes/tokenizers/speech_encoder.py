@@ -9,7 +9,7 @@ from data_pipelines.scenes.language import KNOWLEDGE, caption, draw_question, he
 from data_pipelines.scenes.scene import MAX_INDEX, generator, sample_scene
 from data_pipelines.scenes.speech import heard_voice, say
 from data_pipelines.scenes.tasks import SHORT_COUNTS, SPOKEN_COUNTS
-from data_pipelines.sdvi.build import VOICES
+from data_pipelines.sdvi.records import VOICES
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.records import Waveform
 from omnidiff_jax.training.config import TrainingConfig

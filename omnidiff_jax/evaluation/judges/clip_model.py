@@ -58,12 +58,21 @@ class ClipConfig:
     projection: Count = 512
 
     @classmethod
-    def of_json(cls, content: Mapping[str, Any], where: str) -> "ClipConfig":
+    def of_json(cls, content: Any, where: str) -> "ClipConfig":
         """The config of transformers' `config.json`; what it leaves out is ViT-B/32's, as there.
 
         Raises:
-            UserError: it is of another kind of model.
+            UserError: it is of another kind of model, or is no config.
         """
+        if not isinstance(content, Mapping):
+            raise UserError(f"{where} is no config of a model; copy the whole folder again")
+        try:
+            return cls._of_mapping(content, where)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{where} is no config of CLIP ({error}); copy the whole folder again") from error
+
+    @classmethod
+    def _of_mapping(cls, content: Mapping[str, Any], where: str) -> "ClipConfig":
         if content.get("model_type", "clip") != "clip":
             raise UserError(f"{where}: model_type is {content.get('model_type')!r}, a judge of pictures must be clip")
         base = cls()

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.media.features import resample
@@ -69,7 +70,7 @@ def _by_transformers(folder: Path) -> Any:
         ) from error
     try:
         listen = pipeline("automatic-speech-recognition", model=str(folder))
-    except (RuntimeError, ValueError, OSError) as error:
+    except (RuntimeError, ValueError, OSError, SafetensorError) as error:
         raise UserError(f"{folder} cannot be read as Whisper ({error}); copy the whole folder") from error
     return lambda samples: listen({"raw": samples, "sampling_rate": _RATE}, return_timestamps=True)["text"]
 

@@ -1,47 +1,60 @@
 // The server's endpoints, as this page asks them.
 
-// The name of the model that is served; rejects while it is not ready.
-export async function modelName() {
-  const answer = await fetch("v1/models");
-  if (!answer.ok) throw new Error(await said(answer));
+// A request under /v1 that was granted; of one that was not, the error tells why and has its status.
+async function asked(path, request, key) {
+  const headers = { ...request.headers, ...(key ? { Authorization: `Bearer ${key}` } : {}) };
+  const answer = await fetch(`v1/${path}`, { ...request, headers });
+  if (!answer.ok) throw Object.assign(new Error(await said(answer)), { status: answer.status });
+  return answer;
+}
+
+// The name of the model that is served.
+export async function modelName(key) {
+  const answer = await asked("models", {}, key);
   return (await answer.json()).data[0].id;
 }
 
-// Streams a conversation's answer into `heard`, an object with canvas(frame), text(more), image(url), audio(url, words)
-// and end(reason).
-export async function chat(body, heard, signal) {
-  const asked = { ...body, stream: true, stream_options: { include_canvas: true } };
-  const answer = await fetch("v1/chat/completions", {
-    method: "POST",
-    headers: { "Content-Type": "application/json" },
-    body: JSON.stringify(asked),
-    signal,
-  });
+// Streams the answers to a conversation into `heard`, one listener each, with canvas(frame), text(more), image(url),
+// audio(url, words) and end(reason).
+export async function chat(body, heard, signal, key) {
+  const whole = { ...body, n: heard.length, stream: true, stream_options: { include_canvas: true } };
+  const headers = { "Content-Type": "application/json" };
+  const request = { method: "POST", headers, body: JSON.stringify(whole), signal };
+  const answer = await asked("chat/completions", request, key);
   for await (const [name, data] of events(answer)) {
-    if (name === "canvas") heard.canvas(frame(data.canvas));
-    for (const choice of data.choices ?? []) {
-      const { content, images, audio } = choice.delta;
-      if (content) heard.text(content);
-      for (const image of images ?? []) heard.image(image.image_url.url);
-      if (audio) heard.audio(`data:audio/wav;base64,${audio.data}`, audio.transcript);
-      if (choice.finish_reason) heard.end(choice.finish_reason);
+    if (name === "canvas") heard[data.canvas.index].canvas(frame(data.canvas));
+    for (const { index, delta, finish_reason } of data.choices ?? []) {
+      if (delta.content) heard[index].text(delta.content);
+      for (const image of delta.images ?? []) heard[index].image(image.image_url.url);
+      if (delta.audio) heard[index].audio(`data:audio/wav;base64,${delta.audio.data}`, delta.audio.transcript);
+      if (finish_reason) heard[index].end(finish_reason);
     }
   }
 }
 
-// Streams a picture with its hole filled; `form` holds image, mask, prompt and settings.
-export async function edit(form, heard, signal) {
+// Streams a picture with its hole filled into one listener; `form` holds image, mask, prompt and settings.
+export async function edit(form, heard, signal, key) {
   form.append("stream", "true");
-  form.append("partial_images", "3");
-  const answer = await fetch("v1/images/edits", { method: "POST", body: form, signal });
-  let step = 0;
+  form.append("include_canvas", "true");
+  const answer = await asked("images/edits", { method: "POST", body: form, signal }, key);
   for await (const [name, data] of events(answer)) {
-    const url = `data:image/png;base64,${data.b64_json}`;
-    if (name.endsWith(".partial_image")) heard.canvas({ step: ++step, image: url });
+    if (name === "canvas") heard.canvas(frame(data.canvas));
     else if (name.endsWith(".completed")) {
-      heard.image(url);
+      heard.image(`data:image/png;base64,${data.b64_json}`);
       heard.end("stop");
     }
+  }
+}
+
+// Streams what a recording says into one listener; `form` holds file and settings.
+export async function transcribe(form, heard, signal, key) {
+  form.append("stream", "true");
+  form.append("include_canvas", "true");
+  const answer = await asked("audio/transcriptions", { method: "POST", body: form, signal }, key);
+  for await (const [name, data] of events(answer)) {
+    if (name === "canvas") heard.canvas(frame(data.canvas));
+    else if (name.endsWith(".delta")) heard.text(data.delta);
+    else if (name.endsWith(".done")) heard.end(data.finish === "end" ? "stop" : "length");
   }
 }
 
@@ -61,7 +74,6 @@ async function said(answer) {
 
 // The server-sent events of an answer, as [name, data].
 async function* events(answer) {
-  if (!answer.ok) throw new Error(await said(answer));
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let buffer = "";
   while (true) {

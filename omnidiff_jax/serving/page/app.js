@@ -1,26 +1,26 @@
-// The page: a conversation, what is attached to the next turn, and answers whose canvases are seen filling in.
+// The page: a conversation, what is attached to the next turn, and the settings of its answer.
 
-import { chat, edit, modelName } from "./api.js";
+import { answersIn } from "./answer.js";
+import { chat, edit, modelName, transcribe } from "./api.js";
 import { Brush } from "./brush.js";
-import { Film } from "./film.js";
-import { MODALITIES, PRESETS, SETTINGS } from "./presets.js";
-import { Recorder } from "./recorder.js";
+import { at, made, picture, player } from "./elements.js";
+import { MODALITIES, PRESETS, REVEALS, SETTINGS } from "./presets.js";
+import { startRecording } from "./recorder.js";
 
-const at = (id) => document.getElementById(id);
-const made = (tag, text = "", name = "") => {
-  const element = document.createElement(tag);
-  element.textContent = text;
-  if (name) element.className = name;
-  return element;
-};
+const LONGEST = 60; // seconds of a recording
+const FAINT = 0.005; // of the loudest there can be: less is no sound
+const QUIET = 1.5; // seconds without a sound, after which that is told
+const NEAR = 80; // pixels from the end of the conversation, within which it is followed
 
 const brush = new Brush(at("brush"), at("radius"));
 let model = "";
 let turns = []; // as the server takes them
 let attached = []; // {kind, file, url}
-let recorder = null;
+let recording = null; // a promise of it while there is one
 let running = null;
 let painted = null; // the picture under the brush
+let following = true;
+let scrolled = 0;
 
 function preset() {
   return PRESETS[at("preset").value];
@@ -28,46 +28,53 @@ function preset() {
 
 function choose() {
   const chosen = preset();
-  at("answer").disabled = chosen.answer !== null;
+  at("form").hidden = chosen.answer !== null;
   if (chosen.answer) at("answer").value = chosen.answer;
   at("hint").textContent = chosen.hint;
   paintable();
 }
 
 async function paintable() {
-  const picture = attached.find((one) => one.kind === "image");
-  at("painting").hidden = !(preset().paints && picture);
-  if (!at("painting").hidden && painted !== picture.file) {
-    painted = picture.file;
-    brush.show(await createImageBitmap(picture.file, { imageOrientation: "from-image" }));
+  const shown = attached.find((one) => one.kind === "image");
+  at("painting").hidden = !(preset().paints && shown);
+  if (at("painting").hidden || painted === shown.file) return;
+  painted = shown.file;
+  try {
+    brush.show(await createImageBitmap(shown.file, { imageOrientation: "from-image" }));
+  } catch {
+    at("painting").hidden = true;
+    tell(`${shown.file.name} cannot be shown here`);
   }
+}
+
+function kindOf(file) {
+  if (file.type.startsWith("image/")) return "image";
+  return /^(audio\/|video\/webm)/.test(file.type) ? "audio" : null;
 }
 
 function attach(files) {
   for (const file of files) {
-    const kind = file.type.startsWith("image/") ? "image" : "audio";
-    attached = attached.filter((one) => one.kind !== kind); // one of each a turn
-    attached.push({ kind, file, url: URL.createObjectURL(file) });
+    const kind = kindOf(file);
+    if (!kind) tell(`${file.name} is neither a picture nor a sound`);
+    else attached = [...attached.filter((one) => one.kind !== kind), { kind, file, url: URL.createObjectURL(file) }];
   }
   shown();
 }
+
+const medium = (one) => (one.kind === "image" ? picture(one.url, one.file.name) : player(one.url));
 
 function shown() {
   at("attached").replaceChildren(
     ...attached.map((one) => {
       const item = document.createElement("li");
-      const medium = document.createElement(one.kind === "image" ? "img" : "audio");
-      medium.src = one.url;
-      if (one.kind === "image") medium.alt = one.file.name;
-      else medium.controls = true;
-      const remove = made("button", "Remove");
-      remove.type = "button";
+      const remove = Object.assign(made("button", "Remove"), { type: "button" });
       remove.setAttribute("aria-label", `Remove ${one.file.name}`);
       remove.addEventListener("click", () => {
         attached = attached.filter((other) => other !== one);
         shown();
+        at("words").focus();
       });
-      item.append(medium, remove);
+      item.append(medium(one), remove);
       return item;
     }),
   );
@@ -75,19 +82,47 @@ function shown() {
 }
 
 async function record() {
+  if (recording !== null) return finish();
+  indicate("waiting for the microphone…", null);
+  let quiet = 0;
+  let before = 0;
+  const heard = (seconds, level) => {
+    quiet = level === null || level > FAINT ? 0 : quiet + seconds - before;
+    before = seconds;
+    const clock = `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
+    indicate(`recording ${clock}${quiet > QUIET ? ", but nothing is heard: is the microphone muted?" : ""}`, level);
+    if (seconds >= LONGEST) finish(`stopped at ${LONGEST} seconds`);
+  };
   try {
-    if (recorder === null) {
-      recorder = await Recorder.start();
-    } else {
-      const done = recorder;
-      recorder = null;
-      attach([await done.stop()]);
-    }
+    recording = startRecording(heard, () => finish("the microphone was taken away"));
+    await recording;
   } catch (error) {
+    recording = null;
+    indicate("", null);
     tell(`the microphone cannot be used: ${error.message}`);
   }
-  at("record").setAttribute("aria-pressed", String(recorder !== null));
-  at("record").textContent = recorder === null ? "Record" : "Stop recording";
+}
+
+async function finish(why = "") {
+  const begun = recording;
+  recording = null;
+  const done = await begun?.catch(() => null); // record() tells of it
+  if (!done) return;
+  const file = await done.stop();
+  indicate("", null);
+  attach([file]);
+  if (why) tell(why);
+}
+
+// What the microphone does; level: how loud it is, null = not known.
+function indicate(words, level) {
+  at("recording").hidden = !words;
+  at("recording").classList.toggle("live", words.startsWith("recording"));
+  at("clock").textContent = words;
+  at("level").hidden = level === null;
+  at("level").value = Math.sqrt(level ?? 0);
+  at("record").setAttribute("aria-pressed", String(Boolean(words)));
+  at("record").textContent = words ? "Stop recording" : "Record";
 }
 
 const base64 = async (file) => {
@@ -100,19 +135,26 @@ const base64 = async (file) => {
   return url.slice(url.indexOf(",") + 1);
 };
 
+// How many answers, and the settings of each.
 function settings() {
-  const found = {};
-  for (const name of Object.keys(SETTINGS)) {
-    const value = at(`setting-${name}`).value;
-    if (value !== "") found[name] = Number(value);
-  }
-  return found;
+  const { n = 1, ...found } = Object.fromEntries(
+    Object.keys(SETTINGS)
+      .map((name) => [name, at(`setting-${name}`).value])
+      .filter(([, value]) => value !== "")
+      .map(([name, value]) => [name, Number(value)]),
+  );
+  const kind = at("reveal").value;
+  return { n, found: kind ? { ...found, settings: { "sampler.reveal.kind": kind } } : found };
+}
+
+function alike() {
+  at("alike").hidden = !(settings().n > 1 && !settings().found.temperature);
 }
 
 // The user's turn as the server takes it: words before media, as the model was trained.
 async function asked(words) {
   const chosen = preset();
-  const text = (chosen.user ?? "{text}").replace("{text}", words || (chosen.fallback ?? ""));
+  const text = (chosen.user ?? "{text}").replace("{text}", () => words || (chosen.fallback ?? ""));
   const parts = text ? [{ type: "text", text }] : [];
   for (const kind of ["audio", "image"]) {
     const one = attached.find((other) => other.kind === kind);
@@ -130,12 +172,18 @@ function formatOf(file) {
   return known.includes(end) ? end : "wav";
 }
 
-function missing(words) {
-  for (const kind of preset().needs ?? []) {
-    if (!attached.some((one) => one.kind === kind)) return kind === "image" ? "a picture" : "a recording";
+// What keeps the turn from being sent.
+function wrong(words) {
+  const { answer, needs = [], paints, worded } = preset();
+  for (const kind of ["image", "audio"]) {
+    const [there, name] = [attached.some((one) => one.kind === kind), kind === "image" ? "picture" : "recording"];
+    if (needs.includes(kind) && !there) return `this task needs a ${name}`;
+    if (answer && !needs.includes(kind) && there) return `this task takes no ${name}; remove it`;
   }
-  if (preset().paints && !brush.painted) return "a painted hole";
-  if (!words && !attached.length) return "words, a picture or a recording";
+  if (paints && !brush.painted) return "this task needs a painted hole";
+  if (worded && !words) return "this task needs words";
+  if (worded === false && words) return "this task takes no words";
+  if (!words && !attached.length) return "a turn needs words, a picture or a recording";
   return "";
 }
 
@@ -148,71 +196,34 @@ function turn(role) {
 
 async function send(event) {
   event.preventDefault();
+  if (recording !== null) await finish();
   const words = at("words").value.trim();
-  const lack = missing(words);
-  if (lack) return tell(`this task needs ${lack}`);
+  const why = wrong(words);
+  if (why) return tell(why);
   const mine = turn("user");
   if (words) mine.append(made("p", words));
-  for (const one of attached) {
-    const medium = document.createElement(one.kind === "image" ? "img" : "audio");
-    medium.src = one.url;
-    if (one.kind === "image") medium.alt = "Your picture";
-    else medium.controls = true;
-    mine.append(medium);
-  }
+  mine.append(...attached.map(medium));
   const theirs = turn("assistant");
+  theirs.setAttribute("aria-busy", "true");
+  following = true;
+  follow();
   running = new AbortController();
   busy(true);
   try {
-    await (preset().paints ? repaired(words, theirs) : answered(words, theirs));
+    if (preset().paints) await repaired(words, theirs);
+    else if (at("preset").value === "asr") await transcribed(theirs);
+    else await answered(words, theirs);
     at("words").value = "";
     attached = [];
     shown();
+    tell(model);
   } catch (error) {
     theirs.append(made("p", error.name === "AbortError" ? "stopped" : error.message, "failed"));
+    tell(model);
   }
+  theirs.setAttribute("aria-busy", "false");
   busy(false);
   at("words").focus();
-}
-
-// Where an answer appears; `said` is what the conversation keeps of it.
-function listener(element) {
-  const film = new Film();
-  const text = made("p");
-  const began = performance.now();
-  const said = { role: "assistant", content: null };
-  element.append(text, film.element);
-  new ResizeObserver(() => element.scrollIntoView({ block: "nearest" })).observe(element);
-  return {
-    said,
-    canvas: (frame) => film.add(frame),
-    text: (more) => {
-      text.textContent += more;
-      said.content = text.textContent;
-    },
-    image: (url) => {
-      const image = document.createElement("img");
-      image.src = url;
-      image.alt = "The answer's picture";
-      film.element.before(image);
-      said.images = [...(said.images ?? []), { type: "image_url", image_url: { url } }];
-    },
-    audio: (url, words) => {
-      const sound = document.createElement("audio");
-      sound.src = url;
-      sound.controls = true;
-      film.element.before(sound);
-      if (words) text.textContent = words;
-      said.content = words || said.content;
-      said.audio = { data: url.slice(url.indexOf(",") + 1), transcript: words };
-    },
-    end: (reason) => {
-      const cut = reason === "length" ? ", cut at the canvas's end" : "";
-      const seconds = ((performance.now() - began) / 1000).toFixed(1);
-      const steps = film.frames.at(-1)?.step ?? 1;
-      element.append(made("p", `${steps} step${steps === 1 ? "" : "s"}, ${seconds} s${cut}`, "facts"));
-    },
-  };
 }
 
 async function answered(words, element) {
@@ -220,60 +231,110 @@ async function answered(words, element) {
   const mine = await asked(words);
   const before = preset().system ? [{ role: "system", content: preset().system }] : [];
   const messages = free ? [...turns, mine] : [...before, mine];
-  const heard = listener(element);
-  const body = { model, messages, modalities: MODALITIES[at("answer").value], ...settings() };
+  const { n, found } = settings();
+  const heard = answersIn(element, n, at("answer").value);
+  const body = { model, messages, modalities: MODALITIES[at("answer").value], ...found };
   if (preset().positions) body.max_tokens = preset().positions;
-  await chat(body, heard, running.signal);
-  if (free) turns.push(mine, heard.said);
+  await chat(body, heard, running.signal, at("key").value);
+  if (free) keep(mine, heard);
 }
 
+// The conversation goes on with one of the answers.
+function keep(mine, heard) {
+  turns.push(mine, heard[0].said);
+  if (heard.length === 1) return;
+  const [conversation, place] = [turns, turns.length - 1];
+  heard.forEach(({ element, said }, i) => {
+    const radio = document.createElement("input");
+    Object.assign(radio, { type: "radio", name: `kept-${place}`, checked: i === 0 });
+    const label = made("label");
+    label.append(radio, " go on with this");
+    element.append(label);
+    radio.addEventListener("change", () => (conversation[place] = said));
+  });
+}
+
+const file = (kind) => attached.find((one) => one.kind === kind).file;
+
 async function repaired(words, element) {
-  const form = new FormData();
-  form.append("model", model);
-  form.append("prompt", words);
-  form.append("image", attached.find((one) => one.kind === "image").file);
-  form.append("mask", await brush.file());
-  for (const [name, value] of Object.entries(settings())) form.append(name, value);
-  await edit(form, listener(element), running.signal);
+  await filed(element, "image", edit, { prompt: words, image: file("image"), mask: await brush.file() });
+}
+
+async function transcribed(element) {
+  await filed(element, "text", transcribe, { file: file("audio") });
+}
+
+// Answers of an endpoint that takes a form, and gives one answer to it.
+async function filed(element, kind, endpoint, fields) {
+  const { n, found } = settings();
+  const one = (listener, i) => {
+    const form = new FormData();
+    const mine = found.seed === undefined ? found : { ...found, seed: (found.seed + i) % 2 ** 32 };
+    for (const [name, value] of Object.entries({ model, ...fields, ...mine })) {
+      form.append(name, name === "settings" ? JSON.stringify(value) : value);
+    }
+    return endpoint(form, listener, running.signal, at("key").value);
+  };
+  await Promise.all(answersIn(element, n, kind).map(one));
 }
 
 function busy(is) {
   at("send").disabled = is;
   at("stop").hidden = !is;
-  tell(is ? "decoding…" : model);
+  if (is) tell("decoding…");
 }
 
 function tell(text) {
   at("status").textContent = text;
 }
 
+function follow() {
+  if (following) at("conversation").scrollTop = at("conversation").scrollHeight;
+}
+
 async function connect() {
   try {
-    model = await modelName();
+    model = await modelName(at("key").value);
+    at("door").hidden = true;
     tell(model);
   } catch (error) {
-    tell(`not ready: ${error.message}`);
-    setTimeout(connect, 2000);
+    at("door").hidden = error.status !== 401;
+    tell(error.status === 401 ? "the server asks for a key" : `not ready: ${error.message}`);
+    if (error.status !== 401) setTimeout(connect, 2000);
   }
+}
+
+function labelled(label, input) {
+  const field = made("label", label);
+  field.append(input);
+  at("fields").append(field);
 }
 
 for (const [name, { label }] of Object.entries(PRESETS)) at("preset").append(new Option(label, name));
 for (const [name, [label, least, most, stride]] of Object.entries(SETTINGS)) {
-  const field = made("label", label);
   const input = document.createElement("input");
-  Object.assign(input, { id: `setting-${name}`, type: "number", min: least, max: most, step: stride, placeholder: "default" });
-  field.append(input);
-  at("fields").append(field);
+  const placeholder = name === "n" ? "1" : "default";
+  Object.assign(input, { id: `setting-${name}`, type: "number", min: least, max: most, step: stride, placeholder });
+  labelled(label, input);
 }
+labelled("A step reveals", Object.assign(document.createElement("select"), { id: "reveal" }));
+at("reveal").append(new Option("default", ""));
+for (const [kind, label] of Object.entries(REVEALS)) at("reveal").append(new Option(label, kind));
+
 at("preset").addEventListener("change", choose);
 at("composer").addEventListener("submit", send);
 at("record").addEventListener("click", record);
 at("stop").addEventListener("click", () => running?.abort());
 at("unpaint").addEventListener("click", () => brush.clear());
+at("key").addEventListener("change", connect);
+at("fields").addEventListener("input", alike);
 at("defaults").addEventListener("click", () => {
   for (const name of Object.keys(SETTINGS)) at(`setting-${name}`).value = "";
+  at("reveal").value = "";
+  alike();
 });
 at("clear").addEventListener("click", () => {
+  running?.abort();
   turns = [];
   at("turns").replaceChildren();
   at("empty").hidden = false;
@@ -288,6 +349,15 @@ at("words").addEventListener("keydown", (event) => {
     at("composer").requestSubmit();
   }
 });
+at("conversation").addEventListener("scroll", (event) => {
+  const { scrollHeight, scrollTop, clientHeight } = event.target;
+  const near = scrollHeight - scrollTop - clientHeight < NEAR;
+  if (near || scrollTop < scrolled) following = near; // what is appended meanwhile is no wish to stay
+  scrolled = scrollTop;
+});
+const sizes = new ResizeObserver(follow);
+sizes.observe(at("turns"));
+sizes.observe(at("conversation"));
 document.addEventListener("paste", (event) => attach(event.clipboardData.files));
 document.addEventListener("dragover", (event) => {
   event.preventDefault();

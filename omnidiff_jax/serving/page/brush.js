@@ -72,6 +72,7 @@ export class Brush {
 
   #stroke(from, to) {
     const context = this.mask.getContext("2d");
+    context.strokeStyle = "#e6249c";
     context.lineWidth = 2 * this.#size();
     context.lineCap = "round";
     context.beginPath();
@@ -79,6 +80,7 @@ export class Brush {
     context.lineTo(to.x + 0.01, to.y);
     context.stroke();
     this.painted = true;
+    this.cursor = { ...to };
     this.#draw();
   }
 
@@ -99,11 +101,11 @@ export class Brush {
     const context = this.canvas.getContext("2d");
     context.clearRect(0, 0, this.canvas.width, this.canvas.height);
     context.drawImage(this.picture, 0, 0);
-    context.globalAlpha = 0.6;
+    context.globalAlpha = 0.7;
     context.drawImage(this.mask, 0, 0);
     context.globalAlpha = 1;
-    if (document.activeElement === this.canvas) {
-      context.strokeStyle = "#d0342c";
+    if (this.canvas.matches(":focus-visible")) {
+      context.strokeStyle = "#e6249c";
       context.lineWidth = Math.max(1, this.canvas.width / 128);
       context.beginPath();
       context.arc(this.cursor.x, this.cursor.y, this.#size(), 0, 2 * Math.PI);

@@ -1,74 +1,76 @@
 // An answer's canvas as it fills in: the newest frame while it is decoded, any frame by the slider.
 
+import { made, picture } from "./elements.js";
+
+const PACE = 150; // milliseconds a frame
+
 export class Film {
-  constructor() {
+  // `answer`: the element that takes the last frame's place once the answer is there. `strip`: whether frames are rows
+  // that are seen below each other, as those of speech; they stay beside the answer.
+  constructor(answer, strip) {
+    this.answer = answer;
+    this.strip = strip;
     this.frames = [];
-    this.element = document.createElement("figure");
-    this.element.className = "film";
-    this.shown = document.createElement("div");
-    this.shown.className = "frame";
-    this.slider = document.createElement("input");
-    this.slider.type = "range";
-    this.slider.min = 1;
-    this.count = document.createElement("span");
-    const label = document.createElement("label");
-    label.append("Canvas", this.slider, this.count);
-    this.element.append(this.shown, label);
-    this.element.hidden = true;
-    this.slider.addEventListener("input", () => this.#show(Number(this.slider.value) - 1));
+    this.over = false;
+    this.shown = made("div", "", strip ? "frame strip" : "frame");
+    this.slider = Object.assign(document.createElement("input"), { type: "range", min: 1, max: 1, value: 1 });
+    this.slider.setAttribute("aria-label", "Canvas");
+    this.count = made("span");
+    this.again = Object.assign(made("button", "▶\uFE0E"), { type: "button" });
+    this.again.setAttribute("aria-label", "Replay");
+    this.controls = made("div", "", "row");
+    this.controls.append(this.slider, this.count, this.again);
+    this.controls.hidden = true;
+    this.element = made("figure", "", "film");
+    this.element.append(this.shown, this.controls);
+    this.slider.addEventListener("input", () => this.#show());
+    this.again.addEventListener("click", () => this.#replay());
   }
 
-  // A frame: {step, image} (a data URL), {step, text} (a dot for each mask) or {step, masked} (a flag for each position).
+  // A frame: {step, image} (a data URL) or {step, text} (a dot for each mask).
   add(frame) {
     const following = Number(this.slider.value) >= this.frames.length;
     this.frames.push(frame);
     this.slider.max = this.frames.length;
-    this.element.hidden = false;
-    if (following) this.#show(this.frames.length - 1);
-    else this.#tell(Number(this.slider.value) - 1);
+    if (following) this.slider.value = this.frames.length;
+    if (this.strip) this.shown.append(drawn(frame));
+    this.controls.hidden = this.frames.length < 2;
+    this.#show();
   }
 
-  #show(number) {
-    const frame = this.frames[number];
-    this.slider.value = number + 1;
-    this.shown.replaceChildren(frame.image ? picture(frame.image) : frame.masked ? cells(frame.masked) : text(frame.text));
-    this.#tell(number);
+  // The answer is there.
+  end() {
+    this.over = true;
+    this.#show();
   }
 
-  #tell(number) {
-    this.count.textContent = `step ${this.frames[number].step} of ${this.frames.at(-1).step}`;
+  #show() {
+    const number = Number(this.slider.value);
+    const whole = this.over && number >= this.frames.length;
+    if (this.strip) [...this.shown.children].forEach((row, i) => (row.hidden = i >= number));
+    else if (this.frames.length) this.shown.replaceChildren(drawn(this.frames[number - 1]));
+    this.shown.hidden = whole && !this.strip;
+    this.answer.hidden = !whole && !this.strip;
+    const told = this.frames.length ? `step ${this.frames[number - 1].step} of ${this.frames.at(-1).step}` : "";
+    this.count.textContent = told;
+    this.slider.setAttribute("aria-valuetext", told);
+  }
+
+  #replay() {
+    clearInterval(this.running);
+    this.slider.value = 1;
+    this.#show();
+    this.running = setInterval(() => {
+      if (Number(this.slider.value) >= this.frames.length) clearInterval(this.running);
+      this.slider.value = Number(this.slider.value) + 1;
+      this.#show();
+    }, PACE);
   }
 }
 
-function picture(url) {
-  const image = document.createElement("img");
-  image.src = url;
-  image.alt = "The picture as far as it is decoded";
-  return image;
-}
-
-function cells(masked) {
-  const row = document.createElement("div");
-  row.className = "cells";
-  row.setAttribute("role", "img");
-  row.setAttribute("aria-label", `${masked.filter((mask) => !mask).length} of ${masked.length} positions decoded`);
-  for (const mask of masked) {
-    const cell = document.createElement("i");
-    if (!mask) cell.className = "known";
-    row.append(cell);
-  }
-  return row;
-}
-
-function text(partly) {
-  const line = document.createElement("p");
-  for (const run of partly.split(/(·+)/)) {
-    if (!run.startsWith("·")) line.append(run);
-    else {
-      const mark = document.createElement("mark");
-      mark.textContent = run;
-      line.append(mark);
-    }
-  }
+function drawn(frame) {
+  if (frame.image) return picture(frame.image, `The canvas after step ${frame.step}`);
+  const line = made("p");
+  for (const run of frame.text.split(/(·+)/)) line.append(run.startsWith("·") ? made("mark", run) : run);
   return line;
 }

@@ -1,38 +1,59 @@
-// The microphone, as a WAV file of 16-bit mono samples made in the page.
+// The microphone: a WAV file of 16-bit mono samples that an AudioWorklet hands over, or WebM where there is no worklet.
 
-const RATE = 16000;
-const MAX_SECONDS = 60;
+const TOLD = 10; // times a second
 
-export class Recorder {
-  // Begins at once; rejects where the browser has no microphone or may not use it.
-  static async start() {
-    const stream = await navigator.mediaDevices.getUserMedia({ audio: { channelCount: 1 } });
-    return new Recorder(stream);
+// Begins a recording; `stop()` of it gives a File. `heard(seconds, level)` is told how much there is so far and how
+// loud the newest of it is, from 0 to 1, or null where that is not known; `gone()` that the microphone was taken away.
+// Rejects where the browser has no microphone or may not use it.
+export async function startRecording(heard, gone) {
+  if (!navigator.mediaDevices) throw new Error("browsers give it to pages of https and localhost only");
+  // Automatic gain would make silence loud, and the loudness that is told untrue.
+  const stream = await navigator.mediaDevices.getUserMedia({ audio: { channelCount: 1, autoGainControl: false } });
+  stream.getAudioTracks()[0].addEventListener("ended", gone);
+  const context = new AudioContext(); // at the microphone's rate: the server resamples
+  try {
+    if (!context.audioWorklet) {
+      await context.close();
+      return new Encoded(stream, heard);
+    }
+    await context.audioWorklet.addModule("tap.js");
+    await context.resume();
+    return new Samples(stream, context, heard);
+  } catch (error) {
+    silence(stream);
+    throw error;
   }
+}
 
-  constructor(stream) {
+class Samples {
+  constructor(stream, context, heard) {
     this.stream = stream;
-    this.context = new AudioContext({ sampleRate: RATE });
+    this.context = context;
     this.parts = [];
     this.length = 0;
-    const source = this.context.createMediaStreamSource(stream);
-    // An AudioWorklet would need a file of its own for a loop of three lines.
-    this.tap = this.context.createScriptProcessor(4096, 1, 1);
-    this.tap.onaudioprocess = (event) => {
-      if (this.length >= MAX_SECONDS * RATE) return;
-      const samples = new Float32Array(event.inputBuffer.getChannelData(0));
-      this.parts.push(samples);
-      this.length += samples.length;
+    const mono = { channelCount: 1, channelCountMode: "explicit", numberOfOutputs: 0 };
+    this.tap = new AudioWorkletNode(context, "tap", mono);
+    let loudest = 0;
+    let due = 0;
+    this.tap.port.onmessage = ({ data }) => {
+      this.parts.push(data);
+      this.length += data.length;
+      for (const sample of data) loudest = Math.max(loudest, Math.abs(sample));
+      if (this.length < due) return;
+      heard(this.length / context.sampleRate, Math.min(1, loudest));
+      due = this.length + context.sampleRate / TOLD;
+      loudest = 0;
     };
-    source.connect(this.tap);
-    this.tap.connect(this.context.destination);
+    context.createMediaStreamSource(stream).connect(this.tap);
   }
 
-  // Ends the recording; a File.
   async stop() {
-    this.stream.getTracks().forEach((track) => track.stop());
-    this.tap.disconnect();
-    const rate = this.context.sampleRate;
+    const take = this.tap.port.onmessage;
+    await new Promise((resolve) => {
+      this.tap.port.onmessage = (message) => (message.data ? take(message) : resolve());
+      this.tap.port.postMessage("end");
+    });
+    silence(this.stream);
     await this.context.close();
     const samples = new Float32Array(this.length);
     let at = 0;
@@ -40,12 +61,40 @@ export class Recorder {
       samples.set(part, at);
       at += part.length;
     }
-    return new File([wav(samples, rate)], "recording.wav", { type: "audio/wav" });
+    return new File([wav(samples, this.context.sampleRate)], "recording.wav", { type: "audio/wav" });
   }
 }
 
+class Encoded {
+  constructor(stream, heard) {
+    this.stream = stream;
+    this.parts = [];
+    this.recorder = new MediaRecorder(stream, { mimeType: "audio/webm" });
+    let began = 0;
+    this.recorder.onstart = () => (began = performance.now());
+    this.recorder.ondataavailable = ({ data }) => {
+      this.parts.push(data);
+      heard((performance.now() - began) / 1000, null);
+    };
+    this.recorder.start(1000 / TOLD);
+  }
+
+  async stop() {
+    await new Promise((resolve) => {
+      this.recorder.onstop = resolve;
+      this.recorder.stop();
+    });
+    silence(this.stream);
+    return new File(this.parts, "recording.webm", { type: "audio/webm" });
+  }
+}
+
+function silence(stream) {
+  for (const track of stream.getTracks()) track.stop();
+}
+
 // Samples from -1 to 1 as the bytes of a WAV file.
-export function wav(samples, rate) {
+function wav(samples, rate) {
   const view = new DataView(new ArrayBuffer(44 + 2 * samples.length));
   const word = (at, text) => [...text].forEach((letter, i) => view.setUint8(at + i, letter.charCodeAt(0)));
   word(0, "RIFF");

@@ -127,12 +127,18 @@ class Journal:
         self._last += seconds
         self._notes["held_out_seconds"] = seconds
 
-    def count_rejected(self, rejected: Mapping[str, int]) -> None:
-        """Notes how many samples were skipped so far, by reason; a reason is said when it is first met."""
+    def count_rejected(self, rejected: Mapping[str, int], first: Mapping[str, str]) -> None:
+        """Notes how many samples were skipped so far, by reason; a reason is said when it is first met.
+
+        Args:
+            rejected: reason -> count.
+            first: reason -> what was wrong with the first such sample.
+        """
         if rejected == self._rejected:
             return
         for reason in sorted(rejected.keys() - self._rejected.keys()):
-            self.say(f"samples are skipped: {reason} (counts are in metrics.jsonl)")
+            told = f", such as {first[reason]}" if reason in first else ""
+            self.say(f"samples are skipped: {reason}{told} (counts are in metrics.jsonl)")
         self._rejected = dict(rejected)
         self._notes["rejected"] = self._rejected
 

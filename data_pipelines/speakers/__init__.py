@@ -1,0 +1,1 @@
+"""Speakers by name, and what every clip of theirs must pass."""

@@ -1,0 +1,17 @@
+"""Damaged sources of every form: each record is accepted or rejected, and training judges as checking does."""
+
+import collections
+
+import pytest
+
+from experiments.checks.mutate import one_round
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_records_are_accepted_or_rejected_and_none_is_lost():
+    found = collections.Counter()
+    for seed in range(32):
+        found.update(one_round(seed))
+    assert found["accepted"] + found["rejected"] + found["refused"] == found["records"] > 200
+    assert found["accepted"] > 20 and found["rejected"] > 40
+    assert {"manifest", "json_lines", "parquet", "tar", "gigaspeech"} <= found.keys()
