@@ -160,7 +160,7 @@ def read_quantized(init: InitConfig, run: ModelRun, quantize: str) -> Any:
 
 
 def abstract_params(run: ModelRun) -> Any:
-    """A run's parameters as `jax.ShapeDtypeStruct`s with shardings; without the optimizer, which sampling does not need.
+    """A run's parameters as `jax.ShapeDtypeStruct`s with shardings; sampling does without the optimizer.
 
     Call it within the run's mesh.
     """
