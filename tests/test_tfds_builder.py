@@ -140,7 +140,7 @@ def test_sounds_of_a_set_from_elsewhere(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "said"),
     [
-        ({}, "was not written by these builders .* columns.text, .* it has info, image, label"),
+        ({}, "was not written by these builders .* columns.text, .* it has image, info, label"),
         ({"image": "imag", "text": "label"}, "no column 'imag'; .*image"),
         ({"picture": "image"}, "picture"),
     ],

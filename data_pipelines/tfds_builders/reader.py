@@ -42,7 +42,7 @@ def records(config: SourceConfig) -> RandomAccess[Record]:
     if missing := set(features()) - set(found.features):
         raise UserError(
             f"{config.path} was not written by these builders (it has no {min(missing)!r}): say what it holds by "
-            f"columns.text, .image, .audio, .question, .answer or .messages; it has {', '.join(found.features)}"
+            f"columns.text, .image, .audio, .question, .answer or .messages; it has {', '.join(sorted(found.features))}"
         )
     return found
 
