@@ -126,7 +126,7 @@ def _list(text: str, where: str) -> list[str]:
         raise UserError(f"{where}: options are no list: {text[:80]!r}") from error
     if not isinstance(found, list):
         raise UserError(f"{where}: options are no list: {text[:80]!r}")
-    return [str(option) for option in found]
+    return [files.written(str(option)) for option in found]
 
 
 def _answers(told: Any) -> list[str]:
@@ -137,17 +137,18 @@ def _answers(told: Any) -> list[str]:
             found = files.literal(text)
         except ValueError:
             return [text]
-        return [str(answer) for answer in found] or [text]
+        return [files.written(str(answer)) for answer in found] or [text]
     return [text]
 
 
 def score(answered: Sequence[Answered], protocol: Protocol) -> Scores:
     """Percent of the questions answered right; what names no option is wrong, and counted."""
     rule = Letters.named(protocol.reads, "reads")()
-    right, unparsed, several = [], 0, 0
+    right, unparsed, several, strange = [], 0, 0, 0
     for one in answered:
         truth = one.item.truth
         several += int(truth.get("pictures", 1)) > 1
+        strange += bool(truth["options"]) and truth["answer"] not in lettered(truth["options"])
         if not truth["options"]:
             right.append(open_right(one.text, truth.get("answers", [truth["answer"]])))
             continue
@@ -159,7 +160,8 @@ def score(answered: Sequence[Answered], protocol: Protocol) -> Scores:
     for name in splits if len(splits) > 1 else ():
         of = [str(one.item.truth.get("subject") or one.item.split) == name for one in answered]
         numbers[name] = numbers["accuracy"].where(of)
-    return Scores(numbers, unparsed, {"with several pictures, of which one was shown": several} if several else {})
+    notes = {"with several pictures, of which one was shown": several, "whose answer is no option": strange}
+    return Scores(numbers, unparsed, {told: count for told, count in notes.items() if count})
 
 
 def picked(one: Answered, protocol: Protocol) -> str:

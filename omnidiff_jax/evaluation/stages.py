@@ -108,13 +108,26 @@ def open_run(place: Place, told: Mapping[str, Any], file: str = "run.json") -> N
     if content is None:
         place.write(file, (json.dumps(told, indent=1, sort_keys=True) + "\n").encode())
         return
-    before = json.loads(content)
+    before = read_told(place, file)
     for name, value in json.loads(json.dumps(told)).items():
         if before.get(name) != value:
             raise UserError(
                 f"{place} holds answers of another {name} ({_short(before.get(name))}, now {_short(value)}); name "
                 "another --out, or remove it"
             )
+
+
+def read_told(place: Place, file: str) -> dict[str, Any]:
+    """What `open_run` said; {} where it said nothing.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        found = json.loads(place.read(file) or b"{}")
+    except ValueError as error:
+        raise UserError(f"{place}/{file} is damaged ({error}); name another --out, or remove {place}") from error
+    return found if isinstance(found, dict) else {}
 
 
 def _short(value: Any) -> str:

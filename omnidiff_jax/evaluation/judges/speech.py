@@ -19,7 +19,8 @@ class WhisperJudge:
     """OpenAI's Whisper, the language not forced, greedily.
 
     A folder of CTranslate2 (`model.bin`) is read by faster-whisper, one of transformers (`model.safetensors`) by its
-    pipeline with time stamps, as the released script does with whisper-large-v3.
+    pipeline with time stamps, as the released script does with whisper-large-v3; newer versions of it would look for
+    the best of five beams, and are told not to.
 
     Attributes:
         name: with a hash of the folder.
@@ -72,7 +73,13 @@ def _by_transformers(folder: Path) -> Any:
         listen = pipeline("automatic-speech-recognition", model=str(folder))
     except (RuntimeError, ValueError, OSError, SafetensorError) as error:
         raise UserError(f"{folder} cannot be read as Whisper ({error}); copy the whole folder") from error
-    return lambda samples: listen({"raw": samples, "sampling_rate": _RATE}, return_timestamps=True)["text"]
+    greedy = {"num_beams": 1, "do_sample": False}
+
+    def hear(samples: np.ndarray) -> str:
+        heard = listen({"raw": samples, "sampling_rate": _RATE}, return_timestamps=True, generate_kwargs=greedy)
+        return str(heard["text"])
+
+    return hear
 
 
 class SphinxJudge:
