@@ -1,6 +1,7 @@
 """What commands hand down to the library: programs by `config.program`, readers of data, exams."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,9 +18,10 @@ from data_pipelines.sdvi.reader import SDVI_READER
 from data_pipelines.tfds_builders.reader import TFDS_READER
 from omnidiff_jax.codecs.tokenizers import Tokenizers, TokenizersConfig, open_tokenizers
 from omnidiff_jax.config import build, choose
-from omnidiff_jax.data.building import build_sets
+from omnidiff_jax.data.building import DEFAULTS, build_sets
+from omnidiff_jax.data.config import EncodingConfig
 from omnidiff_jax.data.readers import READERS as LIBRARY_READERS
-from omnidiff_jax.data.readers import Reader, SourceConfig, open_source
+from omnidiff_jax.data.readers import Reader, SourceConfig, check_source, open_source
 from omnidiff_jax.data.sources import Source
 from omnidiff_jax.evaluation.exam import ExamSet
 from omnidiff_jax.evaluation.jsonl import JSONL
@@ -78,8 +80,11 @@ def open_model(config: RunConfig, workdir: Path) -> Run:
     tokenizers = open_tokenizers(config.tokenizers)
 
     data = workdir / "data"
-    measured = OpenSources(held_out, config.tokenizers, data / "held_out", tokenizers) if held_out else None
-    return open_run(config, tokenizers, OpenSources(learned, config.tokenizers, data, tokenizers), measured, workdir)
+    opened = functools.partial(
+        OpenSources, config=config.tokenizers, encoding=config.data.encoding, tokenizers=tokenizers
+    )
+    measured = opened(held_out, folder=data / "held_out") if held_out else None
+    return open_run(config, tokenizers, opened(learned, folder=data), measured, workdir)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,16 +95,18 @@ class OpenSources:
         sources: by name.
         config: of the tokenizers that encode them.
         folder: holds the sets that are built for the run.
+        encoding: how sets are built.
         tokenizers: opened; None = in a worker, where sets are built already.
     """
 
     sources: Mapping[str, SourceConfig]
     config: TokenizersConfig
     folder: Path
+    encoding: EncodingConfig = DEFAULTS
     tokenizers: Tokenizers | None = None
 
     def __reduce__(self) -> tuple[type["OpenSources"], tuple[Any, ...]]:
-        return OpenSources, (self.sources, self.config, self.folder)
+        return OpenSources, (self.sources, self.config, self.folder, self.encoding)
 
     def __call__(self) -> dict[str, Source]:
         tokenizers = self.tokenizers
@@ -107,7 +114,10 @@ class OpenSources:
             tokenizers = open_tokenizers(self.config)
         else:
             if is_primary():
-                build_sets(self.sources, READERS, self.config, self.folder)
+                made = {
+                    name: one for name, one in self.sources.items() if check_source(name, one, READERS).gives == "sets"
+                }
+                build_sets(made, READERS, self.config, self.folder, encoding=self.encoding)
             barrier(f"data sets of {self.folder.name} are built")
         return {
             name: open_source(name, source, READERS, tokenizers, self.folder) for name, source in self.sources.items()
