@@ -77,6 +77,25 @@ def test_a_folder_of_transformers_without_it(tmp_path, monkeypatch):
         WhisperJudge(tmp_path)
 
 
+def test_a_folder_of_transformers_is_asked_for_no_beams(tmp_path, monkeypatch):
+    """Versions of its pipeline differ in what they do unasked."""
+    asked = []
+
+    def pipeline(kind, model):
+        def listen(given, **options):
+            asked.append((kind, model, given["sampling_rate"], len(given["raw"]), options))
+            return {"text": " Yes. "}
+
+        return listen
+
+    monkeypatch.setitem(sys.modules, "transformers", types.SimpleNamespace(pipeline=pipeline))
+    for file in ("model.safetensors", "preprocessor_config.json"):
+        (tmp_path / file).write_bytes(b"x")
+    assert WhisperJudge(tmp_path).hear(NOISE) == "Yes."
+    greedy = {"return_timestamps": True, "generate_kwargs": {"num_beams": 1, "do_sample": False}}
+    assert asked == [("automatic-speech-recognition", str(tmp_path), 16000, 8000, greedy)]
+
+
 def test_pocketsphinx_hears_nothing_in_silence():
     pytest.importorskip("pocketsphinx", reason="the judge is in the extra `eval`")
     judge = SphinxJudge()
