@@ -262,6 +262,12 @@ def test_what_is_not_heeded_is_refused_by_its_name(fields, param):
     assert caught.value.status == 400 and caught.value.param == param and param in str(caught.value)
 
 
+def test_a_list_of_a_form_is_refused_by_its_name():
+    with pytest.raises(Failure) as caught:
+        checked(TranscriptionRequest, {"model": "nano", "timestamp_granularities[]": "word"}, strict=False)
+    assert caught.value.param == "timestamp_granularities[]"
+
+
 def test_what_is_launched_is_there():
     """Flags, probes, ports and times of the files in `experiments/launch`."""
     folder = Path(launch.__file__).parent
