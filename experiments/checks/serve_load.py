@@ -66,7 +66,7 @@ def run() -> None:
         try:
             told = asyncio.run(_load(_url(process), asked, process.pid, begun))
             process.send_signal(signal.SIGTERM)
-            told["status"] = process.wait(60)
+            told["status"] = process.wait(600)
         finally:
             process.kill()
     print(f"serve_load: {json.dumps(told)}", file=sys.stderr, flush=True)  # the rest takes a while

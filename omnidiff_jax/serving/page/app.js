@@ -218,6 +218,7 @@ async function send(event) {
     shown();
     tell(model);
   } catch (error) {
+    for (const one of theirs.querySelectorAll(".answer")) if (!one.innerText.trim()) one.remove();
     theirs.append(made("p", error.name === "AbortError" ? "stopped" : error.message, "failed"));
     tell(model);
   }
