@@ -88,7 +88,8 @@ def _spelled_out() -> Callable[[str], str]:
             "released_speech needs WeTextProcessing: pip install WeTextProcessing; or --normaliser=whisper"
         ) from error
     spell: Any = Normalizer()
-    return lambda text: str(spell.normalize(text))
+    # Milliseconds a text, and a score asks for each several times: value, ceiling, floor, exports.
+    return functools.lru_cache(1 << 16)(lambda text: str(spell.normalize(text)))
 
 
 _SPACES = " \t\r\n"
