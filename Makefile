@@ -81,12 +81,12 @@ serve-load: $(STAMP)  ## 64 clients against a served nano for five minutes, then
 	$(BIN)/omnidiff serve_load --seconds=300
 	$(BIN)/omnidiff serve_load --requests=10000 --leaving=0.5
 
-# Between nano and what a GPU is for: its tokenizers, and a backbone eight times its size, of weights that were hardly trained.
+# Between nano and what a GPU is for: its tokenizers, and a backbone eight times its size.
 MID ?= workdirs/mid
 MID_SIZES := --config.model.width=512 --config.model.layers=8 --config.model.heads=8 --config.model.kv_heads=8 \
-	--config.model.head_dim=64 --config.model.hidden=1408 --config.total_steps=1 --config.batch_size=1
+	--config.model.head_dim=64 --config.model.hidden=1408
 serve-tables: $(STAMP)  ## rows of the tables in docs/serving.md: nano and a model of random weights (MID=DIR), each in float and int8
-	test -d $(MID) || $(BIN)/omnidiff train --config=experiments/configs/nano.py --workdir=$(MID) $(MID_SIZES)
+	test -d $(MID) || $(BIN)/omnidiff untrained --config=experiments/configs/nano.py --workdir=$(MID) $(MID_SIZES)
 	for quantize in "" --quantize=int8; do \
 		$(BIN)/omnidiff serve_load --table --seconds=20 --each=2 $$quantize || exit; \
 		$(BIN)/omnidiff serve_load --table --seconds=20 --each=1 --rows=2 --workdir=$(MID) $$quantize || exit; \

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 from omni_toys import generator, quick, request
@@ -69,7 +67,7 @@ def test_what_is_shown_is_the_film(toy, scheduler, tasks, settings):
         response = ticket.future.result().response
         assert [step for step, _ in seen] == list(range(1, len(film.strip) + 1))
         np.testing.assert_array_equal([tokens for _, tokens in seen], film.strip)
-        for name, value in dataclasses.asdict(dataclasses.replace(film, strip=None, audio=None)).items():
-            np.testing.assert_array_equal(getattr(response, name), value)
+        for name in ("text", "image", "speech", "finish", "steps"):
+            np.testing.assert_array_equal(getattr(response, name), getattr(film, name))
         if film.audio is not None:
             np.testing.assert_array_equal(response.audio.samples, film.audio.samples)
