@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from ml_collections import ConfigDict
 
+from data_pipelines.commons.reader import COMMONS_READER
 from data_pipelines.readers.reader import CORPUS_READERS
 from data_pipelines.scenes.exams import PLAIN, SCENES, SCENES_TUNING
 from data_pipelines.scenes.reader import SCENES_READER
@@ -34,6 +35,7 @@ from omnidiff_jax.training.run import Run
 READERS: Mapping[str, Reader] = {
     **LIBRARY_READERS,
     **CORPUS_READERS,
+    "commons": COMMONS_READER,
     "scenes": SCENES_READER,
     "sdvi": SDVI_READER,
     "tfds": TFDS_READER,

@@ -66,6 +66,10 @@ def draw_rendering(rng: np.random.Generator, name: str, held_out: bool) -> Rende
             return rendering
 
 
+def picture_file(folder: Path, style: str, name: str) -> Path:
+    return folder / style / "pictures" / name
+
+
 def picture(folder: Path, style: str, name: str, rendering: Rendering = DRAWN) -> np.ndarray:
     """A picture, uint8 [64, 64, 3].
 
@@ -78,7 +82,7 @@ def picture(folder: Path, style: str, name: str, rendering: Rendering = DRAWN) -
     Raises:
         UserError: the file is missing or cannot be read.
     """
-    shown = _scaled(str(folder / style / "pictures" / name), rendering.size)
+    shown = _scaled(str(picture_file(folder, style, name)), rendering.size)
     if rendering.mirrored:
         shown = shown[:, ::-1]
     drawn = np.empty((SIZE, SIZE, 3), np.float32)
