@@ -15,12 +15,8 @@ from data_pipelines.commons.things import Family, Thing
 T = TypeVar("T")
 NUMBERS = ("one", "two", "three", "four", "five")
 OR = "or"
-WHAT, KIND, ANIMAL, COUNT = (
-    "what is this",
-    "what kind of thing is this",
-    "is this an animal",
-    "how many people are there",
-)
+WHAT, KIND, ANIMAL = "what is this", "what kind of thing is this", "is this an animal"
+COUNT = "how many people are there"
 IS_THIS = "is this"
 KIND_OF, IS, AN_ANIMAL, WHICH = "what kind of thing is", "is", "an animal", "which is an animal,"
 DEFINED = "what is this:"

@@ -250,8 +250,10 @@ def open_world(folder: str) -> World:
         folder: that `omnidiff data fetch commons` wrote, here or in a bucket.
 
     Raises:
-        UserError: a file is missing or not what it should be.
+        UserError: no folder is named, or a file is missing or not what it should be.
     """
+    if not folder:
+        raise UserError("Commons needs a folder: get it by `omnidiff data fetch commons DIR` and name it in the config")
     place = local_copy(folder)
     rows = _rows(place / STYLES[0] / "emoji.json")
     shown = {
