@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from ml_collections import ConfigDict
 
+from data_pipelines.commons.exams import COMMONS
 from data_pipelines.commons.reader import COMMONS_READER
 from data_pipelines.commons.tokenizers.image import CommonsImageTokenizerRun
 from data_pipelines.commons.tokenizers.text import CommonsTextTokenizerRun
@@ -47,6 +48,7 @@ EXAMS: Mapping[str, ExamSet] = {
     "scenes": SCENES,
     "plain": PLAIN,
     "scenes_tuning": SCENES_TUNING,
+    "commons": COMMONS,
     "jsonl": JSONL,
 }
 

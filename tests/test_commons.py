@@ -1,5 +1,6 @@
 """Commons: things and their words, pictures, records of every task, what is kept from training, speech in clips."""
 
+import dataclasses
 import json
 import os
 from collections import Counter
@@ -10,19 +11,24 @@ import pytest
 from commons_toys import FAMILIES, write_world
 
 from data_pipelines.commons import questions
+from data_pipelines.commons.exams import commons_exam, exam
 from data_pipelines.commons.pictures import DRAWN, GROUNDS, Rendering, draw_rendering, picture
 from data_pipelines.commons.reader import COMMONS_READER
 from data_pipelines.commons.speech import open_clips
-from data_pipelines.commons.tasks import PICTURED, SPOKEN, TASKS, make_record
+from data_pipelines.commons.tasks import PICTURED, TASKS, make_record
 from data_pipelines.commons.things import STYLES, open_world, with_article
+from data_pipelines.commons.tokenizers.image import CommonsImageTokenizerRun, world_pictures
+from data_pipelines.commons.tokenizers.text import CommonsTextTokenizerRun
+from experiments.common import load_config
+from omnidiff_jax.config import build
 from omnidiff_jax.data.readers import SourceConfig, check_source, raw_records
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.records import RejectedRecord
+from omnidiff_jax.runs.config import run_config
 from omnidiff_jax.tasks.registry import TASKS as REGISTRY
 
 TRUE = Path(os.environ.get("OMNIDIFF_COMMONS") or "nowhere")
 RECORDS = 40
-WRITTEN = [name for name in TASKS if name not in SPOKEN]
 
 
 @pytest.fixture(scope="module")
@@ -302,7 +308,55 @@ def test_a_source_is_known_by_what_is_read(folder, tmp_path):
         (tmp_path / "google" / "pictures" / "1f403.png").read_bytes()
     )
     assert opened(tmp_path)[1] != identity and opened(tmp_path, task="text_qa")[1] == opened(folder, task="text_qa")[1]
-    with pytest.raises(UserError, match="root"):
+    with pytest.raises(UserError, match=r"clips/speech\.json"):
         opened(folder, task="asr")
     with pytest.raises(UserError, match="examples"):
         opened(folder, examples=0)
+
+
+# ---- exams, tokenizers, the config -------------------------------------------------------------------------
+
+
+def test_an_exam_accepts_every_word_for_a_thing(folder):
+    made = exam("captioning", 6, str(folder), "test")
+    truths = [case.truth for case in made.cases]
+    score = made.measures[0].score
+    assert score(truths, made.cases)[0].sum() == 6
+    said = {name: f"The {word.title()}." for case in made.cases for name, *_, word in [case.meta["accepted"]]}
+    others = [dataclasses.replace(truth, text=said[truth.text]) for truth in truths]
+    assert score(others, made.cases)[0].sum() == 6
+    assert score([dataclasses.replace(truth, text="a thing") for truth in truths], made.cases)[0].sum() == 0
+    with pytest.raises(UserError, match="--data"):
+        commons_exam("vqa", 3)
+    further = commons_exam("captioning", 3, str(folder)).further
+    assert {case.meta["thing"] for case in further["concepts"].cases} <= {"cat", "snake"}
+    assert {case.meta["style"] for case in further["style"].cases} == {"twitter"}
+
+
+def test_the_image_tokenizer_learns_both_styles_and_all_things(world):
+    learned, kept = (world_pictures(world, 0.25, held_out) for held_out in (False, True))
+    seen, wanted = learned(5, 40)
+    assert seen is wanted and seen.shape == (40, 64, 64, 3)
+    assert (learned(10, 1)[0] == seen[5:6]).all() and (kept(5, 40)[0] != seen).any()
+    whole = [picture(world.folder, style, thing.picture) for thing in world.things for style in STYLES]
+    assert any((image == one).all() for image in seen for one in whole)
+
+
+def test_the_text_tokenizer_has_a_piece_for_every_learned_word(folder, tmp_path):
+    config = load_config(
+        "experiments/configs/tokenizers/commons_text.py", [f"--config.folder={folder}", "--config.records=5"]
+    )
+    trained = build(CommonsTextTokenizerRun, config).train(tmp_path)
+    for name in ("a hamburger", "a penguin", "what kind of thing is this?"):
+        assert trained.decode(trained.encode(name)) == name and len(trained.encode(name)) <= len(name.split()) + 1
+
+
+def test_the_config_reads_every_task_from_one_folder(folder):
+    config = run_config(load_config("experiments/configs/commons.py", [f"--config.data.sources.text_qa.path={folder}"]))
+    assert {source.path for source in config.sources.values()} == {str(folder)}
+    assert config.sources.keys() == set(TASKS) - {"inpainting"}
+    for stage in config.plan:
+        assert stage.weights.keys() <= config.sources.keys()
+    image = load_config("experiments/configs/tokenizers/commons_image.py", [f"--config.pictures.folder={folder}"])
+    opened = build(CommonsImageTokenizerRun, image)
+    assert opened.training.model.downsampling == 8 and opened.pictures.folder == str(folder)

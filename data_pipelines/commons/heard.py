@@ -31,7 +31,7 @@ class _Speech:
     def __init__(self, maker: Maker):
         if maker.clips is None:
             raise UserError(
-                f"{maker.task} of Commons is spoken; give root, a folder with speech.json (docs/commons.md)"
+                f"{maker.task} of Commons is spoken; give clips, a folder with speech.json (docs/commons.md)"
             )
         self._clips: Clips = maker.clips
         self._learned = maker.learned

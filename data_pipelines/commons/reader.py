@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 
 from data_pipelines.commons.pictures import picture_file
-from data_pipelines.commons.speech import open_clips
+from data_pipelines.commons.speech import Clips, open_clips
 from data_pipelines.commons.tasks import PICTURED, SPOKEN, VERSION, CommonsRecords, check
 from data_pipelines.commons.things import STYLES, World, open_world
 from omnidiff_jax.data.readers import Reader, SourceConfig
@@ -12,16 +12,17 @@ from omnidiff_jax.errors import UserError
 
 
 def records(config: SourceConfig) -> CommonsRecords:
-    """The records of a source: `examples` of one task and split. What is spoken lies in `root`."""
+    """The records of a source: `examples` of one task and split. What is spoken lies in `root`, or in `path/clips`."""
     if config.examples < 1 or not config.task:
         raise UserError("a source of reader 'commons' needs task and examples, such as task = 'vqa', examples = 1000")
     check(config.task, config.split)
-    if config.task in SPOKEN and not config.root:
-        raise UserError(
-            f"a source of reader 'commons' needs root for {config.task}: a folder with speech.json (docs/commons.md)"
-        )
-    clips = open_clips(config.root) if config.task in SPOKEN else None
+    clips = clips_of(config.task, config.path, config.root)
     return CommonsRecords(open_world(config.path), config.task, config.split, config.examples, clips)
+
+
+def clips_of(name: str, folder: str, root: str = "") -> Clips | None:
+    """The clips of a task, if it is spoken: those of `root`, or of `clips` in the folder of Commons."""
+    return open_clips(root or f"{folder}/clips") if name in SPOKEN else None
 
 
 def identity(config: SourceConfig, found: CommonsRecords) -> str:
