@@ -11,7 +11,7 @@ import jax
 
 from omnidiff_jax.config import choose, to_dict
 from omnidiff_jax.errors import UserError, notice
-from omnidiff_jax.evaluation import stages
+from omnidiff_jax.evaluation import judging, stages
 from omnidiff_jax.evaluation.benchmark import Benchmark, Census, Item, Protocol, census, limited
 from omnidiff_jax.evaluation.exam import named
 from omnidiff_jax.evaluation.judges.named import judge_for
@@ -128,7 +128,7 @@ def sit(
         stages.open_run(place, told | {"decoding": word or "own"})
         _generate(exam, items, protocol, opened, settings, place, sitting)
     if "judge" in sitting.through and judge is not None:
-        judged = stages.judge_speech if protocol.judge == "speech" else stages.judge_pictures
+        judged = judging.judge_speech if protocol.judge == "speech" else judging.judge_pictures
         barrier(f"{exam}: answers are written")
         judged(items, judge, place, mesh if mesh.of > 1 else sitting.share)
     barrier(f"{exam}: everything is judged")
