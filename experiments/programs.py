@@ -1,25 +1,32 @@
 """What commands hand down to the library: programs by `config.program`, readers of data, exams."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from ml_collections import ConfigDict
 
+from data_pipelines.commons.exams import COMMONS
+from data_pipelines.commons.reader import COMMONS_READER
+from data_pipelines.commons.tokenizers.image import CommonsImageTokenizerRun
+from data_pipelines.commons.tokenizers.text import CommonsTextTokenizerRun
 from data_pipelines.readers.reader import CORPUS_READERS
 from data_pipelines.scenes.exams import PLAIN, SCENES, SCENES_TUNING
 from data_pipelines.scenes.reader import SCENES_READER
 from data_pipelines.scenes.tokenizers.image import ImageTokenizerRun
 from data_pipelines.scenes.tokenizers.speech_codec import SpeechDecoderRun, SpeechTokenizerRun
 from data_pipelines.scenes.tokenizers.speech_encoder import SpeechEncoderRun
+from data_pipelines.scenes.tokenizers.text import TextTokenizerRun
 from data_pipelines.sdvi.reader import SDVI_READER
 from data_pipelines.tfds_builders.reader import TFDS_READER
 from omnidiff_jax.codecs.tokenizers import Tokenizers, TokenizersConfig, open_tokenizers
 from omnidiff_jax.config import build, choose
-from omnidiff_jax.data.building import build_sets
+from omnidiff_jax.data.building import DEFAULTS, build_sets
+from omnidiff_jax.data.config import EncodingConfig
 from omnidiff_jax.data.readers import READERS as LIBRARY_READERS
-from omnidiff_jax.data.readers import Reader, SourceConfig, open_source
+from omnidiff_jax.data.readers import Reader, SourceConfig, check_source, open_source
 from omnidiff_jax.data.sources import Source
 from omnidiff_jax.evaluation.exam import ExamSet
 from omnidiff_jax.evaluation.jsonl import JSONL
@@ -32,6 +39,7 @@ from omnidiff_jax.training.run import Run
 READERS: Mapping[str, Reader] = {
     **LIBRARY_READERS,
     **CORPUS_READERS,
+    "commons": COMMONS_READER,
     "scenes": SCENES_READER,
     "sdvi": SDVI_READER,
     "tfds": TFDS_READER,
@@ -40,6 +48,7 @@ EXAMS: Mapping[str, ExamSet] = {
     "scenes": SCENES,
     "plain": PLAIN,
     "scenes_tuning": SCENES_TUNING,
+    "commons": COMMONS,
     "jsonl": JSONL,
 }
 
@@ -52,9 +61,15 @@ class Opens(Protocol):
 
 TOKENIZERS: Mapping[str, type[Any]] = {
     "image_tokenizer": ImageTokenizerRun,
+    "commons_image_tokenizer": CommonsImageTokenizerRun,
     "speech_encoder": SpeechEncoderRun,
     "speech_tokenizer": SpeechTokenizerRun,
     "speech_decoder": SpeechDecoderRun,
+}
+# Counted, not trained step by step.
+TEXT_TOKENIZERS: Mapping[str, type[Any]] = {
+    "text_tokenizer": TextTokenizerRun,
+    "commons_text_tokenizer": CommonsTextTokenizerRun,
 }
 
 
@@ -78,8 +93,11 @@ def open_model(config: RunConfig, workdir: Path) -> Run:
     tokenizers = open_tokenizers(config.tokenizers)
 
     data = workdir / "data"
-    measured = OpenSources(held_out, config.tokenizers, data / "held_out", tokenizers) if held_out else None
-    return open_run(config, tokenizers, OpenSources(learned, config.tokenizers, data, tokenizers), measured, workdir)
+    opened = functools.partial(
+        OpenSources, config=config.tokenizers, encoding=config.data.encoding, tokenizers=tokenizers
+    )
+    measured = opened(held_out, folder=data / "held_out") if held_out else None
+    return open_run(config, tokenizers, opened(learned, folder=data), measured, workdir)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,16 +108,18 @@ class OpenSources:
         sources: by name.
         config: of the tokenizers that encode them.
         folder: holds the sets that are built for the run.
+        encoding: how sets are built.
         tokenizers: opened; None = in a worker, where sets are built already.
     """
 
     sources: Mapping[str, SourceConfig]
     config: TokenizersConfig
     folder: Path
+    encoding: EncodingConfig = DEFAULTS
     tokenizers: Tokenizers | None = None
 
     def __reduce__(self) -> tuple[type["OpenSources"], tuple[Any, ...]]:
-        return OpenSources, (self.sources, self.config, self.folder)
+        return OpenSources, (self.sources, self.config, self.folder, self.encoding)
 
     def __call__(self) -> dict[str, Source]:
         tokenizers = self.tokenizers
@@ -107,7 +127,10 @@ class OpenSources:
             tokenizers = open_tokenizers(self.config)
         else:
             if is_primary():
-                build_sets(self.sources, READERS, self.config, self.folder)
+                made = {
+                    name: one for name, one in self.sources.items() if check_source(name, one, READERS).gives == "sets"
+                }
+                build_sets(made, READERS, self.config, self.folder, encoding=self.encoding)
             barrier(f"data sets of {self.folder.name} are built")
         return {
             name: open_source(name, source, READERS, tokenizers, self.folder) for name, source in self.sources.items()

@@ -91,6 +91,7 @@ class EncodedExample:
         targets: bool [n], True where the token is the assistant's.
         frames: float16 or float32 [T, W], LFR features (after CMVN) of all user audios, concatenated.
         frame_counts: int32 [U], frames of each user audio.
+        waves: int16 [n] samples at 16 kHz of each user audio, where a set keeps these; then there are no frames yet.
     """
 
     sample_id: int
@@ -99,6 +100,7 @@ class EncodedExample:
     targets: np.ndarray
     frames: np.ndarray
     frame_counts: np.ndarray
+    waves: tuple[np.ndarray, ...] = ()
 
 
 class RejectedRecord(Exception):

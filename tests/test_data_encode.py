@@ -88,9 +88,9 @@ RECORDS = [
 
 
 def test_records_become_examples():
-    fakes, rejected = FakeTokenizers(), collections.Counter()
-    examples = list(encode.encode(RECORDS, fakes.codecs(), rejected))
-    assert not rejected and [e.sample_id for e in examples] == [1, 2, 3, 4, 5]
+    fakes = FakeTokenizers()
+    examples = list(encode.encode(RECORDS, fakes.codecs()))
+    assert [e.sample_id for e in examples] == [1, 2, 3, 4, 5]
     vocabulary = VOCABULARY
     counted = [
         (vocabulary.image.contains(e.tokens).sum(), vocabulary.speech.contains(e.tokens).sum()) for e in examples
@@ -118,8 +118,9 @@ def test_one_bad_record_loses_only_itself():
         "messages cannot be laid out": [Record(16, "text_qa", (Message("user", "only a question"),))],
     }
     mixed = [record for group in bad.values() for record in group] + RECORDS
-    rejected = collections.Counter()
-    examples = list(encode.encode(mixed, FakeTokenizers().codecs(), rejected, chunk=6))
+    results = list(encode.encode(mixed, FakeTokenizers().codecs(), chunk=6))
+    examples = results[-5:]
+    rejected = collections.Counter(result.reason for result in results[:-5])
     assert [e.sample_id for e in examples] == [1, 2, 3, 4, 5]
     assert rejected == {reason: len(group) for reason, group in bad.items()}
     source = sources.EncodedRecords(mixed, FakeTokenizers().codecs())
@@ -135,12 +136,12 @@ def test_of_a_painted_picture_the_hole_alone_is_learned():
     fake, messages = FakeTokenizers(), turn("paint", IMAGE_TAG)
     whole = Record(1, "t2i", messages, (picture(5, 16, 16),))
     painted = dataclasses.replace(whole, task="inpainting", hole=hole)
-    drawn, filled = encode.encode([whole, painted], fake.codecs(), collections.Counter())
+    drawn, filled = encode.encode([whole, painted], fake.codecs())
     np.testing.assert_array_equal(drawn.tokens, filled.tokens)
     codes = np.flatnonzero(drawn.tokens == VOCABULARY.begin_image)[0] + 1 + np.arange(4)
     np.testing.assert_array_equal(np.flatnonzero(filled.targets), codes[1:2])
     shown = dataclasses.replace(painted, hole=np.repeat(hole[..., None], 3, axis=-1) * np.uint8(255))
-    (light,) = encode.encode([shown], fake.codecs(), collections.Counter())
+    (light,) = encode.encode([shown], fake.codecs())
     np.testing.assert_array_equal(light.targets, filled.targets)
 
 
@@ -154,18 +155,17 @@ def test_of_a_painted_picture_the_hole_alone_is_learned():
     ],
 )
 def test_a_hole_that_cannot_be_painted_is_rejected(task, hole, reason):
-    rejected = collections.Counter()
     records = [
         Record(1, "text_qa", turn("a", "b")),
         Record(2, task, turn("p", IMAGE_TAG), (picture(5, 16, 16),), hole=hole),
     ]
-    assert len(list(encode.encode(records, FakeTokenizers().codecs(), rejected))) == 1
-    assert rejected == {reason: 1}
+    _, rejected = encode.encode(records, FakeTokenizers().codecs())
+    assert rejected.reason == reason
 
 
 def test_prompts_are_the_heads_of_training_samples():
     fakes = FakeTokenizers()
-    whole = list(encode.encode(RECORDS[3:4], fakes.codecs(), collections.Counter()))[0]
+    whole = encode.encode_one(RECORDS[3], fakes.codecs())
     question = Record(4, "asr", RECORDS[3].messages[:1], audios=RECORDS[3].audios)
     (prompt,) = encode.encode_prompts([question], fakes.codecs())
     np.testing.assert_array_equal(prompt.tokens, whole.tokens[~whole.targets])
@@ -208,15 +208,13 @@ def test_bytes_that_are_no_example_are_refused():
             serialization.from_bytes(broken)
 
 
-@pytest.mark.parametrize("shards", [1, 3])
-def test_sets_survive_the_disk(tmp_path, shards):
+def test_sets_survive_the_disk(tmp_path):
     made = [example(i, "hear" if i % 2 else "read", 5 + i, (i,) if i % 2 else ()) for i in range(10)]
-    rejected = collections.Counter({"too long": 2})
-    manifest = storage.write_set(tmp_path / "set", iter(made), FINGERPRINT, shards, rejected, {"seed": 1})
+    manifest = storage.write_set(tmp_path / "set", iter(made), FINGERPRINT, {"seed": 1})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["set"]
     source = storage.EncodedSet(tmp_path / "set", FINGERPRINT)
     assert source.manifest == manifest and len(source) == 10
-    assert manifest.tasks == {"hear": 5, "read": 5} and manifest.rejected == {"too long": 2}
+    assert manifest.tasks == {"hear": 5, "read": 5} and manifest.origin == {"seed": 1}
     for index in (0, 9, 3, 4, 4):
         np.testing.assert_array_equal(source[index].tokens, made[index].tokens)
         assert source[index].sample_id == index
@@ -401,7 +399,7 @@ def test_checking_building_and_training_judge_alike(tmp_path, record):
     assert ("nothing in this set can be trained on" in report_lines(report)) == (not good)
     if good:
         assert len(sources.EncodedRecords(records, codecs)[0].tokens)
-        assert len(list(encode.encode([records[0]], codecs, collections.Counter()))) == 1
+        assert len(list(encode.encode([records[0]], codecs))) == 1
         return
     (reason,) = report["rejected"]
     for refused in (lambda: sources.EncodedRecords(records, codecs)[0], lambda: encode.encode_one(records[0], codecs)):
@@ -429,12 +427,7 @@ def test_a_sample_trains_its_own_task_and_no_unlike_one(of, called):
             check_trainable(Record(1, called, messages, images, audios))
 
 
-def test_a_set_of_rejects_is_not_built(tmp_path):
-    rejected = collections.Counter()
-    examples = encode.encode(list(UNTRAINABLE.values()), FakeTokenizers().codecs(), rejected)
-    with pytest.raises(UserError, match=f"none of {len(UNTRAINABLE)} records can be used: not a sample of its task"):
-        storage.write_set(tmp_path / "set", examples, FINGERPRINT, 1, rejected)
-    assert not list(tmp_path.iterdir())
+def test_a_set_without_records_is_said_to_be_empty(tmp_path):
     said = " ".join(report_lines(check_jsonl(written(tmp_path, RECORDS))))
     assert "nothing" not in said and "×" not in said, "neither the whole set nor a record is rejected"
     (tmp_path / "set.jsonl").write_text("")

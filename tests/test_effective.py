@@ -118,7 +118,7 @@ def get_config():
     # What a worker process opens is what this one does.
     config = run_config(load_config(str(tmp_path / "config.py")))
     tokenizers = open_tokenizers(config.tokenizers)
-    here = OpenSources(config.sources, config.tokenizers, tmp_path, tokenizers)
+    here = OpenSources(config.sources, config.tokenizers, tmp_path, tokenizers=tokenizers)
     there = pickle.loads(pickle.dumps(here))
     assert there.tokenizers is None and list(here()["few"][2].tokens) == list(there()["few"][2].tokens)
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from omnidiff_jax.errors import UserError
-from omnidiff_jax.training.operations.lock import NAME, Holder, RunLock, only_run
+from omnidiff_jax.locks import Holder
+from omnidiff_jax.training.operations.lock import NAME, RunLock, only_run
 from omnidiff_jax.training.operations.metrics import read_metrics
 
 TESTS = Path(__file__).parent

@@ -239,7 +239,7 @@ def test_a_missing_source_is_named():
 def test_sets_are_told_apart_by_content_with_and_without_a_digest_in_the_manifest(tmp_path):
     def prints(name, first):
         folder = tmp_path / name
-        write_set(folder, [example(first + i) for i in range(5)], "tokens", shards=2)
+        write_set(folder, [example(first + i) for i in range(5)], "tokens")
         new = EncodedSet(folder, "tokens").fingerprint
         content = json.loads((folder / MANIFEST).read_text())
         del content["content"]
@@ -293,7 +293,7 @@ def test_a_share_of_a_sources_samples_answers_nothing(tmp_path):
     # Other content: a resume may not take one for the other, nor a set that was built.
     plain = dataclasses.replace(config, unconditional=0.0)
     assert identity != raw_records(plain, reader)[1] == "toy 1" and raw_records(plain, reader)[0] is records
-    assert origin(config, reader) == origin(plain, reader) | {"unconditional": 0.25}
+    assert origin(config, reader, records) == origin(plain, reader, records) | {"unconditional": 0.25}
 
 
 def test_what_answers_nothing_is_what_guidance_asks():

@@ -199,7 +199,7 @@ class Generator:
             tokens = np.array(canvas.inputs.tokens)
             for row, prompt, ids_of in zip(tokens, prompts, said, strict=False):
                 row[len(prompt.tokens) : len(prompt.tokens) + len(ids_of)] = ids_of
-            nats = likelihood_bound(self._denoiser, canvas, tokens, draws, self._seed)
+            nats = likelihood_bound(self._denoiser, canvas, tokens, draws, self._seed, self._spread)
             found += [np.array([bound, len(ids_of)], np.float32) for bound, ids_of in zip(nats, said, strict=False)]
         ends = np.cumsum([len(texts) for texts in answers])
         return [np.stack(found[stop - len(texts) : stop]) for stop, texts in zip(ends, answers, strict=True)]

@@ -3,15 +3,15 @@
 Nothing here is random. Tail pads are not added (packing adds them, anew every epoch), and nothing is masked.
 """
 
-import collections
 import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
+from omnidiff_jax.codecs.heard import FEATURES, Heard
 from omnidiff_jax.codecs.judgment import check_audios, check_tags, check_trainable
 from omnidiff_jax.codecs.media import Codecs
 from omnidiff_jax.errors import UserError
@@ -21,40 +21,45 @@ from omnidiff_jax.records import AUDIO_TAG, IMAGE_TAG, EncodedExample, Medium, R
 from omnidiff_jax.tasks.chat import ChatLayout, media_roles
 from omnidiff_jax.tokenizers.image import fit
 
-T = TypeVar("T")
 _LONGEST_STRIP = 8
+# Bytes of media in memory: of records that are encoded together, and of one that is accepted at all.
+_TOGETHER = 64 * 2**20
+_MOST_BYTES = 2**30
 
 
 def encode(
-    records: Iterable[Record], codecs: Codecs, rejected: "collections.Counter[str]", chunk: int = 128
-) -> Iterator[EncodedExample]:
-    """Training samples, in the order of `records`.
+    records: Iterable[Record | RejectedRecord], codecs: Codecs, chunk: int = 128, heard: Heard = FEATURES
+) -> Iterator[EncodedExample | RejectedRecord]:
+    """Training samples, in the order of `records`, in memory that does not grow with their number or size.
 
     Args:
-        records: raw samples; media may be paths.
+        records: raw samples; media may be paths. One that was rejected already stays so.
         codecs: the tokenizers.
-        rejected: reason -> count of the records left out; added to.
-        chunk: records whose media are encoded together.
+        chunk: most records whose media are encoded together.
+        heard: how heard speech is kept.
 
     Yields:
-        an example for each record that can be used; frames are float16.
-
-    Raises:
-        UserError: at the end, every record was left out: such a set would only stand in the way of the mended one.
+        for each record an example, whose frames are float16, or why it cannot be used.
     """
-    usable = 0
-    for group in _chunks(records, chunk):
-        for result in _encode(group, codecs, generate=False):
-            if isinstance(result, RejectedRecord):
-                rejected[result.reason] += 1
-            else:
-                usable += 1
-                yield result
-    if not usable and rejected:
-        reasons = ", ".join(f"{reason} ({count})" for reason, count in rejected.most_common(3))
-        raise UserError(
-            f"none of {rejected.total()} records can be used: {reasons}; `omnidiff data check` shows one of each"
-        )
+    group: list[Record | RejectedRecord] = []
+    size = 0
+    for record in records:
+        group.append(record if isinstance(record, RejectedRecord) else _prepared(record, codecs, heard))
+        size += _bytes(group[-1])
+        if len(group) == chunk or size >= _TOGETHER:
+            yield from _encode(group, codecs, generate=False, heard=heard)
+            group, size = [], 0
+    yield from _encode(group, codecs, generate=False, heard=heard)
+
+
+def _prepared(record: Record, codecs: Codecs, heard: Heard) -> Record | RejectedRecord:
+    """The record with its media in memory, as they are encoded, if it can train anything."""
+    try:
+        whole = load_media(record, codecs)
+        check_trainable(whole)
+        return heard.before(whole)
+    except RejectedRecord as error:
+        return error
 
 
 def encode_prompts(records: Sequence[Record], codecs: Codecs) -> list[EncodedExample]:
@@ -63,12 +68,21 @@ def encode_prompts(records: Sequence[Record], codecs: Codecs) -> list[EncodedExa
     Raises:
         RejectedRecord: a record cannot be encoded; its `number` says which.
     """
-    results = _encode(records, codecs, generate=True)
+    results = _encode([_askable(record) for record in records], codecs, generate=True)
     for number, result in enumerate(results):
         if isinstance(result, RejectedRecord):
             result.number = number
             raise result
     return [result for result in results if isinstance(result, EncodedExample)]
+
+
+def _askable(record: Record) -> Record | RejectedRecord:
+    try:
+        whole = load_media(record)
+        check_audios(whole)
+        return whole
+    except RejectedRecord as error:
+        return error
 
 
 def encode_one(record: Record, codecs: Codecs) -> EncodedExample:
@@ -77,34 +91,60 @@ def encode_one(record: Record, codecs: Codecs) -> EncodedExample:
     Raises:
         RejectedRecord: the record cannot be used.
     """
-    (result,) = _encode([record], codecs, generate=False)
+    (result,) = encode([record], codecs)
     if isinstance(result, RejectedRecord):
         raise result
     return result
 
 
-def load_media(record: Record) -> Record:
+def load_media(record: Record, codecs: Codecs | None = None) -> Record:
     """The record with its media in memory: images uint8 [H, W, 3], audios `Waveform`.
 
     A user's audio is the mean of its channels, an assistant's the first one (released code).
 
+    Args:
+        record: media may be paths.
+        codecs: given, each image is brought to the size it is encoded at before the next one is read.
+
     Raises:
-        RejectedRecord: a file is missing or unusable, or they do not match the tags.
+        RejectedRecord: a file is missing or unusable, they do not match the tags, or they take too much memory.
     """
     check_tags(record)
-    roles = media_roles(record.messages, AUDIO_TAG)
-    images = tuple(_load("image", image, read_image) for image in record.images)
-    audios = tuple(
-        _load("audio", audio, functools.partial(read_audio, channels="first" if role == "assistant" else "mean"))
-        for audio, role in zip(record.audios, roles, strict=True)
-    )
+    images, audios, size, shape = [], [], 0, None
+    for image, role in zip(record.images, media_roles(record.messages, IMAGE_TAG), strict=True):
+        pixels = _load("image", image, read_image)
+        shape = pixels.shape[:2]
+        images.append(pixels if codecs is None else fit_image(pixels, _side(codecs, role)))
+        size = _within_memory(size + images[-1].nbytes)
+    for audio, role in zip(record.audios, media_roles(record.messages, AUDIO_TAG), strict=True):
+        read = functools.partial(read_audio, channels="first" if role == "assistant" else "mean")
+        audios.append(_load("audio", audio, read))
+        size = _within_memory(size + audios[-1].samples.nbytes)
     hole = _load("hole", record.hole, read_image)
     if hole is not None:
         hole = hole if hole.dtype == bool else hole.mean(axis=-1) > 127
-        if not images or hole.shape != images[-1].shape[:2]:
-            pixels = images[-1].shape[:2] if images else "no"
-            raise RejectedRecord("hole of another size", f"{hole.shape} pixels, the picture has {pixels}")
-    return dataclasses.replace(record, images=images, audios=audios, hole=hole)
+        if hole.shape != shape:
+            raise RejectedRecord("hole of another size", f"{hole.shape} pixels, the picture has {shape or 'no'}")
+    return dataclasses.replace(record, images=tuple(images), audios=tuple(audios), hole=hole)
+
+
+def _within_memory(size: int) -> int:
+    if size > _MOST_BYTES:
+        raise RejectedRecord("too many media", f"over {_MOST_BYTES >> 20} MiB in memory; part the record")
+    return size
+
+
+def _bytes(record: Record | RejectedRecord) -> int:
+    """Of media in memory."""
+    if isinstance(record, RejectedRecord):
+        return 0
+    arrays = [*record.images, *(wave.samples for wave in record.audios)]
+    return sum(array.nbytes for array in arrays) + (0 if record.hole is None else record.hole.nbytes)
+
+
+def _side(codecs: Codecs, role: str) -> int:
+    """Pixels of a side of an image that is drawn, or looked at."""
+    return codecs.assistant_image_size if role == "assistant" else codecs.user_image_size
 
 
 def fit_image(image: np.ndarray, size: int) -> np.ndarray:
@@ -135,17 +175,11 @@ def _load(kind: str, medium: Any, read: Callable[..., Any]) -> Any:
         raise RejectedRecord(f"{'missing' if missing else 'unusable'} {kind}", str(error)) from error
 
 
-def _encode(records: Sequence[Record], codecs: Codecs, generate: bool) -> list[EncodedExample | RejectedRecord]:
+def _encode(
+    loaded: Sequence[Record | RejectedRecord], codecs: Codecs, generate: bool, heard: Heard = FEATURES
+) -> list[EncodedExample | RejectedRecord]:
     """One result per record, media of all records encoded together."""
     results: list[EncodedExample | RejectedRecord] = []
-    loaded: list[Record | RejectedRecord] = []
-    for record in records:
-        try:
-            whole = load_media(record)
-            (check_audios if generate else check_trainable)(whole)
-            loaded.append(whole)
-        except RejectedRecord as error:
-            loaded.append(error)
     usable = [record for record in loaded if isinstance(record, Record)]
     images = iter(_images(usable, codecs))
     audios = iter(_audios(usable, codecs))
@@ -157,7 +191,8 @@ def _encode(records: Sequence[Record], codecs: Codecs, generate: bool) -> list[E
         sounds = [next(audios) for _ in item.audios]
         try:
             example = _example(item, codes, sounds, codecs.layout, generate)
-            results.append(example if item.hole is None else _painted(example, item.hole, codecs))
+            example = example if item.hole is None else _painted(example, item.hole, codecs)
+            results.append(heard.after(item, example))
         except RejectedRecord as error:
             results.append(error)
     return results
@@ -169,7 +204,7 @@ def _images(records: Sequence[Record], codecs: Codecs) -> list[np.ndarray]:
     places: list[tuple[int, int]] = []
     for record in records:
         for image, role in zip(record.images, media_roles(record.messages, IMAGE_TAG), strict=True):
-            size = codecs.assistant_image_size if role == "assistant" else codecs.user_image_size
+            size = _side(codecs, role)
             fitted = pixels.setdefault(size, [])
             places.append((size, len(fitted)))
             fitted.append(fit_image(image, size))
@@ -239,17 +274,6 @@ def _example(
     frames = np.concatenate(heard) if heard else np.zeros((0, layout.speech.width), np.float16)
     counts = np.array([len(frames) for frames in heard], np.int32)
     return EncodedExample(record.sample_id, record.task, tokens, targets, frames, counts)
-
-
-def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    group: list[T] = []
-    for item in items:
-        group.append(item)
-        if len(group) == size:
-            yield group
-            group = []
-    if group:
-        yield group
 
 
 def _painted(example: EncodedExample, hole: np.ndarray, codecs: Codecs) -> EncodedExample:

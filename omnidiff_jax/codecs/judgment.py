@@ -7,6 +7,9 @@ from omnidiff_jax.tasks.chat import media_roles
 from omnidiff_jax.tasks.registry import TASKS, Task
 from omnidiff_jax.words import is_blank
 
+# Hundreds of times a row; more would only take memory.
+_MOST_CHARACTERS = 1 << 20
+
 
 def check_tags(record: Record) -> None:
     """Refuses media that do not stand for the tags of the messages, one each.
@@ -45,6 +48,8 @@ def check_trainable(record: Record) -> None:
     Raises:
         RejectedRecord: no answer or a blank one, media that are not the task's, or unusable audio.
     """
+    if (length := sum(len(message.content) for message in record.messages)) > _MOST_CHARACTERS:
+        raise RejectedRecord("too much text", f"{length} characters, over the limit of {_MOST_CHARACTERS}")
     check_tags(record)
     answers = [message.content for message in record.messages if message.role == "assistant"]
     if not answers:

@@ -15,8 +15,8 @@ from omnidiff_jax.records import Waveform
 from omnidiff_jax.tasks.chat import ChatLayout
 from omnidiff_jax.tokenizers import assets
 from omnidiff_jax.tokenizers import text as text_tokenizers
-from omnidiff_jax.tokenizers.image import ImageTokenizer
-from omnidiff_jax.tokenizers.speech import SpeechDecoder, SpeechTokenizer
+from omnidiff_jax.tokenizers.image import BATCH_SIZES, ImageTokenizer
+from omnidiff_jax.tokenizers.speech import ENCODER_ROWS, SpeechDecoder, SpeechTokenizer
 from omnidiff_jax.tokenizers.speech_encoder import load_speech_encoder
 from omnidiff_jax.vocabulary import RELEASED_SPECIALS, Vocabulary
 
@@ -92,7 +92,23 @@ class Tokenizers(Sizes):
     fingerprint: str
 
 
-def open_tokenizers(config: TokenizersConfig) -> Tokenizers:
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """Rows of the batches that media are encoded in, one of which is compiled for each size of an image and each bucket
+    of an utterance.
+
+    The defaults serve one medium as well as many. Of a single number every batch is filled up to it: what a medium
+    becomes then cannot depend on how many came with it.
+    """
+
+    images: tuple[int, ...] = BATCH_SIZES
+    utterances: tuple[int, ...] = ENCODER_ROWS
+
+
+FIXED = Batches((16,), (8,))
+
+
+def open_tokenizers(config: TokenizersConfig, batches: Batches = Batches()) -> Tokenizers:
     """Opens what a config names; what only speaks is opened when something is first to be said.
 
     Raises:
@@ -101,7 +117,8 @@ def open_tokenizers(config: TokenizersConfig) -> Tokenizers:
     for name in ENCODING:
         fetch_ahead(getattr(config, name))
     text = text_tokenizers.load(config.folder("text"))
-    image, speech = ImageTokenizer.load(config.folder("image")), SpeechTokenizer.load(config.folder("speech_tokenizer"))
+    image = ImageTokenizer.load(config.folder("image"), batches.images)
+    speech = SpeechTokenizer.load(config.folder("speech_tokenizer"), batches.utterances)
     encoder, params, frontend = load_speech_encoder(config.folder("speech_encoder"))
     if isinstance(text, text_tokenizers.ByteLevelBPETokenizer):
         vocabulary = Vocabulary(text.size, RELEASED_SPECIALS, speech.codebook_size, image.config.codebook_size)

@@ -13,7 +13,7 @@ from omnidiff_jax.codecs.judgment import check_trainable
 from omnidiff_jax.codecs.media import Codecs
 from omnidiff_jax.data.sources import JsonlRecords, RandomAccess
 from omnidiff_jax.progress import Progress
-from omnidiff_jax.records import AUDIO_TAG, Record, RejectedRecord, Waveform, stable_id
+from omnidiff_jax.records import AUDIO_TAG, EncodedExample, Record, RejectedRecord, Waveform, stable_id
 from omnidiff_jax.tasks.chat import media_roles
 
 
@@ -107,8 +107,7 @@ def amounts_to(
         JSON: `measured` (records that were encoded), `tokens` and `steps` of all accepted ones, estimated by the mean,
         and `too_long` (how many of those measured are longer than a row).
     """
-    rejected: collections.Counter[str] = collections.Counter()
-    counts = [len(example.tokens) for example in encode(records, codecs, rejected)]
+    counts = [len(example.tokens) for example in encode(records, codecs) if isinstance(example, EncodedExample)]
     tokens = round(sum(counts) / len(counts) * report["accepted"]) if counts else 0
     too_long = sum(count > length for count in counts)
     return {

@@ -2,9 +2,23 @@
 
 import dataclasses
 
+from omnidiff_jax.codecs.heard import FEATURES, Heard
 from omnidiff_jax.config import Count, Natural, Seed, Share, check_fields
 from omnidiff_jax.data.packing import PackingConfig
 from omnidiff_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodingConfig:
+    """How sets are built.
+
+    Attributes:
+        heard: how heard speech is kept, "features" or "waveforms".
+        shard: records of a shard; a kill loses those that are under way.
+    """
+
+    heard: Heard = FEATURES
+    shard: Count = 2048
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,6 +28,8 @@ class SourceConfig:
         task: that its samples train; "" = as each record says, or its media amount to.
         path: where it lies, in the reader's terms.
         root: folder of its media, where that is not the path's own.
+        links: whether links may lead out of that folder, which a manifest from elsewhere could use to have any file
+            read.
         split: of sources that have several.
         examples: size of a source that is generated.
         plain: share of its requests in plain words, of a source that is generated.
@@ -42,6 +44,7 @@ class SourceConfig:
     task: str = ""
     path: str = free("")
     root: str = free("")
+    links: bool = free(False)
     split: str = "train"
     examples: Natural = 0
     plain: Share = 0.0
@@ -58,7 +61,7 @@ class Reader:
     Attributes:
         summary: one line for people.
         needs: fields of `SourceConfig` that must be given.
-        records: source config -> raw records; None where `gives` is "examples".
+        records: source config -> raw records, a function that can be pickled; None where `gives` is "examples".
         identity: (source config, records) -> what tells this content from another's of the same name and size.
         gives: "records" are encoded when they are read; "sets" are encoded once, before training (what is generated
             would be made anew every epoch); "examples" lie encoded at `path`.
@@ -76,7 +79,11 @@ class Reader:
 
 
 def _open_jsonl(config: SourceConfig) -> JsonlRecords:
-    return JsonlRecords(config.path, config.root or None, task=config.task or None)
+    return JsonlRecords(config.path, config.root or None, config.task or None, config.links)
+
+
+def _identity(config: SourceConfig, records: JsonlRecords) -> str:
+    return records.fingerprint
 
 
 READERS: Mapping[str, Reader] = {
@@ -85,7 +92,7 @@ READERS: Mapping[str, Reader] = {
         "a JSONL manifest in the released form, encoded while training",
         ("path",),
         _open_jsonl,
-        lambda config, records: records.fingerprint,
+        _identity,
         copies=(),
     ),
 }
@@ -172,5 +179,13 @@ def open_source(
         samples: RandomAccess[Any] = EncodedRecords(records, tokenizers.codecs)
         return Source(samples, config.task, identity)
     place = local_copy(config.path, reader.copies or ()) if reader.gives == "examples" else Path(folder) / name
-    found = EncodedSet(place, tokenizers.fingerprint)
+    codecs = tokenizers.codecs
+    found = EncodedSet(place, tokenizers.fingerprint, codecs.features)
+    sizes = [codecs.user_image_size, codecs.assistant_image_size]
+    if (built := found.manifest.encoding.get("image_sizes", sizes)) != sizes:
+        raise UserError(
+            f"{place} has images of {' and '.join(map(str, built))} pixels (looked at, drawn), the config says "
+            f"{' and '.join(map(str, sizes))} (config.tokenizers.user_image_size, assistant_image_size); set those, or "
+            "build it again"
+        )
     return Source(found, config.task, found.fingerprint)

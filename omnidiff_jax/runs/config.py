@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from omnidiff_jax.codecs.tokenizers import Sizes, TokenizersConfig
 from omnidiff_jax.config import Count, DecayRate, Natural, Share, build, choose, free, overlaid, suggest, to_dict
-from omnidiff_jax.data.config import DataConfig, RejectsConfig
+from omnidiff_jax.data.config import DataConfig, EncodingConfig, RejectsConfig
 from omnidiff_jax.data.mixture import group_names
 from omnidiff_jax.data.packing import PackingConfig
 from omnidiff_jax.data.readers import Reader, SourceConfig
@@ -37,6 +37,7 @@ class DataSettings:
         open_rows: rows that packing keeps open.
         streams: virtual streams, a multiple of the largest number of hosts ever used.
         max_tail_pads: each sample gets 1 to as many pad tokens appended.
+        encoding: how sets are built, by `omnidiff data build` or before training.
         workers: processes that read and encode raw sources; 0 = a thread of the run's own.
         rejects: how much of a source may be unusable.
         remix: whether a run that goes on may weigh its sources otherwise than its checkpoint, or leave some out.
@@ -49,6 +50,7 @@ class DataSettings:
     open_rows: Count = 24
     streams: Count = 32
     max_tail_pads: Natural = 16
+    encoding: EncodingConfig = free(EncodingConfig())
     workers: Natural = free(0)
     rejects: RejectsConfig = free(RejectsConfig())
     remix: bool = free(False)

@@ -55,14 +55,14 @@ class ImageTokenizer:
         self._batch_sizes = tuple(sorted(batch_sizes))
 
     @classmethod
-    def load(cls, directory: str | os.PathLike) -> "ImageTokenizer":
+    def load(cls, directory: str | os.PathLike, batch_sizes: tuple[int, ...] = BATCH_SIZES) -> "ImageTokenizer":
         """Reads a folder written by `save`; `assets.nano_dir("image_tokenizer")` holds the shipped one.
 
         Raises:
             UserError: see `assets.load`.
         """
         config, params = assets.load(directory, MagvitConfig, param_shapes)
-        return cls(config, params)
+        return cls(config, params, batch_sizes)
 
     def save(self, directory: str | os.PathLike) -> None:
         """Writes config and parameters (float16)."""

@@ -35,7 +35,7 @@ from omnidiff_jax.tokenizers.vocoders import GriffinLim, HiftVocoder, Vocoder
 
 # Codes of one batch: 8 pieces of 30 s. The decoder takes long to compile, so it has few shapes.
 _PLACES = 3000
-_ENCODER_ROWS = (1, 8, 64, 512)
+ENCODER_ROWS = (1, 8, 64, 512)
 _REMEMBERED = 1 << 16
 _DECODER_ROWS = (1, 16)
 _DECODER_SHORTEST = 32
@@ -52,20 +52,21 @@ class SpeechTokenizer:
         params: its parameters.
     """
 
-    def __init__(self, config: WhisperVQConfig, params: Any):
+    def __init__(self, config: WhisperVQConfig, params: Any, rows: tuple[int, ...] = ENCODER_ROWS):
         self.config = config
         self.params = jax.device_put(meta.unbox(params))
         self._memory: dict[bytes, np.ndarray] = {}
-        self._buckets = Buckets(min(16, config.max_codes), _ENCODER_ROWS, _PLACES, longest=config.max_codes)
+        places = max(_PLACES, rows[0] * config.max_codes)
+        self._buckets = Buckets(min(16, config.max_codes), rows, places, longest=config.max_codes)
 
     @classmethod
-    def load(cls, directory: str | os.PathLike[str]) -> "SpeechTokenizer":
+    def load(cls, directory: str | os.PathLike[str], rows: tuple[int, ...] = ENCODER_ROWS) -> "SpeechTokenizer":
         """Reads a folder written by `save`; `assets.nano_dir("speech_tokenizer")` holds the shipped one.
 
         Raises:
             UserError: see `assets.load`.
         """
-        return cls(*assets.load(directory, WhisperVQConfig, tokenizer_shapes))
+        return cls(*assets.load(directory, WhisperVQConfig, tokenizer_shapes), rows)
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Writes config and parameters (float16)."""

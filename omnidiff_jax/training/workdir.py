@@ -95,7 +95,7 @@ def _mirror(word: str | os.PathLike[str]) -> Iterator[Workdir]:
     folder = mirror_folder(bucket.url)
     refusal: UserError | None = None
     uploads: Uploads | None = None
-    lock = RunLock(bucket.url, place=_LockPlace(bucket))
+    lock = RunLock(bucket.url, place=bucket)
     if is_primary():
         try:
             bucket.check()
@@ -142,25 +142,6 @@ def _mirror(word: str | os.PathLike[str]) -> Iterator[Workdir]:
 def _bring_home(place: Workdir) -> None:
     barrier("the run's files are written")
     place.flush()
-
-
-class _LockPlace:
-    """The bucket as the lock's place."""
-
-    def __init__(self, bucket: Bucket):
-        self._bucket = bucket
-
-    def create(self, name: str, content: bytes) -> bool:
-        return self._bucket.create(name, content)
-
-    def read(self, name: str) -> bytes | None:
-        return self._bucket.read(name)
-
-    def write(self, name: str, content: bytes) -> None:
-        self._bucket.write(name, content)
-
-    def delete(self, name: str) -> None:
-        self._bucket.delete(name)
 
 
 def steps_in(names: Iterator[str] | list[str]) -> list[int]:

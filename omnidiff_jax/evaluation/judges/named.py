@@ -1,4 +1,4 @@
-"""Judges by the words of a command line: `whisper:FOLDER`, `pocketsphinx`, `clip:FOLDER`."""
+"""Judges by words: `whisper:FOLDER`, `pocketsphinx`, `clip:FOLDER`, `imagenet:FOLDER`, `dnsmos:FOLDER`."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ class Kind:
     """A row of the table.
 
     Attributes:
-        reads: "speech" or "picture".
+        reads: "speech" for its words, "speech quality", "picture" beside texts, "picture features".
         needs: what stands after the colon, "" = nothing.
         opened: (that) -> the judge.
     """
@@ -42,10 +42,24 @@ def _clip(folder: Path) -> Any:
     return ClipJudge(folder)
 
 
+def _imagenet(folder: Path) -> Any:
+    from omnidiff_jax.evaluation.judges.imagenet import ImagenetJudge
+
+    return ImagenetJudge(folder)
+
+
+def _dnsmos(folder: Path) -> Any:
+    from omnidiff_jax.evaluation.judges.dnsmos import DnsmosJudge
+
+    return DnsmosJudge(folder)
+
+
 JUDGES: Mapping[str, Kind] = {
     "whisper": Kind("speech", "a folder of Whisper", _whisper),
     "pocketsphinx": Kind("speech", "", _sphinx),
     "clip": Kind("picture", "a folder of CLIP", _clip),
+    "imagenet": Kind("picture features", "a folder of EfficientNet-Lite0", _imagenet),
+    "dnsmos": Kind("speech quality", "a folder of DNSMOS", _dnsmos),
 }
 
 
@@ -53,7 +67,7 @@ def open_judge(word: str, reads: str) -> Any:
     """The judge that a word names.
 
     Args:
-        reads: "speech" or "picture", what it must judge.
+        reads: what it must judge, as `Kind` says.
 
     Raises:
         UserError: no such judge, one of something else, no folder, or one that cannot be read.
