@@ -162,7 +162,8 @@ _MASS = frozenset(
     (
         "bread", "popcorn", "bacon", "sushi", "garlic", "butter", "corn", "broccoli", "spaghetti", "fog", "oden",
         "falafel", "camping", "bowling", "cooked rice", "curry and rice", "canned food", "baguette bread", "shaved ice",
-        "mount fuji", "luggage", "tokyo tower", "ginger root", "sunrise over mountains", "sunset over buildings", "night with stars", "billiards",
+        "mount fuji", "luggage", "tokyo tower", "ginger root", "sunrise over mountains",
+        "sunset over buildings", "night with stars", "billiards",
     )
 )  # fmt: skip
 # What WordNet's first sense of their kind is not.
