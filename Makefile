@@ -21,7 +21,7 @@ GPU_VARIANTS ?= exact,restricted,fast,cached,int8,batch8,engine
 PACKAGES := omnidiff_jax experiments data_pipelines
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lock quickstart train-nano fullsize check-7b soak serve-load serve-fuzz scaling bench-gpu test test-slow test-torch test-gpu lint typecheck
+.PHONY: help venv lock quickstart train-nano fullsize check-7b soak gate serve-load serve-tables serve-fuzz scaling bench-gpu test test-slow test-torch test-gpu lint typecheck
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*##/  make \1 — /'
@@ -74,9 +74,23 @@ soak: $(STAMP)  ## SOAK=DIR: 20 kills of two processes, then 2, 1 and 4 processe
 	$(BIN)/omnidiff soak --workdir=$(SOAK)/kills --kills=20
 	$(BIN)/omnidiff soak --workdir=$(SOAK)/moves --move=2,1,4
 
+gate: $(STAMP)  ## the preset `fast` of nano beside one position a step, 300 cases of every exam (GATE_FLAGS=--task=NAME)
+	$(BIN)/omnidiff compare --preset=fast --exam=scenes --cases=300 $(GATE_FLAGS)
+
 serve-load: $(STAMP)  ## 64 clients against a served nano for five minutes, then 10,000 requests of which half are left
 	$(BIN)/omnidiff serve_load --seconds=300
 	$(BIN)/omnidiff serve_load --requests=10000 --leaving=0.5
+
+# Between nano and what a GPU is for: its tokenizers, and a backbone eight times its size.
+MID ?= workdirs/mid
+MID_SIZES := --config.model.width=512 --config.model.layers=8 --config.model.heads=8 --config.model.kv_heads=8 \
+	--config.model.head_dim=64 --config.model.hidden=1408
+serve-tables: $(STAMP)  ## rows of the tables in docs/serving.md: nano and a model of random weights (MID=DIR), each in float and int8
+	test -d $(MID) || $(BIN)/omnidiff untrained --config=experiments/configs/nano.py --workdir=$(MID) $(MID_SIZES)
+	for quantize in "" --quantize=int8; do \
+		$(BIN)/omnidiff serve_load --table --seconds=20 --each=2 $$quantize || exit; \
+		$(BIN)/omnidiff serve_load --table --seconds=20 --each=1 --rows=2 --workdir=$(MID) $$quantize || exit; \
+	done
 
 serve-fuzz: $(STAMP)  ## 100,000 damaged requests to a server without a model
 	$(BIN)/omnidiff serve_fuzz --requests=100000
@@ -119,7 +133,7 @@ test-slow: $(STAMP)  ## the tests that train for minutes
 	$(BIN)/python -m pytest -q -m slow
 
 test-torch: .venv/.torch  ## what other people's readers make of our files, and we of theirs (installs the extra `torch`)
-	$(BIN)/python -m pytest -q tests/test_transformers.py tests/test_convert_files.py tests/test_bench_sampler.py tests/test_clip.py
+	$(BIN)/python -m pytest -q tests/test_transformers.py tests/test_convert_files.py tests/test_bench_sampler.py tests/test_clip.py tests/test_speech_judges.py
 
 .venv/.torch: $(STAMP)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint requirements.lock -e ".[torch]"

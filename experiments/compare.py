@@ -3,15 +3,17 @@ calls are as good.
 
     omnidiff compare --model=nano --task=t2i --way=schedule --way=threshold:0.9 --way=threshold:0.5
     omnidiff compare --workdir=DIR --exam=scenes_tuning --cases=64 --way=schedule --way=own
+    omnidiff compare --preset=fast --exam=scenes --cases=300
 
 The first way is what the others are compared with: one that has at least --fewer times fewer calls and is not worse by
-more than --most passes. Intervals are of 95 %, those of differences over the same cases (paired bootstrap).
+more than --most passes; the last line above is the gate of a preset, on every task. Intervals are of 95 %, those of
+differences over the same cases (paired bootstrap).
 """
 
 import json
 
 from experiments.common import Command
-from experiments.named_model import model_flags, model_named, quantize_flag
+from experiments.named_model import model_flags, model_named, preset_flag, quantize_flag
 from experiments.programs import EXAMS
 from omnidiff_jax.answering.load import load
 from omnidiff_jax.config import choose
@@ -21,6 +23,7 @@ from omnidiff_jax.tasks.registry import task
 
 COMMAND = Command("compare", __doc__)
 WORKDIR, MODEL = model_flags(COMMAND)
+PRESET = preset_flag(COMMAND)
 QUANTIZE = quantize_flag(COMMAND)
 EXAM = COMMAND.string("exam", f"what is sat: {', '.join(EXAMS)}", "scenes_tuning")
 DATA = COMMAND.string("data", "what an exam of one's own data examines")
@@ -45,7 +48,12 @@ def run() -> None:
             raise UserError(f"--exam={EXAM.value} has no task {name!r}; it has {', '.join(exam.tasks)}")
     if exam.needs_data and not DATA.value:
         raise UserError(f"--exam={EXAM.value} needs --data: {exam.needs_data}")
-    model = load(model_named(WORKDIR.value, MODEL.value), rows=ROWS.value or 1, quantize=QUANTIZE.value or "")
+    model = load(
+        model_named(WORKDIR.value, MODEL.value),
+        rows=ROWS.value or 1,
+        preset=str(PRESET.value),
+        quantize=QUANTIZE.value or "",
+    )
     ways = WAY.value or ["schedule", OWN]
     for name in names:
         first: Sat | None = None

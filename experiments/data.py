@@ -121,7 +121,7 @@ def _fetch(name: str, folder: Path) -> dict[str, Any]:
 def _check(path: str) -> dict[str, Any]:
     columns = dict(pair.partition("=")[::2] for pair in COLUMNS.value)
     source = SourceConfig(
-        READER.value or "jsonl", TASK.value or "", path, ROOT.value or "", str(SPLIT.value), columns=columns
+        READER.value or "jsonl", TASK.value or "", path, ROOT.value or "", split=str(SPLIT.value), columns=columns
     )
     reader = check_source("checked", source, {name: row for name, row in READERS.items() if row.gives == "records"})
     records, _ = raw_records(source, reader)
@@ -171,7 +171,7 @@ def _sources(config: RunConfig) -> dict[str, SourceConfig]:
             raise UserError(f"--{reader} needs --task: the task that its samples train")
         name = choose(TASKS, TASK.value, "task").name
         root, split = (ROOT.value or "", "train") if JSONL.value else ("", str(SPLIT.value))
-        return {name: SourceConfig(reader, name, path, root, split)}
+        return {name: SourceConfig(reader, name, path, root=root, split=split)}
     given = config.data.sources
     named = {name: choose(given, name, "source") for name in SOURCES.value}
     for name, source in (named or given).items():

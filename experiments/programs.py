@@ -8,12 +8,17 @@ from typing import Any, Protocol
 
 from ml_collections import ConfigDict
 
+from data_pipelines.commons.exams import COMMONS
+from data_pipelines.commons.reader import COMMONS_READER
+from data_pipelines.commons.tokenizers.image import CommonsImageTokenizerRun
+from data_pipelines.commons.tokenizers.text import CommonsTextTokenizerRun
 from data_pipelines.readers.reader import CORPUS_READERS
 from data_pipelines.scenes.exams import PLAIN, SCENES, SCENES_TUNING
 from data_pipelines.scenes.reader import SCENES_READER
 from data_pipelines.scenes.tokenizers.image import ImageTokenizerRun
 from data_pipelines.scenes.tokenizers.speech_codec import SpeechDecoderRun, SpeechTokenizerRun
 from data_pipelines.scenes.tokenizers.speech_encoder import SpeechEncoderRun
+from data_pipelines.scenes.tokenizers.text import TextTokenizerRun
 from data_pipelines.sdvi.reader import SDVI_READER
 from data_pipelines.tfds_builders.reader import TFDS_READER
 from omnidiff_jax.codecs.tokenizers import Tokenizers, TokenizersConfig, open_tokenizers
@@ -34,6 +39,7 @@ from omnidiff_jax.training.run import Run
 READERS: Mapping[str, Reader] = {
     **LIBRARY_READERS,
     **CORPUS_READERS,
+    "commons": COMMONS_READER,
     "scenes": SCENES_READER,
     "sdvi": SDVI_READER,
     "tfds": TFDS_READER,
@@ -42,6 +48,7 @@ EXAMS: Mapping[str, ExamSet] = {
     "scenes": SCENES,
     "plain": PLAIN,
     "scenes_tuning": SCENES_TUNING,
+    "commons": COMMONS,
     "jsonl": JSONL,
 }
 
@@ -54,9 +61,15 @@ class Opens(Protocol):
 
 TOKENIZERS: Mapping[str, type[Any]] = {
     "image_tokenizer": ImageTokenizerRun,
+    "commons_image_tokenizer": CommonsImageTokenizerRun,
     "speech_encoder": SpeechEncoderRun,
     "speech_tokenizer": SpeechTokenizerRun,
     "speech_decoder": SpeechDecoderRun,
+}
+# Counted, not trained step by step.
+TEXT_TOKENIZERS: Mapping[str, type[Any]] = {
+    "text_tokenizer": TextTokenizerRun,
+    "commons_text_tokenizer": CommonsTextTokenizerRun,
 }
 
 

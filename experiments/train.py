@@ -16,10 +16,9 @@ from pathlib import Path
 
 import jax
 
-from data_pipelines.scenes.tokenizers.text import TextTokenizerRun
 from experiments.common import Command
 from experiments.processes import process_flags
-from experiments.programs import open_program
+from experiments.programs import TEXT_TOKENIZERS, open_program
 from omnidiff_jax.compilation import use_cache
 from omnidiff_jax.config import build
 from omnidiff_jax.files import write_bytes, written
@@ -43,9 +42,9 @@ def run() -> None:
     began = time.perf_counter() - process_age()
     config, word = CONFIG.value, str(WORKDIR.value)
     profile = parse_steps(PROFILE.value)
-    if config.get("program") == "text_tokenizer":  # counted, not trained step by step
+    if (program := config.get("program")) in TEXT_TOKENIZERS:
         with written(f"{word}/export", "text.model") as export:
-            build(TextTokenizerRun, config).train(export)
+            build(TEXT_TOKENIZERS[program], config).train(export)
         return
     JOIN()
     use_cache(config.get("compilation_cache", ""))

@@ -102,24 +102,32 @@ def written(word: str | os.PathLike[str], marker: str = "") -> Iterator[Path]:
             Bucket(above).put(place, name)
 
 
-def safe_join(root: str | os.PathLike[str], name: str | os.PathLike[str]) -> Path | str:
+def safe_join(root: str | os.PathLike[str], name: str | os.PathLike[str], links: bool = False) -> Path | str:
     """`root/name`, links resolved, for a `name` that came from a data file; a URL where `root` is one.
 
+    Args:
+        root: folder that the file must lie in.
+        name: relative to it, or absolute and under it, as released manifests have it.
+        links: whether a link may lead out of `root`; it is followed when the file is read.
+
     Raises:
-        UserError: `name` is empty or absolute, or leads out of `root` through `..` or a link.
+        UserError: `name` is empty, lies elsewhere, or leads out of `root` through `..` or a link.
     """
-    base = Path(root).resolve()
     text = os.fspath(name)
     if not text or "\0" in text:
         raise UserError(f"{text!r} is not a file name; give a path under {root}")
     if Path(text).is_absolute():
-        raise UserError(f"{text} is absolute; media paths are relative to {root}")
+        above = os.path.abspath(root)
+        if is_remote(root) or os.path.commonpath([above, text]) != above:
+            raise UserError(f"{text} is absolute; media paths are relative to {root}, or lie under it")
+        text = os.path.relpath(text, above)
     if is_remote(root):
         inside = posixpath.normpath(text)
         if inside.startswith(".."):
             raise UserError(f"{text} leads out of {root}; media must lie under it")
         return f"{os.fspath(root).rstrip('/')}/{inside}"
-    joined = (base / text).resolve()
+    base = Path(os.path.abspath(root)) if links else Path(root).resolve()
+    joined = Path(os.path.normpath(base / text)) if links else (base / text).resolve()
     if not joined.is_relative_to(base):
         raise UserError(f"{text} leads out of {root}; media must lie under it, links included")
     return joined

@@ -147,6 +147,13 @@ def libritts(place, layout):
             folder = place / "test-clean" / "/".join(name.split("_")[:2])
             write(folder / f"{name}.normalized.txt", words)
             write_wav(folder / f"{name}.wav", tone(pitches[name]))
+    elif layout == "lines":
+        lines = []
+        for name, words in SENTENCES.items():
+            write_wav(place / "wavs" / f"{name}.wav", tone(pitches[name]))
+            asked = {"role": "user", "content": f"Convert the text to speech.\n{words}"}
+            lines.append({"messages": [asked, {"role": "assistant", "content": ""}], "audios": [f"wavs/{name}.wav"]})
+        write(place / "test.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     else:
         cells = [{"bytes": wav_bytes(tone(pitch)), "path": None} for pitch in pitches.values()]
         parquet(

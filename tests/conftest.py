@@ -50,7 +50,7 @@ TOYS = (
     "backbone", "bench_sampler", "door", "engine", "flow", "generate", "held_out", "initial", "likelihood", "load",
     "magvit", "omni", "prefix_attention", "quantized", "runs", "sampling_caches", "sampling_candidates",
     "sampling_drafting", "sampling_loop", "sampling_model", "sampling_parts", "sampling_reveal", "sampling_rows",
-    "sampling_strategies", "sharding", "training_loop",
+    "sampling_strategies", "serving_films", "sharding", "training_loop",
 )  # fmt: skip
 
 

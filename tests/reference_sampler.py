@@ -126,8 +126,21 @@ def confidence_of(row, token, kind):
     return weights[token] / total
 
 
-def revealed(config, decided, quota, history):
-    """Positions that a step reveals, of `decided` {p: (token, confidence, order)}; `history` has those of all steps."""
+def divergence(now, before):
+    """KL(now || before), nats, of two dicts {id: probability}."""
+    return sum(p * (math.log(p + 1e-12) - math.log(before[v] + 1e-12)) for v, p in now.items())
+
+
+def softmax(row):
+    """{id: probability} of {id: logit}."""
+    top = max(row.values())
+    total = sum(math.exp(x - top) for x in row.values())
+    return {v: math.exp(x - top) / total for v, x in row.items()}
+
+
+def revealed(config, decided, quota, history, spreads=()):
+    """Positions that a step reveals, of `decided` {p: (token, confidence, order)}; `history` has those of all steps,
+    `spreads` their distributions {p: {id: probability}} before filters."""
     ranked, reveal = sorted(decided, key=lambda p: (-decided[p][2], p)), config.reveal
     most = reveal.most or len(ranked)
 
@@ -141,6 +154,14 @@ def revealed(config, decided, quota, history):
             for one, other in zip(looks, looks[1:], strict=False)
         )
 
+    def still(p):
+        looks = [step.get(p) for step in spreads[-reveal.during - 1 :]]
+        pairs = zip(looks, looks[1:], strict=False)
+        return len(looks) > reveal.during and all(
+            one and other and divergence(other, one) < reveal.drift for one, other in pairs
+        )
+
+    waits = {"stable": calm, "klass": still}.get(reveal.kind, lambda p: True)
     if reveal.kind == "schedule":
         return ranked[:quota]
     if reveal.kind == "entropy_bound":
@@ -148,7 +169,7 @@ def revealed(config, decided, quota, history):
             entropies = [max(-decided[p][1], 0.0) for p in ranked[:n]]
             if sum(entropies) - max(entropies) <= reveal.gamma:
                 return ranked[: max(min(n, most), quota)]
-    sure = [p for p in ranked if share(decided[p][1]) > reveal.least and (reveal.kind != "stable" or calm(p))]
+    sure = [p for p in ranked if share(decided[p][1]) > reveal.least and waits(p)]
     return [p for p in ranked if p in ranked[:quota] or p in sure[:most]]
 
 
@@ -173,7 +194,7 @@ def reference_sample(
     key = rng.stream(seed, "sampling")
     tokens = example.tokens.copy()
     trace = Trace(tokens, np.full(len(tokens), -1), np.zeros(len(tokens), np.float32), [])
-    plan, history, again, column, step = [], [], dict.fromkeys(range(len(tokens)), 0), 0, -1
+    plan, history, spreads, again, column, step = [], [], [], dict.fromkeys(range(len(tokens)), 0), 0, -1
     for first, last, steps in blocks_of(config, example):
         t = linspace(config.schedule, steps) if steps else []
         for i in range(steps):
@@ -200,7 +221,7 @@ def reference_sample(
         before = {int(v) for v in tokens[example.start : example.start + example.length]} - {0, mask_id}
         made = {int(tokens[p]) for p in range(len(tokens)) if example.generate[p]} - {mask_id}
         seen = made if config.repetition.scope == "generated" else before if step else set()
-        decided = {}
+        decided, spread = {}, {}
         for p in masked + written:
             if not first <= p < last:
                 continue
@@ -214,6 +235,7 @@ def reference_sample(
                 for v in range(len(row))
                 if example.allowed[p, v] and (v != mask_id or isinstance(config.candidates, ReleasedCandidates))
             ]
+            spread[p] = softmax({v: row[v] for v in ids})
             kept = filtered(np.array([row[v] for v in ids]), config.filters)
             kept = {ids[i]: x for i, x in kept.items()}
             kept = {v: repelled(x, config.repetition.penalty) if v in seen else x for v, x in kept.items()}
@@ -247,7 +269,8 @@ def reference_sample(
         count = len(decided)
         quota = min(max(int(np.float32(count) * share), 1), count)
         history.append(dict(decided))
-        chosen = revealed(config, decided, quota, history)
+        spreads.append(spread)
+        chosen = revealed(config, decided, quota, history, spreads)
         trace.committed.append(len(chosen))
         for p in list(doubted(config, looked, tokens)):
             tokens[p], trace.commit_step[p], trace.confidence[p] = mask_id, -1, 0.0

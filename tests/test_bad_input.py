@@ -7,12 +7,12 @@ import shutil
 
 import pytest
 from bad_toys import RATE, VQA, manifest, tone, vqa_config, write_media
-from tiny_run import untrained
 
 from experiments import data as data_command
 from experiments import evaluate as evaluate_command
 from experiments import sample as sample_command
 from experiments import train as train_command
+from experiments.checks.untrained import untrained
 from experiments.common import load_config
 from omnidiff_jax.answering.load import denoiser
 from omnidiff_jax.cli import guard

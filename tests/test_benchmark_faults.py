@@ -9,6 +9,7 @@ from benchmark_toys import (
     SENTENCES,
     Scripted,
     coco,
+    librispeech,
     libritts,
     mme,
     parquet,
@@ -65,6 +66,12 @@ CAPTIONS = "annotations/captions_val2014.json"
         (LIBRITTS, "a.jsonl", '{"audios": [], "messages": [{"content": "x"}]}\n', "line 1: must have messages"),
         (POPE, "coco_pope_random.json", "3\n", "line 1: must have question_id, text, image and label"),
         (POPE, "coco_pope_random.json", "[" * 200000 + "\n", "line 1: not JSON"),
+        (
+            POPE,
+            "coco_pope_random.json",
+            '{"question_id": 1, "image": "a.jpg", "text": "q", "label": "maybe"}\n',
+            "line 1: the right answer must be yes or no, it is 'maybe'",
+        ),
         (POPE, "POPE.tsv", "index\tquestion\tanswer\tcategory\n1\tq\tYes\trandom\n", "nothing in column 'image'"),
         (POPE, "POPE.tsv", "index\timage\tquestion\tanswer\tcategory\n1\t\tq\tYes\trandom\n", "column 'image'"),
         (MME, "MME.tsv", "index\timage\n1\t\n", "no column 'image_path'"),
@@ -261,3 +268,41 @@ def test_one_picture_that_cannot_be_read_is_counted(tmp_path):
         write(data / f"coco_pope_{split}.json", "".join(json.dumps(line) + "\n" for line in lines))
     entry = sat("pope", POPE, data, tmp_path / "new", text(lambda request: "yes"))
     assert (entry["n"], entry["of"], entry["skipped"], entry["whole"]) == (120, 121, 1, False)
+
+
+def test_half_a_character_is_a_question_mark(tmp_path):
+    """Escapes of JSON can say what no file can hold; an answer may be cut within a character too."""
+    data = pope(tmp_path / "data", "lines")
+    for path in data.glob("coco_pope_*.json"):
+        path.write_text(path.read_text().replace("a dog in", "a \\ud83d dog \\ud83d\\ude00 in"))
+    entry = sat("pope", POPE, data, tmp_path / "out", text(lambda request: "yes \ud83d"))
+    told = (tmp_path / "out/benchmarks/pope-paper/exports/coco_pope_random_answers.json").read_text().splitlines()
+    assert json.loads(told[0])["question"] == "Is there a ? dog \U0001f600 in the image?" and entry["n"] == 12
+
+
+def test_an_answer_that_is_no_option_is_counted(tmp_path):
+    data = seed(tmp_path / "data", "lines")
+    path = data / SEED_FILE
+    path.write_text(path.read_text().replace('"answer": "C"', '"answer": "F"'))
+    entry = sat("seed2plus", SEED2PLUS, data, tmp_path / "out", text(lambda request: "A"))
+    assert entry["notes"] == {"whose answer is no option": 1} and entry["metrics"]["web"] == 0
+
+
+def test_names_that_transcripts_cannot_hold(tmp_path):
+    """Recordings of one's own may be called as one likes."""
+    data = librispeech(tmp_path / "data", "lines")
+    path = data / "test.jsonl"
+    (data / "wavs" / "84-1-0000.wav").rename(data / "wavs" / "my clip (1).wav")
+    path.write_text(path.read_text().replace("84-1-0000", "my clip (1)"))
+    sat("librispeech", LIBRISPEECH, data, tmp_path / "out", text(lambda request: "no"))
+    told = (tmp_path / "out/benchmarks/librispeech-released/exports/hyp.trn").read_text().splitlines()
+    assert told[2] == "no (my_clip_1_)"
+
+
+@pytest.mark.parametrize("file", ["run.json", "decoding.json"])
+def test_a_damaged_note_of_whose_answers_these_are(file, tmp_path):
+    data, model = mme(tmp_path / "data", "table", {"OCR": 2}), text(lambda request: "yes")
+    sat("mme", MME, data, tmp_path / "out", model)
+    (tmp_path / "out/benchmarks/mme-released" / file).write_text("{")
+    with pytest.raises(UserError, match=rf"{file} is damaged .*name another --out"):
+        sat("mme", MME, data, tmp_path / "out", model)

@@ -3,16 +3,18 @@
 import json
 
 import pytest
-from benchmark_toys import Scripted, always_right_but, librispeech, mme, pope, sat, text, tone
+from benchmark_toys import EARS, Scripted, always_right_but, librispeech, libritts, mme, pope, replaced, sat, text, tone
 from clip_toys import write_folder
 
 from data_pipelines.benchmarks import latency
 from data_pipelines.benchmarks.librispeech import LIBRISPEECH
+from data_pipelines.benchmarks.libritts import LIBRITTS
 from data_pipelines.benchmarks.yes_no import MME, POPE
 from experiments import evaluate as evaluate_command
 from experiments.public import data_of, protocol_of, share_of
 from omnidiff_jax.answering.queries import Response
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.evaluation import benchmarking
 from omnidiff_jax.evaluation.benchmark import census
 from omnidiff_jax.evaluation.benchmarking import Sitting, check, sit
 from omnidiff_jax.evaluation.judges import named
@@ -49,6 +51,57 @@ def test_stopped_anywhere_and_gone_on_with_by_others_the_score_is_the_same(tmp_p
     idle = text(None)
     sat("mme", MME, data, tmp_path / "parts", idle, through=("score",))
     assert idle.asked == 0 and without_times(place) == without_times(tmp_path / "whole" / "benchmarks" / "mme-released")
+
+
+def test_scoring_opens_no_model(tmp_path):
+    data = mme(tmp_path / "data", "table")
+    first = sat("mme", MME, data, tmp_path / "out", text(lambda request: "Yes"))
+    (tmp_path / "out" / "benchmarks" / "mme-released" / "score.json").unlink()
+
+    def opened(settings):
+        raise AssertionError("a model was opened")
+
+    again = sit("mme", MME, str(data), tmp_path / "out", Sitting("scripted", through=("judge", "score")), opened)
+    assert again == first
+
+
+def test_judging_is_shared_out(tmp_path, monkeypatch):
+    """Each process hears its own answers and references, and goes on where it was; the score is that of one."""
+    heard = []
+
+    class Ears:
+        name = EARS.name
+
+        def hear(self, speech):
+            heard.append(speech)
+            return EARS.hear(speech)
+
+    monkeypatch.setattr(benchmarking, "judge_for", lambda words, reads: Ears())
+    monkeypatch.setitem(LIBRITTS.protocols, "plain", replaced(LIBRITTS.protocols["lmms_eval"], normaliser="plain"))
+    data, model = libritts(tmp_path / "data", "openslr"), Scripted(lambda request: Response(audio=tone(5.0)))
+    whole = sat("libritts", LIBRITTS, data, tmp_path / "whole", model, protocol="plain")
+    assert len(heard) == 6
+    sat("libritts", LIBRITTS, data, tmp_path / "parts", model, protocol="plain", through=("generate",))
+    counts = []
+    for number in (0, 1, 1):
+        heard.clear()
+        sat(
+            "libritts",
+            LIBRITTS,
+            data,
+            tmp_path / "parts",
+            model,
+            protocol="plain",
+            through=("judge",),
+            share=Share(number, 2),
+        )
+        counts.append(len(heard))
+        if not number:
+            with pytest.raises(UserError, match="answers are not judged yet"):
+                sat("libritts", LIBRITTS, data, tmp_path / "parts", model, protocol="plain", through=("score",))
+    parts = sat("libritts", LIBRITTS, data, tmp_path / "parts", model, protocol="plain", through=("score",))
+    assert counts[0] > 0 and counts[0] + counts[1] == 6 and counts[2] == 0
+    assert parts | {"seconds": 0} == whole | {"seconds": 0}
 
 
 def test_answers_of_another_model_or_other_data_are_not_mixed(tmp_path):

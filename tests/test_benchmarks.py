@@ -36,6 +36,7 @@ from data_pipelines.benchmarks.yes_no import COGNITION, MME, MME_SPOKEN, PERCEPT
 from omnidiff_jax.answering.queries import Response
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.evaluation import benchmarking
+from omnidiff_jax.evaluation.benchmark import Item, census
 from omnidiff_jax.evaluation.benchmarking import publish
 from omnidiff_jax.evaluation.judges import named
 from omnidiff_jax.evaluation.sheets import workbook
@@ -57,9 +58,13 @@ def test_librispeech_by_hand(layout, tmp_path):
     exports = tmp_path / "out/benchmarks/librispeech-released/exports"
     assert (exports / "hyp.trn").read_text().splitlines()[1] == "into you (61-7-0001)"
     assert (exports / "released_ref.txt").read_text().startswith("0 HE HOPED\n")
+    assert (exports / "released_hyp.txt").read_text().startswith("0 he hoped, too\n1 into you\n2 \n")
+    assert json.loads((exports / "released_hyp_ref.json").read_text())[2] == ["", "NO"]
+    errors = [line.split("\t") for line in (exports / "utterances.tsv").read_text().splitlines()[1:]]
+    assert errors == [["61-7-0000", *"2101"], ["61-7-0001", *"3010"], ["84-1-0000", *"1010"]]
 
 
-@pytest.mark.parametrize("layout", ["openslr", "parquet"])
+@pytest.mark.parametrize("layout", ["openslr", "parquet", "lines"])
 def test_libritts_counts_the_silent_both_ways(layout, tmp_path, monkeypatch):
     monkeypatch.setattr(benchmarking, "judge_for", lambda words, reads: EARS)
     monkeypatch.setitem(LIBRITTS.protocols, "plain", replaced(LIBRITTS.protocols["lmms_eval"], normaliser="plain"))
@@ -125,8 +130,69 @@ def test_pope_by_hand(layout, tmp_path):
     assert json.loads(answers[1])["answer"] == "I see none" and len(answers) == 4
 
 
-def test_the_older_file_of_pope_is_whole():
-    assert 2910 in POPE.counts["random"] and POPE.counts["popular"] == (3000,)
+@pytest.mark.parametrize(
+    ("random", "popular", "wrong"),
+    [
+        (3000, 3000, ()),
+        (2910, 3000, ()),  # an older file, which LLaVA's numbers are of
+        (2909, 3000, ("random has 2909 items, the whole benchmark 3000 or 2910",)),
+        (3000, 2910, ("popular has 2910 items, the whole benchmark 3000",)),
+        (3000, 0, ("popular has 0 items, the whole benchmark 3000",)),
+    ],
+)
+def test_both_editions_of_pope_are_whole(random, popular, wrong):
+    counts = {"random": random, "popular": popular, "adversarial": 3000}
+    # Numbers begin anew in every file.
+    items = [Item(split, str(n), "vqa", truth={"answer": "no"}) for split, of in counts.items() for n in range(of)]
+    found = census(POPE, items)
+    assert found.wrong == wrong and found.whole == (not wrong)
+
+
+def karpathy(place):
+    """The file and a picture of each split, of which `test` alone is read."""
+    images = [
+        {"cocoid": n, "filename": f"{n}.png", "split": split, "sentences": [{"sentid": 7 + n, "raw": f"a {split}"}]}
+        for n, split in enumerate(("test", "val", "restval"))
+    ]
+    write(place / "dataset_coco.json", json.dumps({"images": images}))
+    write(place / "val2014" / "0.png", png())
+    return place
+
+
+def as_a_list(place):
+    path = seed(place, "lines") / "SEED-Bench-2-plus-text-rich.json"
+    write(path, json.dumps(json.loads(path.read_text())["questions"]))
+    return place
+
+
+def of_2017(place):
+    (coco(place) / "val2014").rename(place / "val2017")
+    (place / "annotations" / "captions_val2014.json").rename(place / "captions_val2017.json")
+    write(place / "subset.csv", "1,10\n")
+    return place
+
+
+def nested(place):
+    inner = place / "MME_Benchmark_release_version"
+    (mme(place, "folders", {"OCR": 2}) / "MME_Benchmark_release_version").rename(place / "MME_Benchmark")
+    inner.mkdir()
+    (place / "MME_Benchmark").rename(inner / "MME_Benchmark")
+    return place
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "written", "names"),
+    [
+        (SEED2PLUS, as_a_list, ["0", "1", "2"]),
+        (COCO_T2I, karpathy, ["7"]),
+        (COCO_T2I, of_2017, ["10"]),
+        (MME, nested, ["0000.png 1", "0000.png 2"]),
+    ],
+)
+def test_other_forms_of_a_layout(benchmark, written, names, tmp_path):
+    items = list(benchmark.read(str(written(tmp_path)), next(iter(benchmark.protocols.values()))))
+    assert [item.name for item in items] == names
+    assert not census(benchmark, items).absent and all(medium.read() for item in items for medium in item.media())
 
 
 def test_spoken_mme_reads_its_manifest(tmp_path, monkeypatch):
@@ -160,7 +226,7 @@ def test_mmmu_by_hand(tmp_path):
         {
             "id": ["validation_Art_1", "validation_Art_2", "validation_Art_3"],
             "question": ["<image 1> which?", "<image 1> and <image 2>?", "how many?"],
-            "options": ["['red dog', \"it's\"]", "['a', 'b', 'c']", "[]"],
+            "options": ["['red dog', \"it's\"]", "['a', 'b', 'c', 'd', 'e']", "[]"],
             "answer": ["B", "C", "['4', 'four']"],
             "image_1": [cell] * 3,
             "image_2": [None, cell, None],
@@ -173,7 +239,8 @@ def test_mmmu_by_hand(tmp_path):
     assert entry["notes"] == {"with several pictures, of which one was shown": 1}
     told = json.loads((tmp_path / "out/benchmarks/mmmu-paper/exports/answers.json").read_text())
     assert told == {"validation_Art_1": "B", "validation_Art_2": "no idea", "validation_Art_3": "so it is four."}
-    write(tmp_path / "kit.tsv", "")
+    kit = (tmp_path / "out/benchmarks/mmmu-paper/exports/vlmevalkit.tsv").read_text().splitlines()
+    assert kit[0].split("\t")[3:8] == list("ABCDE") and kit[2].split("\t")[3:9] == [*"abcde", "C"]
     rows = [
         [1, "validation_Art_1", picture64(), "which?", "red", "Other Answers", "A", "Art", "validation"],
         [2, "dev_Art_1", picture64(), "?", "x", "y", "A", "Art", "dev"],

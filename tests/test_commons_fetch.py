@@ -155,3 +155,5 @@ def test_the_parts_are_pinned():
         assert part.holds and part.serves and part.licence and part.files > 0, name
         for one in part.archives:
             assert len(one.sha256) == 64 and one.version and one.size > 0, one
+            epoch = one.version.replace(":", "%3a")  # as apt-get writes it
+            assert one.registry != "deb" or one.file.startswith(f"{one.package}_{epoch}_"), one

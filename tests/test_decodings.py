@@ -6,12 +6,13 @@ import types
 import numpy as np
 import pytest
 
+from experiments import compare
 from omnidiff_jax.answering.queries import Request, Response, adjusted
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.evaluation.decodings import Sat, gate, sit_ways, way
-from omnidiff_jax.evaluation.exam import Case, Exam, Measure
+from omnidiff_jax.evaluation.exam import Case, Exam, ExamSet, Measure
 from omnidiff_jax.evaluation.intervals import Ratios
-from omnidiff_jax.sampling import Halton, Threshold, Verify
+from omnidiff_jax.sampling import Halton, Reveal, SamplerConfig, Threshold, Verify
 from omnidiff_jax.tasks.registry import task
 
 TASK = task("captioning")
@@ -44,9 +45,14 @@ def test_words_that_mean_nothing_are_refused(word):
         way(word)
 
 
+CASES = tuple(Case(Request(text=str(i)), Response(text=str(i)), {}) for i in range(10))
+EXACT = Measure("exact", "string", True, lambda said, asked: (
+    np.array([a.text == c.truth.text for a, c in zip(said, asked, strict=True)]), np.ones(len(said))
+))  # fmt: skip
+
+
 def test_every_way_sits_the_same_cases_and_its_calls_are_counted():
     """The model here knows half of the answers, and all of them if it may call itself often."""
-    cases = tuple(Case(Request(text=str(i)), Response(text=str(i)), {}) for i in range(10))
 
     def answers(task, requests, decoding):
         often = decoding.sampler.steps == 8
@@ -57,10 +63,7 @@ def test_every_way_sits_the_same_cases_and_its_calls_are_counted():
         decoding = staticmethod(lambda task: task.decoding)
         __call__ = staticmethod(answers)
 
-    measure = Measure("exact", "string", True, lambda said, asked: (
-        np.array([a.text == c.truth.text for a, c in zip(said, asked, strict=True)]), np.ones(len(said))
-    ))  # fmt: skip
-    slow, fast = sit_ways(Exam(TASK, cases, (measure,)), Scripted(), ["schedule:8", "schedule:1"])
+    slow, fast = sit_ways(Exam(TASK, CASES, (EXACT,)), Scripted(), ["schedule:8", "schedule:1"])
     assert slow.summary()["value"] == 1 and slow.summary()["calls"] == 8
     found = fast.summary()
     assert found["value"] == 0.5 and found["calls"] == 1.5 and found["calls_spread"] == [1, 1, 1.5, 2, 2]
@@ -88,3 +91,32 @@ def test_what_is_hard_for_both_ways_is_no_chance():
     same = types.SimpleNamespace(hits=[1, 0] * 50)
     found = gate(sat(same.hits, [4] * 100), sat(same.hits, [1] * 100))
     assert found.worse.value == 0 and found.worse.interval == (0, 0)
+
+
+def test_the_gate_of_a_preset_is_one_command(monkeypatch, capsys):
+    """Every task of the exam, one position a step and as the preset decodes, in a line each."""
+    tasks = {name: task(name) for name in ("captioning", "vqa")}
+
+    def load(what, *, rows, preset, quantize):
+        def answers(task, requests, decoding):
+            steps = 8 if type(decoding.sampler.reveal) is Reveal else {"exact": 4, "fast": 2}[preset]
+            return [Response(text="?" if task.name == "vqa" and steps < 8 else r.text, steps=steps) for r in requests]
+
+        decoding = dataclasses.replace(TASK.decoding, sampler=SamplerConfig(reveal=Threshold()))
+        model = type(
+            "Scripted",
+            (),
+            {"decoding": lambda self, task: decoding, "__call__": lambda self, *a, **k: answers(*a, **k)},
+        )
+        return types.SimpleNamespace(generator=model())
+
+    exams = ExamSet("two tasks", tuple(tasks), lambda name, cases, data: Exam(tasks[name], CASES[:cases], (EXACT,)))
+    monkeypatch.setattr(compare, "load", load)
+    monkeypatch.setitem(compare.EXAMS, "both", exams)
+    compare.COMMAND.call(compare.run, ["--preset=fast", "--exam=both", "--cases=5"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines] == [[name, way] for name in tasks for way in ("schedule", "own")]
+    assert "4.0 times fewer, worse by +0.000 (+0.000 to +0.000): passes" in lines[1]
+    assert "4.0 times fewer, worse by +1.000 (+1.000 to +1.000): does not pass" in lines[3]
+    compare.COMMAND.call(compare.run, ["--exam=both", "--task=captioning", "--cases=5"])
+    assert "2.0 times fewer" in capsys.readouterr().out

@@ -9,9 +9,10 @@ import pytest
 from ml_collections import ConfigDict
 from omni_toys import SIZE, generator, left_half, picture, quick, tone
 from PIL import Image
-from tiny_run import untrained, write_config
+from tiny_run import write_config
 
 import omnidiff_jax
+from experiments.checks.untrained import untrained
 from experiments.common import load_config
 from omnidiff_jax.answering.conversation import conversation_query, read_turns
 from omnidiff_jax.answering.media import Audio, to_audio, to_hole, to_image

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.evaluation import normalisers
 from omnidiff_jax.evaluation.choices import Letters, lettered, open_right
 from omnidiff_jax.evaluation.intervals import Ratios, bootstrap, paired, unpaired
 from omnidiff_jax.evaluation.normalisers import Normaliser
@@ -50,6 +51,13 @@ def test_whispers_words():
     rule = normaliser("whisper")
     assert rule.words("Um, it’s twenty-one colours [noise]") == rule.words("it's 21 colors")
     assert rule.words("cafe\u0301") == rule.words("café")
+
+
+def test_speech_is_spelled_out_before_it_is_compared(monkeypatch):
+    monkeypatch.setattr(normalisers, "_spelled_out", lambda: lambda text: text.replace("2", "two"))
+    rule = normaliser("released_speech")
+    assert rule.words("Don't, 2!") == ["DON", "T", "TWO"] and rule.written("Don't, 2!") == "Don t two "
+    assert normaliser("released").written("Don't, 2!") == "Don't, 2!"
 
 
 @given(WORDS, WORDS)

@@ -330,6 +330,19 @@ def test_names_inside_the_folder_are_joined(tmp_path: Path) -> None:
     assert safe_join(root, "a/../b.wav") == root / "b.wav"
     assert safe_join(tmp_path / "alias", "a/b.wav") == root / "a" / "b.wav"
     assert safe_join(root, "inner/b.wav") == root / "a" / "b.wav"
+    assert safe_join(root, str(root / "a" / "b.wav")) == root / "a" / "b.wav"
+    assert safe_join("/", str(root / "a")) == root / "a"
+
+
+def test_links_that_lead_out_are_followed_only_when_asked_for(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "link").symlink_to(tmp_path)
+    (tmp_path / "b.wav").write_text("x")
+    assert safe_join(root, "link/b.wav", links=True) == root / "link" / "b.wav"
+    for name in ("link/../../b.wav", "../b.wav", str(tmp_path / "b.wav")):
+        with pytest.raises(UserError, match="leads out of|is absolute"):
+            safe_join(root, name, links=True)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

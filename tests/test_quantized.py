@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from flax.core import meta
 from jax.sharding import NamedSharding
-from tiny_run import untrained, write_config
+from tiny_run import write_config
 
 import omnidiff_jax
+from experiments.checks.untrained import untrained
 from experiments.common import load_config
 from omnidiff_jax.codecs.tokenizers import open_tokenizers
 from omnidiff_jax.errors import UserError

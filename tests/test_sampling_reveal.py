@@ -20,6 +20,7 @@ from omnidiff_jax.sampling import (
     Filters,
     Guidance,
     Halton,
+    Klass,
     MaskgitPlus,
     Prompt,
     RandomOrder,
@@ -73,6 +74,12 @@ RULES = {
     "stable": SamplerConfig(reveal=Stable(least=0.3, change=0.3, during=1)),
     "stable_blocks": SamplerConfig(
         reveal=Stable(least=0.2, change=0.5, during=2), blocks=Blocks(6), confidence=MaskgitPlus()
+    ),
+    "klass": SamplerConfig(
+        reveal=Klass(least=0.2, drift=0.1, during=2, among=64), confidence=MaskgitPlus(), filters=Filters(top_k=3)
+    ),
+    "klass_blocks": SamplerConfig(
+        reveal=Klass(least=0.1, drift=0.3, during=1, most=2, among=64), blocks=Blocks(6), filters=Filters(0.7)
     ),
     "revise": SamplerConfig(reveal=Revise(least=0.5, keep=0.9, times=2), blocks=Blocks(7), stopping=Stopping(2)),
 }
@@ -209,6 +216,7 @@ def test_halton_orders_a_picture():
     ("changes", "message"),
     [
         ({"reveal": Threshold(), "confidence": RandomOrder()}, "reveal.kind = 'threshold' .*'origin' has an order"),
+        ({"reveal": Klass(), "confidence": RandomOrder()}, "reveal.kind = 'klass' .*'origin' has an order"),
         ({"reveal": Stable(), "confidence": Halton()}, "reveal.kind = 'stable' .*'halton' has an order"),
         ({"reveal": EntropyBound(), "confidence": MaskgitPlus()}, "set confidence.kind = 'entropy'"),
         ({"reveal": Revise(), "repetition": Repetition(1.2)}, "set repetition.penalty = 1"),

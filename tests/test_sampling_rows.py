@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 
 from omnidiff_jax.sampling import SamplerConfig
 from omnidiff_jax.sampling.filters import REMNANT, Filters
-from omnidiff_jax.sampling.rows import LOWEST, first_best, negative_entropy, top_k, weigh
+from omnidiff_jax.sampling.rows import (
+    LOWEST,
+    Likeliest,
+    divergence,
+    first_best,
+    likeliest,
+    negative_entropy,
+    top_k,
+    weigh,
+)
 from omnidiff_jax.sampling.scoring import decide, rest_sizes
 
 # With a divisor that suits groups, and a prime, which is padded.
@@ -53,6 +62,40 @@ def test_entropy_and_weight_are_those_of_float64(x: np.ndarray, scale: float) ->
     expected = np.where(p > 0, p * np.log(np.maximum(p, 1e-300)), 0).sum(axis=1)
     np.testing.assert_allclose(negative_entropy(jnp.asarray(x)), expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(weigh(jnp.asarray(x))[1], weights.sum(axis=1), rtol=1e-5)
+
+
+def test_entropy_of_the_farthest_logits() -> None:
+    """What is removed weighs nothing, however large the rest; a row of which all is removed is flat."""
+    x = np.full((3, 8), LOWEST, np.float32)
+    x[0, :2], x[1, 3] = 1e30, 1e30
+    np.testing.assert_allclose(negative_entropy(jnp.asarray(x)), [-np.log(2), 0, -np.log(8)], rtol=1e-6)
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.1, 3.0, 20.0]))
+def test_divergence_is_that_of_float64_where_all_tokens_are_kept(seed: int, scale: float) -> None:
+    logits = np.random.default_rng(seed).normal(size=(2, 3, 8)).astype(np.float32) * scale
+    shares = np.exp(logits - logits.max(axis=-1, keepdims=True).astype(np.float64))
+    p, q = shares / shares.sum(axis=-1, keepdims=True)
+    expected = (p * (np.log(p + 1e-12) - np.log(q + 1e-12))).sum(axis=-1)
+    now, before = (likeliest(jnp.asarray(x), 10) for x in logits)
+    assert now.columns.shape == (3, 10) and int(now.columns[0, 9]) == -1
+    np.testing.assert_allclose(divergence(now, before), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_divergence_of_a_few_tokens_tells_what_moved() -> None:
+    """Between a flat row of 1,000 tokens, two sure of one token each, and one that is nearly one of those."""
+    rows = np.zeros((4, 1000), np.float32)
+    rows[1, 7], rows[2, 900], rows[3, 900], rows[3, 8] = 12, 12, 11.9, 3
+    few = likeliest(jnp.asarray(rows), 4)
+    p = np.exp(rows) / np.exp(rows).sum(axis=1, keepdims=True, dtype=np.float64)
+    for i, j in np.ndindex(4, 4):
+        found = float(divergence(*(jax.tree.map(lambda x, k=k: x[k], few) for k in (i, j))))
+        exact = (p[i] * np.log(p[i] / p[j])).sum()
+        if i == 0:
+            assert found <= exact + 1e-4  # nothing is sure there
+        else:
+            assert found == pytest.approx(exact, rel=0.1, abs=1e-4), (i, j)
+    assert isinstance(few, Likeliest)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])

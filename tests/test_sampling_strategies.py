@@ -168,7 +168,7 @@ def test_equal_strategies_share_compiled_code():
 def test_every_word_builds_its_kind_and_comes_back():
     words = {
         "schedule": ("kind", ["linear", "cosine"]),
-        "reveal": ("kind", ["schedule", "threshold", "entropy_bound", "stable", "revise"]),
+        "reveal": ("kind", ["schedule", "threshold", "entropy_bound", "stable", "klass", "revise"]),
         "confidence": ("kind", ["entropy", "maskgit_plus", "topk_margin", "origin", "halton"]),
         "repetition": ("scope", ["generated", "released"]),
         "position": ("form", ["off", "paper", "released"]),
@@ -205,6 +205,8 @@ def test_the_keys_of_a_config_stay():
             "gamma": 0.1,
             "change": 0.05,
             "during": 2,
+            "drift": 0.01,
+            "among": 32,
             "keep": 0.5,
             "times": 1,
         },

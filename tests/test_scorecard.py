@@ -2,10 +2,14 @@
 
 import html.parser
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
+from benchmark_toys import mme, sat, text
 
+from data_pipelines.benchmarks.yes_no import MME
 from data_pipelines.scenes.exams import exam
 from omnidiff_jax.answering.queries import Request, Response
 from omnidiff_jax.evaluation.exam import Case, Exam, Measure, interval, sit
@@ -220,3 +224,37 @@ def test_two_exams_of_one_task_stand_side_by_side(tmp_path):
     write_report(tmp_path / "r.html", "t", scorecard, [], {}, note="rests on nothing")
     page = (tmp_path / "r.html").read_text()
     assert "plain: text_qa" in page and "rests on nothing" in page
+
+
+def with_a_benchmark(place):
+    """A report with every table that there is and a card of every kind."""
+    entry = sat("mme", MME, mme(place / "data", "table"), place / "out", text(lambda request: "Yes"))
+    scorecard = {"tasks": {}, "exams": {"mme": entry}}
+    write_report(place / "report.html", "t", scorecard, list(lines()), views())
+    return place / "report.html"
+
+
+def test_tables_of_a_report_lie_in_boxes_of_their_own(tmp_path):
+    written = with_a_benchmark(tmp_path).read_text()
+    assert written.count("<table") == written.count("<div class=wide tabindex=0><table") == 2
+    assert "name=viewport" in written and "<th class=n>n of n" in written and "<td class=n>16 of 16" in written
+    assert "answered</p><p>nothing</p>" in written  # a card without an answer says so
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [360, 390, 1280])
+def test_a_report_is_as_wide_as_its_page(width, tmp_path):
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("no chromium on PATH")
+    path = with_a_benchmark(tmp_path)
+    flags = ["--disable-gpu", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
+    with api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=browser, args=flags)
+        page = opened.new_page(viewport={"width": width, "height": 800}, is_mobile=width < 1000)
+        page.goto(path.as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        wide = page.evaluate("[...document.querySelectorAll('.wide')].map(box => [box.scrollWidth, box.clientWidth])")
+        assert all(inner == outer for inner, outer in wide) == (width == 1280)
+        opened.close()

@@ -126,11 +126,14 @@ def test_the_page_opens_small_and_refuses_what_lacks_something(opened, scheme, k
         assert not wider(page)
         names = page.eval_on_selector_all("#preset option", "options => options.map(option => option.value)")
         assert set(names) == {"chat", *TASKS}
+        page.click("#starters button")
+        assert page.input_value("#preset") == "t2i" and CIRCLE == page.input_value("#words")
+        page.fill("#words", "")
         for name, told in {"asr": "needs a recording", "inpainting": "needs a picture", "tts": "needs words"}.items():
             page.select_option("#preset", name)
             page.click("#send")
             api.expect(page.locator("#status")).to_contain_text(told)
-        for selector in ("h1", "#hint", "#send", "#record", "#status"):
+        for selector in ("h1", "#hint", "#send", "#record", "#status", "#starters button"):
             assert contrast(page, selector) >= 4.5, selector
 
 

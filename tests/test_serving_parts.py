@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import dataclasses
+import functools
 import io
 import re
 import types
@@ -11,6 +14,7 @@ from pathlib import Path
 import hypothesis
 import numpy as np
 import pytest
+import uvicorn
 import yaml
 from absl import flags as absl_flags
 from hypothesis import strategies as st
@@ -23,6 +27,7 @@ from omnidiff_jax.records import Waveform
 from omnidiff_jax.serving import remote
 from omnidiff_jax.serving.bodies import ChatRequest, TranscriptionRequest
 from omnidiff_jax.serving.canvases import Prefix
+from omnidiff_jax.serving.connections import Connection
 from omnidiff_jax.serving.failures import Failure
 from omnidiff_jax.serving.limits import Limits
 from omnidiff_jax.serving.openapi import document
@@ -257,6 +262,12 @@ def test_what_is_not_heeded_is_refused_by_its_name(fields, param):
     assert caught.value.status == 400 and caught.value.param == param and param in str(caught.value)
 
 
+def test_a_list_of_a_form_is_refused_by_its_name():
+    with pytest.raises(Failure) as caught:
+        checked(TranscriptionRequest, {"model": "nano", "timestamp_granularities[]": "word"}, strict=False)
+    assert caught.value.param == "timestamp_granularities[]"
+
+
 def test_what_is_launched_is_there():
     """Flags, probes, ports and times of the files in `experiments/launch`."""
     folder = Path(launch.__file__).parent
@@ -284,6 +295,46 @@ def test_settings_are_heeded_flat_and_nested():
     assert (body.steps, body.top_k) == (4, 2)
     form = checked(TranscriptionRequest, {"model": "m", "steps": "4", "stream": "true"}, strict=False)
     assert (form.steps, form.stream) == (4, True)
+
+
+@pytest.mark.parametrize("before", [b"", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"], ids=["first", "later"])
+@pytest.mark.parametrize(
+    "piece", [b"", b"GET / HTTP/1.1\r\nX: ", b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n"]
+)
+def test_a_connection_that_brings_no_request_is_closed(before, piece):
+    """However often a byte comes; one whose headers are there waits for as long as what answers it."""
+
+    async def app(scope, receive, send):
+        while scope["method"] == "POST" and (await receive())["type"] != "http.disconnect":
+            pass
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body"})
+
+    async def talk() -> bool:
+        config = uvicorn.Config(app, port=0, lifespan="off", http=functools.partial(Connection, head=0.2), ws="none")
+        server = uvicorn.Server(config)
+        server.capture_signals = contextlib.nullcontext
+        served = asyncio.create_task(server.serve())
+        while not server.started:
+            await asyncio.sleep(0.01)
+        reader, writer = await asyncio.open_connection(*server.servers[0].sockets[0].getsockname()[:2])
+        if before:
+            writer.write(before)
+            await reader.readuntil(b"\r\n\r\n")
+        writer.write(piece)
+        closed = False
+        for _ in range(12):
+            await asyncio.sleep(0.05)
+            closed = closed or reader.at_eof()
+            if piece.endswith(b" ") and not closed:
+                writer.write(b"a")
+        writer.close()
+        server.force_exit = server.should_exit = True
+        await served
+        return closed
+
+    idle = bool(before) and not piece  # what waits for another request has uvicorn's own five seconds
+    assert asyncio.run(talk()) == (not piece.startswith(b"POST") and not idle)
 
 
 def test_lanes_halve():

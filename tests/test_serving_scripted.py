@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import random
 
@@ -52,7 +53,7 @@ async def settled(app, service) -> dict[str, float]:
 
 
 def test_damaged_requests_are_told_so_and_hurt_nobody(service):
-    told = fuzz(service, 150, seed=0, leaving=0.05)
+    told = fuzz(service, range(150), seed=0, leaving=0.05)
     assert not told["wrong"] and not told["under_way"] and not told["left_open"], told
     refused = sum(times for name, times in told["statuses"].items() if name.split()[1].startswith("4"))
     assert refused > 75 and len(told["kinds"]) == 6, told["kinds"]
@@ -115,6 +116,20 @@ def test_a_picture_is_seen_within_two_steps_of_its_start(service):
     events = [event for event in got.body.decode().split("\n\n") if event.startswith("event: canvas")]
     steps = [json.loads(event.partition("data: ")[2])["canvas"]["step"] for event in events]
     assert steps == list(range(1, STEPS + 1))
+
+
+@pytest.mark.parametrize(
+    ("fields", "headers", "status", "told"),
+    [
+        ({"modalities": ["image"], "max_tokens": 9}, (), 400, "max_tokens"),
+        ({"modalities": ["image"], "max_completion_tokens": 9}, (), 400, "max_completion_tokens"),
+        ({}, ((b"content-encoding", b"gzip"),), 415, "gzip"),
+    ],
+)
+def test_what_is_not_heeded_is_refused_by_its_name(service, fields, headers, status, told):
+    request = posted(messages=[{"role": "user", "content": "red"}], **fields)
+    got = asyncio.run(ask(application(service), dataclasses.replace(request, headers=(*request.headers, *headers))))
+    assert got.status == status and told in json.loads(got.body)["error"]["message"]
 
 
 @pytest.mark.slow

@@ -277,6 +277,7 @@ def command_line(out, config, *words):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(7200)
 def test_ten_thousand_samples_are_the_same_whoever_builds(tmp_path, omnidiff):
     config = write_mixed(tmp_path, 10_000, 500)
     ways = {"two": [["--workers=2"]], "hosts": [["--shard=1/2"], ["--shard=0/2"]], "alone": [["--shard=0/1"]]}
@@ -316,6 +317,7 @@ def test_a_beam_pipeline_writes_the_same_bytes(tmp_path, sources):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_memory_does_not_grow_with_the_data(tmp_path):
     peaks = []
     measured = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True); print(resource.getrusage"

@@ -7,8 +7,10 @@ from typing import Any
 from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.proto import tf_example_pb2
 
+Values = list[int] | list[str] | list[bytes]
 
-def write_tfds(folder: Path, name: str, features: Any, examples: list[dict[str, list[int] | list[str]]]) -> None:
+
+def write_tfds(folder: Path, name: str, features: Any, examples: list[dict[str, Values]]) -> None:
     """`folder` with one split, "train", in one shard; an example maps the flat name of a feature to its values."""
     folder.mkdir(exist_ok=True)
     features.save_config(str(folder))
@@ -24,6 +26,8 @@ def write_tfds(folder: Path, name: str, features: Any, examples: list[dict[str, 
             if values and isinstance(values[0], int):
                 feature.int64_list.value.extend(values)
             else:  # an empty list is of bytes, as TFDS writes it
-                feature.bytes_list.value.extend(str(value).encode() for value in values)
+                feature.bytes_list.value.extend(
+                    value if isinstance(value, bytes) else str(value).encode() for value in values
+                )
         writer.write(made.SerializeToString())
     writer.close()

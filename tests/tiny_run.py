@@ -1,6 +1,5 @@
 """A run small enough to train, interrupt and sample in a test: random speech tokenizers and the nano config shrunk."""
 
-import dataclasses
 import textwrap
 from pathlib import Path
 
@@ -8,15 +7,10 @@ import jax
 import numpy as np
 from flax.core import meta
 
-from omnidiff_jax import rng
-from omnidiff_jax.codecs.tokenizers import open_tokenizers
-from omnidiff_jax.config import to_dict
 from omnidiff_jax.media.features import MelConfig
 from omnidiff_jax.models.flow import EstimatorConfig, FlowConfig, TokenEncoderConfig
 from omnidiff_jax.models.sanm import SpeechEncoderConfig
 from omnidiff_jax.models.whisper_vq import WhisperVQConfig
-from omnidiff_jax.runs.config import run_config
-from omnidiff_jax.runs.stored import open_here
 from omnidiff_jax.tokenizers.speech import (
     SpeechDecoder,
     SpeechDecoderConfig,
@@ -25,9 +19,6 @@ from omnidiff_jax.tokenizers.speech import (
     tokenizer_shapes,
 )
 from omnidiff_jax.tokenizers.speech_encoder import HearingConfig, encoder_shapes, save_speech_encoder
-from omnidiff_jax.training.checkpoint import CheckpointConfig, Checkpointer
-from omnidiff_jax.training.optimizer import make_optimizer
-from omnidiff_jax.training.step import init_state
 
 CODES = 64
 TOKENIZER = WhisperVQConfig(
@@ -94,21 +85,3 @@ def write_config(folder: Path, steps: int = 24) -> Path:
     file = folder / "tiny.py"
     file.write_text(textwrap.dedent(CONFIG.format(steps=steps, folder=str(folder))))
     return file
-
-
-def untrained(config, workdir: Path) -> None:
-    """A checkpoint of the config's initial state, as training would have saved it."""
-    typed = run_config(config)
-    tokenizers = open_tokenizers(typed.tokenizers)
-    named = dataclasses.replace(typed.tokenizers, fingerprint=tokenizers.fingerprint)
-    typed = dataclasses.replace(typed, tokenizers=named)
-    opened = open_here(typed, tokenizers)
-    optimizer = typed.optimizer_used
-    with jax.set_mesh(opened.mesh):
-        make = jax.jit(
-            lambda key: init_state(opened.program.init(key), make_optimizer(optimizer, lambda step: 0.0), optimizer)
-        )
-        saver = Checkpointer(workdir, CheckpointConfig())
-        saver.save(1, make(rng.stream(typed.seed, "init")), {}, to_dict(typed))
-        saver.wait()
-        saver.close()

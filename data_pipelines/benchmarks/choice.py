@@ -126,7 +126,7 @@ def _list(text: str, where: str) -> list[str]:
         raise UserError(f"{where}: options are no list: {text[:80]!r}") from error
     if not isinstance(found, list):
         raise UserError(f"{where}: options are no list: {text[:80]!r}")
-    return [str(option) for option in found]
+    return [files.written(str(option)) for option in found]
 
 
 def _answers(told: Any) -> list[str]:
@@ -137,17 +137,18 @@ def _answers(told: Any) -> list[str]:
             found = files.literal(text)
         except ValueError:
             return [text]
-        return [str(answer) for answer in found] or [text]
+        return [files.written(str(answer)) for answer in found] or [text]
     return [text]
 
 
 def score(answered: Sequence[Answered], protocol: Protocol) -> Scores:
     """Percent of the questions answered right; what names no option is wrong, and counted."""
     rule = Letters.named(protocol.reads, "reads")()
-    right, unparsed, several = [], 0, 0
+    right, unparsed, several, strange = [], 0, 0, 0
     for one in answered:
         truth = one.item.truth
         several += int(truth.get("pictures", 1)) > 1
+        strange += bool(truth["options"]) and truth["answer"] not in lettered(truth["options"])
         if not truth["options"]:
             right.append(open_right(one.text, truth.get("answers", [truth["answer"]])))
             continue
@@ -159,7 +160,8 @@ def score(answered: Sequence[Answered], protocol: Protocol) -> Scores:
     for name in splits if len(splits) > 1 else ():
         of = [str(one.item.truth.get("subject") or one.item.split) == name for one in answered]
         numbers[name] = numbers["accuracy"].where(of)
-    return Scores(numbers, unparsed, {"with several pictures, of which one was shown": several} if several else {})
+    notes = {"with several pictures, of which one was shown": several, "whose answer is no option": strange}
+    return Scores(numbers, unparsed, {told: count for told, count in notes.items() if count})
 
 
 def picked(one: Answered, protocol: Protocol) -> str:
@@ -175,14 +177,16 @@ def picked(one: Answered, protocol: Protocol) -> str:
 def exports(answered: Sequence[Answered], protocol: Protocol) -> dict[str, str | bytes]:
     """MMMU's submission, id -> answer, and VLMEvalKit's table with the options."""
     rule, told = Letters.named(protocol.reads, "reads")(), {}
-    rows = [["index", "category", "question", *"ABCD", "answer", "prediction"]]
+    most = max([len(one.item.truth["options"]) for one in answered], default=0)
+    columns = LETTERS[: max(most, 4)]
+    rows = [["index", "category", "question", *columns, "answer", "prediction"]]
     for one in answered:
         truth = one.item.truth
         options = lettered(truth["options"])
         letter = picked(one, protocol) or (rule.read(one.text, options) if options else "")
         told[one.item.name] = letter or one.text
         cells = [one.item.name, str(truth.get("subject") or one.item.split), truth["question"]]
-        cells += [*[options.get(letter, "") for letter in "ABCD"], truth["answer"], letter or one.text]
+        cells += [*[options.get(column, "") for column in columns], truth["answer"], letter or one.text]
         rows.append([str(cell) for cell in cells])
     return {"answers.json": json.dumps(told, indent=1) + "\n"} | both("vlmevalkit", rows)
 

@@ -232,7 +232,7 @@ def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
     """
     for number, line in text_lines(path):
         try:
-            yield number, json.loads(line)
+            yield number, _json(line)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path}, line {number}: not JSON ({error})") from error
 
@@ -254,9 +254,19 @@ def json_file(path: Path) -> Any:
     """A whole JSON file; raises UserError where it is none."""
     check_file(path, "file", _JSON)
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        return _json(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error}); download it again") from error
+
+
+def _json(text: str) -> Any:
+    value = json.loads(text)
+    return json.loads(written(json.dumps(value, ensure_ascii=False))) if "\\u" in text else value
+
+
+def written(text: str) -> str:
+    """The text as a file can hold it: half of a character, which escapes can say, becomes a question mark."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 @contextlib.contextmanager

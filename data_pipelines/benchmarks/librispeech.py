@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from data_pipelines.benchmarks import files
-from data_pipelines.benchmarks.speech import SPLIT, spoken, transcript_exports, word_error_scores
+from data_pipelines.benchmarks.speech import SPLIT, scored, spoken, transcript_exports, word_error_scores
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.evaluation.benchmark import Answered, Benchmark, Item, Medium, Protocol, Published, Scores
 
@@ -35,9 +35,8 @@ def _unpacked(paths: Sequence[Path]) -> Iterator[tuple[str, str, Medium]]:
 
 
 def score(answered: Sequence[Answered], protocol: Protocol) -> Scores:
-    """Word errors of the text; the released script takes hyphens out of it before."""
-    hyphens = protocol.settings.get("hyphens") == "dropped"
-    said = [one.text.replace("-", "") if hyphens else one.text for one in answered]
+    """Word errors of the text."""
+    said = [scored(one, protocol) for one in answered]
     return word_error_scores([one.item.truth["answer"] for one in answered], said, protocol.normaliser)
 
 

@@ -1,5 +1,6 @@
 """What the exams of speech share: finding a layout, word errors, transcripts in the forms of other tools."""
 
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -88,14 +89,26 @@ def rates(found: Sequence[Edits]) -> dict[str, Ratios]:
     return {name: Ratios.of(errors, words, 100.0) for name, errors in parts.items()}
 
 
+def scored(one: Answered, protocol: Protocol) -> str:
+    """What is scored of an answer; the released script takes hyphens out of recognised text before."""
+    said = one.said(protocol)
+    return said.replace("-", "") if protocol.settings.get("hyphens") == "dropped" else said
+
+
 def transcript_exports(answered: Sequence[Answered], protocol: Protocol) -> dict[str, str]:
-    """Reference and hypothesis as sclite reads them and as the released script writes them."""
-    said = [one.said(protocol) for one in answered]
+    """Reference and hypothesis as sclite reads them and as the released script writes them; errors by utterance."""
+    rule = Normaliser.named(protocol.normaliser, "normaliser")()
+    said = [scored(one, protocol) for one in answered]
     right = [str(one.item.truth["answer"]) for one in answered]
-    names = [one.item.name for one in answered]
-    return {
-        "ref.trn": trn(right, names),
-        "hyp.trn": trn(said, names),
-        "released_ref.txt": "".join(f"{i} {one_line(text)}\n" for i, text in enumerate(right)),
-        "released_hyp.txt": "".join(f"{i} {one_line(text)}\n" for i, text in enumerate(said)),
+    names = [re.sub(r"[\s()]+", "_", one.item.name) for one in answered]
+    written = {side: [rule.written(text) for text in texts] for side, texts in (("ref", right), ("hyp", said))}
+    rows = ["name\twords\tsubstitutions\tdeletions\tinsertions\n"]
+    for name, one in zip(names, word_edits(right, said, rule), strict=True):
+        rows.append(f"{name}\t{one.words}\t{one.substitutions}\t{one.deletions}\t{one.insertions}\n")
+    numbered = {
+        f"released_{side}.txt": "".join(f"{i} {one_line(text)}\n" for i, text in enumerate(texts))
+        for side, texts in written.items()
     }
+    both = json.dumps(list(zip(written["hyp"], written["ref"], strict=True)), indent=4) + "\n"
+    transcripts = {"ref.trn": trn(right, names), "hyp.trn": trn(said, names)}
+    return transcripts | numbered | {"released_hyp_ref.json": both, "utterances.tsv": "".join(rows)}

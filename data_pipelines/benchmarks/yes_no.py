@@ -64,7 +64,7 @@ def read_pope(data: str, protocol: Protocol) -> Iterator[Item]:
             for number, line in files.json_lines(path):
                 with files.told(f"{path}, line {number}", "question_id, text, image and label"):
                     name, question = str(line["question_id"]), str(line["text"])
-                    picture, label = str(line["image"]), str(line["label"])
+                    picture, label = str(line["image"]), _label(str(line["label"]), f"{path}, line {number}")
                 truth = {"answer": label, "question": question, "file": picture}
                 text = protocol.prompt.format(question=question)
                 yield Item(split, name, "vqa", text, files.beside(pictures, picture), truth=truth, cluster=picture)
@@ -73,12 +73,19 @@ def read_pope(data: str, protocol: Protocol) -> Iterator[Item]:
 def _pope_table(path: Path, protocol: Protocol) -> Iterator[Item]:
     """VLMEvalKit asks a question once and counts it in each split that it is of; here each is an item."""
     for row in files.table_rows(path):
-        question, label = row.text("question"), row.text("answer").lower()
+        question, label = row.text("question"), _label(row.text("answer"), row.where)
         truth = {"answer": label, "question": question, "file": row.cells.get("image_path", row.text("index"))}
         for split in row.text("category").split(","):
             name = row.text("index")
             text = protocol.prompt.format(question=question)
             yield Item(split.strip(), name, "vqa", text, row.medium("image"), truth=truth, cluster=str(truth["file"]))
+
+
+def _label(word: str, where: str) -> str:
+    """Yes or no in small letters; raises UserError where the word is neither."""
+    if word.strip().lower() not in ("yes", "no"):
+        raise UserError(f"{where}: the right answer must be yes or no, it is {word[:40]!r}; copy the file again")
+    return word.strip().lower()
 
 
 def _said(answered: Sequence[Answered], protocol: Protocol) -> list[str]:
@@ -135,7 +142,8 @@ def _mme_questions(data: str, protocol: Protocol) -> Iterator[Item]:
     if table := files.table_in(place, "MME.tsv"):
         for row in files.table_rows(table):
             file, picture = row.text("image_path"), row.medium("image")
-            yield _question(row.text("category"), file, row.text("question"), row.text("answer"), picture, protocol)
+            label = _label(row.text("answer"), row.where)
+            yield _question(row.text("category"), file, row.text("question"), label, picture, protocol)
         return
     results = files.first(place, "eval_tool/Your_Results", "Your_Results")
     nested = files.first(

@@ -252,6 +252,24 @@ PARTS: dict[str, Part] = {
         569,
         64 << 20,
     ),
+    "wordnet": Part(
+        "the nouns of WordNet 3.0 with their definitions",
+        "descriptions of things",
+        "WordNet 3.0 licence (free, with attribution)",
+        (
+            Archive(
+                "deb",
+                "wordnet-base",
+                "1:3.0-37",
+                "wordnet-base_1%3a3.0-37_all.deb",
+                6467132,
+                "61060d960f9ada8fa120872312eccd3ecebfbab8c4579e4f5a74e1cf67620752",
+            ),
+        ),
+        (Take("./usr/share/wordnet/*.noun"), Take("./usr/share/doc/wordnet-base/copyright")),
+        3,
+        32 << 20,
+    ),
     "qwen": Part(
         "the tokenizer.json of Qwen3, whose pieces and merges are Qwen2.5's",
         "the check of the released text ids",

@@ -63,7 +63,7 @@ def open_corpus(name: str, config: SourceConfig) -> RowRecords:
             if layer.media and not config.root:
                 above = (f"{above}{layer.media}" for above in ("", "*/", "*/*/", "*/*/*/"))
                 home = next((place for name in above for place in root.glob(name) if place.is_dir()), home)
-            return RowRecords(rows, Form(config.task or corpus.task, kept, rules), home)
+            return RowRecords(rows, Form(config.task or corpus.task, kept, rules), home, config.links)
         refused = f"{config.path} has no column {missing[0]!r}; {suggest(missing[0], names)}"
     other = likely(root, config.split, name)
     if other:

@@ -5,6 +5,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
+
 from data_pipelines.readers.index import FAULT, Row
 from data_pipelines.readers.parquet import ParquetRows
 from data_pipelines.readers.text import RULES
@@ -12,7 +14,7 @@ from omnidiff_jax.data.order import Windows
 from omnidiff_jax.data.sources import infer_task
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.files import safe_join
-from omnidiff_jax.records import AUDIO_TAG, IMAGE_TAG, Medium, Message, Record, RejectedRecord, stable_id
+from omnidiff_jax.records import AUDIO_TAG, IMAGE_TAG, Medium, Message, Record, RejectedRecord, Waveform, stable_id
 from omnidiff_jax.tasks.chat import ROLES
 from omnidiff_jax.tasks.registry import TASKS
 
@@ -56,13 +58,14 @@ class RowRecords:
         fingerprint: of the rows and of what they are taken for.
     """
 
-    def __init__(self, rows: Rows, form: Form, root: str | os.PathLike[str]):
+    def __init__(self, rows: Rows, form: Form, root: str | os.PathLike[str], links: bool = False):
         """Args:
         rows: of a layout.
         form: what they mean.
         root: folder that their media must lie in.
+        links: whether links may lead out of it.
         """
-        self._rows, self._form, self._root = rows, form, root
+        self._rows, self._form, self._root, self._links = rows, form, root, links
         told = ",".join(f"{field}={column}" for field, column in sorted(form.columns.items()))
         self.fingerprint = f"{rows.fingerprint} {told} {','.join(form.rules)} {form.task}"
         self._first_id = stable_id("rows", self.fingerprint)
@@ -160,6 +163,8 @@ class RowRecords:
     def _medium(self, value: Any, where: str, held: Mapping[str, Any]) -> Any:
         start, end = (_seconds(held.get(key), key, where) for key in ("start", "end"))
         part: dict[str, Any] = {"start": start or 0.0, "end": end}
+        if isinstance(value, np.ndarray | Waveform):  # decoded where it was read
+            return value
         if isinstance(value, bytes):
             return Medium(where, content=value, **part)
         if isinstance(value, Mapping) and isinstance(value.get("bytes"), bytes):
@@ -168,7 +173,7 @@ class RowRecords:
         if not isinstance(name, str):
             raise RejectedRecord("no medium", f"{where}: {type(value).__name__}")
         try:
-            path = str(safe_join(self._root, name))
+            path = str(safe_join(self._root, name, self._links))
         except (UserError, OSError, RuntimeError, ValueError) as error:
             raise RejectedRecord("path leads out of the media folder", f"{where}: {error}") from error
         if isinstance(value, Mapping) and "offset" in value:

@@ -67,6 +67,9 @@ def features() -> tfds.features.FeaturesDict:
             "messages": tfds.features.Sequence({"role": tfds.features.Text(), "content": tfds.features.Text()}),
             "images": tfds.features.Sequence(tfds.features.Image(shape=(None, None, 3), encoding_format="png")),
             "audios": tfds.features.Sequence(tfds.features.Text(doc="16-bit PCM wav files")),
+            "holes": tfds.features.Sequence(
+                tfds.features.Image(shape=(None, None, 1), encoding_format="png", doc="one of inpainting, light inside")
+            ),
             "meta": tfds.features.Text(doc="JSON for judges, never seen by a model"),
         }
     )
@@ -91,6 +94,7 @@ def to_example(record: Record) -> dict[str, Any]:
         "messages": [dataclasses.asdict(message) for message in record.messages],
         "images": list(record.images),
         "audios": [wav_bytes(waveform) for waveform in record.audios],
+        "holes": [] if record.hole is None else [np.uint8(255) * record.hole[..., None]],
         "meta": json.dumps(record.meta, sort_keys=True),
     }
 
@@ -103,6 +107,7 @@ def to_record(example: Mapping[str, Any]) -> Record:
             {"role": role, "content": content}
             for role, content in zip(messages["role"], messages["content"], strict=True)
         ]
+    holes = example["holes"]
     return Record(
         int(example["sample_id"]),
         _text(example["task"]),
@@ -110,6 +115,7 @@ def to_record(example: Mapping[str, Any]) -> Record:
         tuple(example["images"]),
         tuple(_waveform(data) for data in example["audios"]),
         json.loads(_text(example["meta"])),
+        holes[0][..., 0] > 127 if len(holes) else None,
     )
 
 

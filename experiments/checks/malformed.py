@@ -188,7 +188,7 @@ def _altered(rng: random.Random, value: Any) -> Any:
             return value * rng.choice((0, 2, 20))
         return [*value[:place], _altered(rng, value[place]), *value[place + 1 :]]
     if isinstance(value, str) and rng.random() < 0.3:
-        return damaged(rng, value.encode()).decode("latin-1")
+        return damaged(rng, value.encode("utf-8", "surrogatepass")).decode("latin-1")
     deep: Any = rng.choice(_ODD)
     for _ in range(rng.choice((0, 0, 0, 1, 50))):
         deep = [deep] if rng.random() < 0.5 else {"a": deep}

@@ -1,6 +1,7 @@
 """Requests that are nearly right, by the thousand: none may bring a server down or be answered with its fault.
 
     omnidiff serve_fuzz --requests=100000
+    omnidiff serve_fuzz --requests=40000 --first=60000    the rest, where an earlier run ended
     omnidiff serve_fuzz --requests=10000 --whole=1 --leaving=0.5     nothing damaged, half of the clients leave
     omnidiff serve_fuzz --only=4711 --seed=0     one of them again, with what it was told
 
@@ -41,11 +42,12 @@ SCHEMA = COMMAND.number("schema", "share of them that schemathesis makes, where 
 LEAVING = COMMAND.number("leaving", "share of the others whose client is gone within a hundredth of a second", 0.02)
 WHOLE = COMMAND.number("whole", "share of the others that is in order, and must be answered", 0.02)
 SEED = COMMAND.integer("seed", "of all of it", 0)
+FIRST = COMMAND.integer("first", "number of the first of them", 0, minimum=0)
 ONLY = COMMAND.integer("only", "number of one request to send again, in place of all", minimum=0)
 JSON = COMMAND.switch("json", "end with one line of JSON")
 KEY = "fuzzed"
 LIMITS = Limits(
-    body=2**18, pixels=2**16, seconds=2, characters=4096, answers=4, queue=64, lanes=8, patience=60, upload=5
+    body=2**18, pixels=2**16, seconds=2, characters=4096, answers=4, queue=64, lanes=8, patience=600, upload=5
 )
 _AT_ONCE = 8
 _SHOWN = 20
@@ -61,7 +63,8 @@ def run() -> None:
             _again(service, ONLY.value)
             return
         by_schema = round((REQUESTS.value or 1) * (SCHEMA.value or 0)) if _schemathesis() else 0
-        told = fuzz(service, (REQUESTS.value or 1) - by_schema, SEED.value or 0, LEAVING.value or 0, WHOLE.value or 0)
+        numbers = range(FIRST.value or 0, (FIRST.value or 0) + (REQUESTS.value or 1) - by_schema)
+        told = fuzz(service, numbers, SEED.value or 0, LEAVING.value or 0, WHOLE.value or 0)
         told |= {"by_schema": check_schema(service, by_schema, SEED.value or 0)}
     finally:
         service.scheduler.close(30)
@@ -73,14 +76,30 @@ def run() -> None:
         )
 
 
-def fuzz(service: Service, count: int, seed: int, leaving: float, in_order: float = 0.0) -> dict[str, Any]:
-    """Sends damaged requests to a scripted service, and others, some at once, and tells what came of them."""
+def fuzz(service: Service, asked: range, seed: int, leaving: float, in_order: float = 0.0) -> dict[str, Any]:
+    """Sends damaged requests, by their numbers, to a scripted service, and others, some at once; tells what came."""
     app = application(service)
     statuses: collections.Counter[str] = collections.Counter()
     wrong: list[str] = []
     megabytes: list[int] = []
-    numbers = iter(range(count))
+    numbers = iter(asked)
     begun = time.perf_counter()
+
+    def tell(number: int) -> None:
+        done = number - asked.start
+        if done and done % max(len(asked) // 10, 1) == 0:
+            megabytes.append(_memory())
+        if done and done % max(len(asked) // 100, 1) == 0:
+            sums = collections.Counter[str]()
+            for name, times in statuses.items():
+                sums[name.split()[-1]] += times
+            counts = " ".join(f"{status}:{times}" for status, times in sorted(sums.items()))
+            after = time.perf_counter() - begun
+            print(
+                f"{done} of {len(asked)} ({number}), {after:.0f} s, {_memory()} MB, {counts}",
+                file=sys.stderr,
+                flush=True,
+            )
 
     async def one_client() -> None:
         for number in numbers:
@@ -94,9 +113,8 @@ def fuzz(service: Service, count: int, seed: int, leaving: float, in_order: floa
             statuses[f"{kind} {status}"] += 1
             if fault and len(wrong) < _SHOWN:
                 wrong.append(f"{number}: {fault}")
-            if number % max(count // 10, 1) == 0 and number:
-                megabytes.append(_memory())
-                print(f"{number} of {count}, {megabytes[-1]} MB", file=sys.stderr, flush=True)
+                print(f"wrong: {wrong[-1]}", file=sys.stderr, flush=True)
+            tell(number)
 
     async def all_of_them() -> list[int]:
         for whole in whole_requests():  # compiled, imported, opened
@@ -120,7 +138,7 @@ def fuzz(service: Service, count: int, seed: int, leaving: float, in_order: floa
     for name, times in statuses.items():
         kinds[name.split()[0]] += times
     return {
-        "requests": count,
+        "requests": len(asked),
         "seconds": round(seconds, 1),
         "kinds": dict(sorted(kinds.items())),
         "statuses": dict(sorted(statuses.items())),

@@ -3,10 +3,12 @@
     omnidiff serve_load --seconds=300                      64 clients of mixed tasks
     omnidiff serve_load --requests=10000 --leaving=0.5     half of them leave before they are answered
     omnidiff serve_load --workdir=DIR --rows=16 --quantize=int8
+    omnidiff serve_load --seconds=20 --each=2 --table      a row of each table in docs/serving.md, in three minutes
 
 It asks each of its requests alone first, twice, with OpenAI's client; then the clients ask them all in turn. In the end
 it prints requests a second, beside those of the same requests through the model without a server, latencies, refusals
-(429, each asked again), the server's memory, and what its gauges say; it fails if an answer differs or a slot is lost.
+(429, each asked again), the server's memory, and what its gauges say; it fails if an answer differs, a slot is lost, or
+memory grows.
 """
 
 import asyncio
@@ -42,11 +44,13 @@ REQUESTS = COMMAND.integer("requests", "after which they end, in place of second
 LEAVING = COMMAND.number("leaving", "share of requests whose client leaves within half a second", 0.0)
 ROWS = COMMAND.integer("rows", "of the server", 8, minimum=1)
 SEED = COMMAND.integer("seed", "of who asks what, and who leaves", 0)
+EACH = COMMAND.integer("each", "different requests of every task", 6, minimum=1)
 JSON = COMMAND.switch("json", "end with one line of JSON")
+TABLE = COMMAND.switch("table", "end with a row of each table in docs/serving.md")
 _NAME = "loaded"
 _KINDS = ("t2i", "vqa", "asr", "tts", "inpainting")
-_EACH = 6  # of every kind
-_TIMES = 8  # that each is asked without a server
+_TIMES = 4  # that each is asked without a server, at least
+_GROWTH = 64, 0.1  # MB, and share of what there was, the larger
 
 Ask = Callable[[Any], Awaitable[Any]]
 
@@ -62,14 +66,34 @@ def run() -> None:
         try:
             told = asyncio.run(_load(_url(process), asked, process.pid, begun))
             process.send_signal(signal.SIGTERM)
-            told["status"] = process.wait(60)
+            told["status"] = process.wait(600)
         finally:
             process.kill()
     print(f"serve_load: {json.dumps(told)}", file=sys.stderr, flush=True)  # the rest takes a while
     told["without_server_per_second"] = round(_by_the_model(what, asked), 2)
+    told["share_of_it"] = round(told["per_second"] / told["without_server_per_second"], 3)
     print(json.dumps(told) if JSON.value else "\n".join(f"{name}: {value}" for name, value in told.items()))
-    if told["differing"] or told["under_way"] or told["status"] or set(told["errors"]) - {"429"}:
-        raise UserError("the load left differing answers, lost requests or errors; the figures above say which")
+    if TABLE.value:
+        print(_tables(f"{what} {QUANTIZE.value or ''}".strip(), told))
+    before, after, _ = told["megabytes_before_after_peak"]
+    grown = after - before > max(_GROWTH[0], _GROWTH[1] * before)
+    if told["differing"] or told["under_way"] or told["status"] or set(told["errors"]) - {"429"} or grown:
+        raise UserError("answers differed, requests were lost or failed, or memory grew; the figures above say which")
+
+
+def _tables(name: str, told: dict[str, Any]) -> str:
+    """One row of each table, under its head: memory and latency of who asks alone, and of many at once."""
+    first, _, peak = told["megabytes_before_after_peak"]
+    alone = {f"{kind}, s": told["alone_p50_seconds"][kind] for kind in _KINDS}
+    many = {f"{kind} p50, p99, s": "{}, {}".format(*told["p50_p99_seconds"].get(kind, "--")) for kind in _KINDS}
+    rates = {"a second": told["per_second"], "without a server": told["without_server_per_second"]}
+    rows = {
+        "alone": {"model": name, "ready, s": told["ready_after_seconds"], "MB": first, **alone},
+        "many": {"model": name, "clients": told["clients"], **rates, "429": told["errors"].get("429", 0), **many}
+        | {"peak MB": peak},
+    }
+    lines = [(list(row), ["---"] * len(row), list(row.values())) for row in rows.values()]
+    return "\n\n".join("\n".join(f"| {' | '.join(map(str, cells))} |" for cells in table) for table in lines)
 
 
 def _url(process: subprocess.Popen[str]) -> str:
@@ -85,14 +109,26 @@ def _url(process: subprocess.Popen[str]) -> str:
 
 async def _load(url: str, asked: list[tuple[str, dict[str, Any]]], pid: int, started: float) -> dict[str, Any]:
     """Asks a server that was `started`, first one by one, then with all clients."""
-    from openai import APIStatusError, AsyncOpenAI
+    from openai import APIStatusError, AsyncOpenAI, UnprocessableEntityError
 
     while not _is_ready(url):
         await asyncio.sleep(0.2)
     ready = time.perf_counter() - started
     rng = random.Random(SEED.value)
     async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=600) as client:
-        asks = [_ask(kind, request) for kind, request in asked]
+
+        def told(ask: Ask) -> Ask:
+            """A model that fails at a request (422) fails alike each time."""
+
+            async def answered(client: Any) -> Any:
+                try:
+                    return await ask(client)
+                except UnprocessableEntityError as error:
+                    return str(error)
+
+            return answered
+
+        asks = [told(_ask(kind, request)) for kind, request in asked]
         alone = [await ask(client) for ask in asks]
         lonely: dict[str, list[float]] = collections.defaultdict(list)
         for (kind, _), ask in zip(asked, asks, strict=True):
@@ -152,7 +188,7 @@ def _requests(kind: str) -> list[dict[str, Any]]:
     """Requests of a task as `Model.answer_many` takes them, always the same."""
     rng = np.random.default_rng(_KINDS.index(kind))
     made = []
-    for number in range(_EACH):
+    for number in range(EACH.value or 1):
         size, colour = ("small", "large")[number % 2], ("red", "blue", "green")[number % 3]
         request: dict[str, Any] = {"task": kind, "seed": number, "text": f"{size} {colour} circle top left"}
         if kind == "vqa":
@@ -213,11 +249,14 @@ def _layered(picture: np.ndarray, alpha: np.ndarray) -> bytes:
 def _by_the_model(what: str, asked: list[tuple[str, dict[str, Any]]]) -> float:
     """Requests a second without a server, their programs compiled."""
     model = load(what, rows=ROWS.value or 1, quantize=QUANTIZE.value or "")
-    requests = [request for _, request in asked] * _TIMES
-    model.answer_many(requests[: 2 * len(asked)])
-    begun = time.perf_counter()
-    model.answer_many(requests)
-    return len(requests) / (time.perf_counter() - begun)
+    requests = [request for _, request in asked]
+    times = max((ROWS.value or 1) // (EACH.value or 1) + 1, _TIMES)  # more than there are slots: they are streamed
+    for _ in range(2):  # the second is compiled
+        begun = time.perf_counter()
+        model.answer_many(requests * times)
+        seconds = time.perf_counter() - begun
+        rate = len(requests) * times / seconds
+    return rate
 
 
 def _is_ready(url: str) -> bool:

@@ -139,6 +139,32 @@ class Generator:
                 responses |= dict(zip(batch, answers, strict=True))
         return [responses[number] for number in range(len(queries))]
 
+    def film(self, queries: Sequence[Query]) -> list[Response]:
+        """Answers queries, in order, with their strips: in the lanes that a server has for them, so that each is what
+        it shows of the same query, to the last bit.
+
+        Raises:
+            UserError: as `decode`.
+        """
+        if self._spread is not None:
+            return self.decode(queries, strips=True)
+        responses: dict[int, Response] = {}
+        lanes: dict[Lane, list[tuple[int, Work]]] = {}
+        for number, query in enumerate(queries):
+            if suits(query.decoding.sampler):
+                notice(query.check_taught(self.codecs.layout.text))
+                work = self.write(query)
+                lanes.setdefault(self.lanes(work)[0], []).append((number, work))
+            else:
+                (responses[number],) = self.decode([query], strips=True)
+        for lane, works in lanes.items():
+            engine = self.open(lane)
+            submitted = {engine.submit(work): (number, work) for number, work in works}
+            for done in engine.run():
+                number, work = submitted[done.number]
+                responses[number] = self.read(queries[number], work, done.result, strips=True)
+        return [responses[number] for number in range(len(queries))]
+
     def bounds(
         self, task: Task, requests: Sequence[Request], answers: Sequence[Sequence[str]], draws: int
     ) -> list[np.ndarray]:
@@ -171,7 +197,7 @@ class Generator:
             tokens = np.array(canvas.inputs.tokens)
             for row, prompt, ids_of in zip(tokens, prompts, said, strict=False):
                 row[len(prompt.tokens) : len(prompt.tokens) + len(ids_of)] = ids_of
-            nats = likelihood_bound(self._denoiser, canvas, tokens, draws, self._seed)
+            nats = likelihood_bound(self._denoiser, canvas, tokens, draws, self._seed, self._spread)
             found += [np.array([bound, len(ids_of)], np.float32) for bound, ids_of in zip(nats, said, strict=False)]
         ends = np.cumsum([len(texts) for texts in answers])
         return [np.stack(found[stop - len(texts) : stop]) for stop, texts in zip(ends, answers, strict=True)]
@@ -260,12 +286,12 @@ class Generator:
         lay_out = functools.partial(self._lay_out, lane.length, lane.frames)
         return Engine(self._denoiser, lay_out, lane.code, lane.columns, slots=self.rows)
 
-    def read(self, query: Query, work: Work, result: SampleResult) -> Response:
+    def read(self, query: Query, work: Work, result: SampleResult, *, strips: bool = False) -> Response:
         """What an engine answered a query that was written as `work`, in its media."""
         frames = len(result.tokens) if len(work.prompt.frame_counts) else 0
         canvas = self._canvas([work.prompt], [work.answer], _ids([query]), len(result.tokens), 1, frames=frames)
         whole = jax.tree.map(lambda x: x[None], result)
-        return self._read(canvas, whole, [work.answer], [query], False)[0]
+        return self._read(canvas, whole, [work.answer], [query], strips)[0]
 
     def _sampler(self, query: Query) -> SamplerConfig:
         decoding = query.decoding

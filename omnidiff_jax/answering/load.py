@@ -166,11 +166,8 @@ def weights_config(place: Path) -> RunConfig:
 def _weights(run: ModelRun) -> Any:
     if run.initial_params is None:
         raise UserError("there are no weights: name the folder of a run, or of converted weights")
-    # Of the optimizer, which a run alone needs.
-    from omnidiff_jax.training.layout import abstract_state
-
     with jax.set_mesh(run.mesh):
-        return run.initial_params(abstract_state(run).params)
+        return run.initial_params(runs.abstract_params(run))
 
 
 def _model(run: ModelRun, tokenizers: Tokenizers, params: Any, rows: int, seed: int, name: str) -> Model:

@@ -93,7 +93,7 @@ class Model:
             seed: of the sampling noise, from 0 to 2^32 - 1.
             settings: of decoding, for this request: `{"steps": 8, "temperature": 0.7, "guidance": 1.5, "length": 40}`,
                 or dotted names of `Decoding`.
-            film: also return the answer after every step.
+            film: also return the answer after every step, as a server with as many rows shows it.
 
         Raises:
             UserError: an unknown task, argument or setting, an input missing, not used or unusable, too long a request.
@@ -124,11 +124,9 @@ class Model:
                 shown.append(switch(request.get("film"), "film"))
                 queries.append(dataclasses.replace(self.query(request), number=number if len(asked) > 1 else 0))
         responses: list[Response | None] = [None] * len(queries)
-        for filmed in (False, True):
+        for filmed, decode in ((False, self.generator.decode), (True, self.generator.film)):
             chosen = [i for i, film in enumerate(shown) if film == filmed]
-            for i, response in zip(
-                chosen, self.generator.decode([queries[i] for i in chosen], strips=filmed), strict=True
-            ):
+            for i, response in zip(chosen, decode([queries[i] for i in chosen]), strict=True):
                 responses[i] = response
         return [self._finished(r, query.answer) for r, query in zip(responses, queries, strict=True) if r is not None]
 

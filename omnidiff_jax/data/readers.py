@@ -28,6 +28,8 @@ class SourceConfig:
         task: that its samples train; "" = as each record says, or its media amount to.
         path: where it lies, in the reader's terms.
         root: folder of its media, where that is not the path's own.
+        links: whether links may lead out of that folder, which a manifest from elsewhere could use to have any file
+            read.
         split: of sources that have several.
         examples: size of a source that is generated.
         plain: share of its requests in plain words, of a source that is generated.
@@ -42,6 +44,7 @@ class SourceConfig:
     task: str = ""
     path: str = free("")
     root: str = free("")
+    links: bool = free(False)
     split: str = "train"
     examples: Natural = 0
     plain: Share = 0.0
@@ -76,7 +79,7 @@ class Reader:
 
 
 def _open_jsonl(config: SourceConfig) -> JsonlRecords:
-    return JsonlRecords(config.path, config.root or None, task=config.task or None)
+    return JsonlRecords(config.path, config.root or None, config.task or None, config.links)
 
 
 def _identity(config: SourceConfig, records: JsonlRecords) -> str:

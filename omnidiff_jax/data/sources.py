@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -87,20 +87,25 @@ class JsonlRecords:
     """Records of a JSONL manifest in the released form, one `{"messages", "images", "audios"}` a line.
 
     A sample of inpainting names its `hole`, a picture that is light where the answer paints. Media paths are relative
-    to `root` and must stay inside it. A line may name its `task`; otherwise the task follows from what its messages
-    hold (`infer_task`). Only the lines' places are kept in memory.
+    to `root`, or absolute, and must stay inside it. A line may name its `task`; otherwise the task follows from what
+    its messages hold (`infer_task`). Only the lines' places are kept in memory.
 
     Attributes:
         fingerprint: hex digest of the manifest; what media hold is not part of it.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None, task: str | None = None
+        self,
+        path: str | os.PathLike[str],
+        root: str | os.PathLike[str] | None = None,
+        task: str | None = None,
+        links: bool = False,
     ):
         """Args:
             path: the manifest.
             root: folder of the media (default: the manifest's own).
             task: that every record trains, whatever its line says; None = the line's own, or what its media amount to.
+            links: whether links may lead out of that folder.
 
         Raises:
             UserError: the manifest cannot be read.
@@ -122,7 +127,7 @@ class JsonlRecords:
             raise UserError(f"cannot read {self._path} ({error.strerror}); give a JSONL file") from error
         self._starts = np.array(starts, np.int64)
         self.fingerprint = digest.hexdigest()
-        self._task = task
+        self._task, self._links = task, links
         # By content: tail pads and masks hang on the ids, and a manifest may move between starts of a run.
         self._first_id = stable_id("jsonl", self.fingerprint, task or "")
 
@@ -167,17 +172,10 @@ class JsonlRecords:
         paths = []
         for name in names:
             try:
-                paths.append(str(safe_join(self._root, self._within(name))))
+                paths.append(str(safe_join(self._root, name, self._links)))
             except (UserError, OSError, RuntimeError, ValueError) as error:
                 raise RejectedRecord("path leads out of the media folder", f"{where}: {error}") from error
         return tuple(paths)
-
-    def _within(self, name: str) -> str:
-        """The path under the root, of an absolute one that lies there: released manifests hold such."""
-        root = os.path.abspath(self._root)
-        if os.path.isabs(name) and os.path.commonpath([root, name]) == root:
-            return os.path.relpath(name, root)
-        return name
 
 
 def _foreign(head: bytes) -> str:
@@ -225,15 +223,26 @@ def _holds(messages: tuple[Message, ...], tag: str, answer: bool) -> bool:
 
 
 class TfdsRecords:
-    """A split of a TFDS data set in ArrayRecord form, read without TensorFlow."""
+    """A split of a TFDS data set in ArrayRecord form, read without TensorFlow.
 
-    def __init__(self, directory: str | os.PathLike[str], split: str, parse: Callable[[dict[str, Any]], Any]):
+    Attributes:
+        features: of the data set, by name.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        split: str,
+        parse: Callable[[dict[str, Any]], Any],
+        decoders: Callable[[Any], Any] = lambda features: None,
+    ):
         """Opens a prepared data set.
 
         Args:
             directory: the version folder that holds `dataset_info.json`.
             split: name of the split, or a TFDS slice such as "train[:10%]".
             parse: features of one example -> `Record` or `EncodedExample`; may raise `RejectedRecord`.
+            decoders: features -> TFDS's decoders, of those that are not decoded as usual.
 
         Raises:
             UserError: no prepared data set there, or no such split.
@@ -243,7 +252,13 @@ class TfdsRecords:
 
         try:
             builder = tfds.builder_from_directory(str(directory))
-            self._source = builder.as_data_source(split)
+            self.features: Mapping[str, Any] = builder.info.features
+            self._source = builder.as_data_source(split, decoders=decoders(self.features))
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"{directory} holds something, such as Audio, that TFDS reads with {error.name} alone; "
+                "pip install 'omnidiff_jax[build]'"
+            ) from error
         except Exception as error:  # TFDS raises many kinds
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(

@@ -11,7 +11,7 @@ import jax
 
 from omnidiff_jax.config import choose, to_dict
 from omnidiff_jax.errors import UserError, notice
-from omnidiff_jax.evaluation import stages
+from omnidiff_jax.evaluation import judging, stages
 from omnidiff_jax.evaluation.benchmark import Benchmark, Census, Item, Protocol, census, limited
 from omnidiff_jax.evaluation.exam import named
 from omnidiff_jax.evaluation.judges.named import judge_for
@@ -128,13 +128,13 @@ def sit(
         stages.open_run(place, told | {"decoding": word or "own"})
         _generate(exam, items, protocol, opened, settings, place, sitting)
     if "judge" in sitting.through and judge is not None:
-        judged = stages.judge_speech if protocol.judge == "speech" else stages.judge_pictures
+        judged = judging.judge_speech if protocol.judge == "speech" else judging.judge_pictures
         barrier(f"{exam}: answers are written")
         judged(items, judge, place, mesh if mesh.of > 1 else sitting.share)
     barrier(f"{exam}: everything is judged")
     if "score" not in sitting.through or not is_primary():
         return {}
-    before = _told(place, "run.json").get("data", found.digest)
+    before = stages.read_told(place, "run.json").get("data", found.digest)
     if before != found.digest:
         raise UserError(
             f"{place} holds answers to other data ({before[:12]}, now {found.digest[:12]}); name them by --data"
@@ -147,11 +147,11 @@ def sit(
         found,
         gathered,
         judge=getattr(judge, "name", ""),
-        decoding=_told(place, SETTINGS),
-        settings=_told(place, "run.json").get("decoding", ""),
+        decoding=stages.read_told(place, SETTINGS),
+        settings=stages.read_told(place, "run.json").get("decoding", ""),
     )
     for file, content in benchmark.exports(gathered.answered, protocol).items():
-        place.write(f"exports/{file}", content if isinstance(content, bytes) else content.encode())
+        place.write(f"exports/{file}", content if isinstance(content, bytes) else content.encode(errors="replace"))
     place.write("score.json", (json.dumps(entry, indent=1) + "\n").encode())
     return entry
 
@@ -159,10 +159,6 @@ def sit(
 def _set(word: str, items: Sequence[Item]) -> dict[str, Decoding]:
     found = choose(DECODINGS, word, "set of decoding settings")
     return {task: found[task] for task in dict.fromkeys(item.task for item in items) if task in found}
-
-
-def _told(place: Place, file: str) -> dict[str, Any]:
-    return json.loads(place.read(file) or b"{}")
 
 
 def _generate(

@@ -23,6 +23,7 @@ _NUMBERS = {
     "threshold": "sampler.reveal.least",
     "entropy_bound": "sampler.reveal.gamma",
     "stable": "sampler.reveal.least",
+    "klass": "sampler.reveal.least",
     "revise": "sampler.reveal.least",
     "verify": "sampler.drafting.drafts",
 }

@@ -25,6 +25,10 @@ class Normaliser(Choice, key="", word="plain"):
         """The words of a transcript."""
         return normalize(text).split()
 
+    def written(self, text: str) -> str:
+        """A transcript as files for other tools have it: as it is, unless a rule comes before the tool's own."""
+        return text
+
 
 @dataclasses.dataclass(frozen=True)
 class Whisper(Normaliser, word="whisper"):
@@ -58,7 +62,11 @@ class ReleasedSpeech(Released, word="released_speech"):
 
     def words(self, text: str) -> list[str]:
         """Raises UserError where the package is missing."""
-        return super().words(re.sub(r"\W+", " ", _spelled_out()(text)))
+        return super().words(self.written(text))
+
+    def written(self, text: str) -> str:
+        """Spelled out and without marks, as the released script writes both sides; raises as `words`."""
+        return re.sub(r"\W+", " ", _spelled_out()(text))
 
 
 @functools.cache
@@ -80,7 +88,8 @@ def _spelled_out() -> Callable[[str], str]:
             "released_speech needs WeTextProcessing: pip install WeTextProcessing; or --normaliser=whisper"
         ) from error
     spell: Any = Normalizer()
-    return lambda text: str(spell.normalize(text))
+    # Milliseconds a text, and a score asks for each several times: value, ceiling, floor, exports.
+    return functools.lru_cache(1 << 16)(lambda text: str(spell.normalize(text)))
 
 
 _SPACES = " \t\r\n"

@@ -22,16 +22,19 @@ _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #222 }
 h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2.2rem; border-bottom: 1px solid #ddd }
 table { border-collapse: collapse } td, th { padding: .25rem .7rem; text-align: left; border-bottom: 1px solid #eee }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
+.wide { overflow-x: auto } .wide td:first-child, .wide th:first-child { position: sticky; left: 0; background: #fff }
+.dense { font-size: .8rem } .dense td, .dense th { padding: .25rem .45rem; vertical-align: top }
 .cards { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start }
-.card { border: 1px solid #ddd; border-radius: 8px; padding: .7rem; width: 20rem; box-sizing: border-box }
+.card { border: 1px solid #ddd; border-radius: 8px; padding: .7rem; width: min(20rem, 100%); box-sizing: border-box }
 .card.good { border-left: 5px solid #2a9d5c } .card.bad { border-left: 5px solid #d1495b }
-.card p { margin: .2rem 0 } .label { color: #777; font-size: .8rem }
+.card p { margin: .2rem 0; overflow-wrap: anywhere } .label { color: #777; font-size: .8rem }
 img.pixel { image-rendering: pixelated; outline: 1px solid #ddd } audio { width: 100%; height: 2.2rem }
 .strip { display: flex; flex-wrap: wrap; gap: 3px; margin-top: .3rem } .strip span { width: 100%; font-size: .8rem }
 .bar { background: #eee; width: 8rem; height: .7rem; position: relative; border-radius: 3px }
 .bar i { position: absolute; height: 100%; border-radius: 3px; background: #3a7ca5 }
 """
+_PHONE = "<meta name=viewport content='width=device-width, initial-scale=1'>"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,10 +89,8 @@ def write_report(
         parts += ["<h2>Training</h2>", _curves(metrics)]
     for task, shown in views.items():
         parts.append(f"<h2>{html.escape(task)}</h2><div class=cards>{''.join(map(_card, shown))}</div>")
-    page = (
-        f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title><style>{_STYLE}</style>{''.join(parts)}"
-    )
-    Path(path).write_text(page)
+    head = f"<!doctype html><html lang=en><meta charset=utf-8>{_PHONE}<title>{html.escape(title)}</title>"
+    Path(path).write_text(f"{head}<style>{_STYLE}</style>{''.join(parts)}", encoding="utf-8")
 
 
 def _scores(scorecard: Mapping[str, Any]) -> str:
@@ -113,7 +114,8 @@ def _scores(scorecard: Mapping[str, Any]) -> str:
     numbers = "<th class=n>value<th class=n>95 %<th class=n>ceiling<th class=n>floor"
     head = f"<tr><th>task<th>metric{numbers}<th>floor to ceiling<th class=n>n<th>judge"
     note = "Ceiling: the judge's score of the true answers. Floor: its score of the model's answers to other questions."
-    return f"<table>{head}{''.join(rows)}</table><p class=label>{note}<br>{seconds}<br>{versions}</p>"
+    body = f"<div class=wide tabindex=0><table>{head}{''.join(rows)}</table></div>"
+    return f"{body}<p class=label>{note}<br>{seconds}<br>{versions}</p>"
 
 
 def _curves(metrics: Sequence[Mapping[str, Any]]) -> str:
@@ -171,6 +173,8 @@ def _card(view: View) -> str:
         parts.append(_image(view.image, 128))
     if view.audio is not None:
         parts.append(_audio(view.audio))
+    if not view.answered and view.image is None and view.audio is None:
+        parts.append("<p>nothing</p>")
     if view.expected not in ("", view.asked):
         parts.append(f"<p class=label>expected: {html.escape(view.expected)}</p>")
     if view.strip:

@@ -3,7 +3,7 @@
 A stage leaves one JSON line a sample, keyed by split and name, in files of their own for every process; whoever goes on
 reads all of them, so that the number of processes may change. Answers are keyed by sample too (`Item.request`), and
 scoring goes by the order of the data, so that neither decides what the score is. As the processes of one mesh they all
-ask the same batches, and the first writes them down; what is judged is shared out among them.
+ask the same batches, and the first writes them down; what is judged (`judging.py`) is shared out among them.
 """
 
 import contextlib
@@ -11,13 +11,12 @@ import dataclasses
 import json
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 from typing import Protocol as Interface
 
 import numpy as np
 
-from omnidiff_jax.answering.media import to_audio, to_image
 from omnidiff_jax.answering.queries import Request, Response
 from omnidiff_jax.errors import UserError, notice
 from omnidiff_jax.evaluation.benchmark import Answered, Item, Protocol
@@ -27,7 +26,6 @@ from omnidiff_jax.evaluation.places import Place
 from omnidiff_jax.media.audio import wav_bytes
 from omnidiff_jax.media.image import png_bytes
 from omnidiff_jax.progress import Progress
-from omnidiff_jax.records import Waveform
 from omnidiff_jax.sharding.distributed import by_all, by_the_first, is_primary
 from omnidiff_jax.tasks.registry import Decoding, Task, task
 
@@ -35,10 +33,6 @@ T = TypeVar("T")
 ANSWERS, REFERENCES = "answers", "references"
 # Share of the items, or of the references, that may be unreadable.
 SPARED = 0.01
-# References that a judge's ceiling is measured on.
-CEILING = 200
-# Judged answers that a kill may lose in a bucket.
-_TOGETHER = 64
 
 
 class Answers(Interface):
@@ -53,24 +47,6 @@ class Answers(Interface):
     def decoding(self, task: Task) -> Decoding: ...
 
     def check(self, task: Task, request: Request) -> None: ...
-
-
-class SpeechJudge(Interface):
-    """Hears what was said; `name` tells it from every other judge."""
-
-    name: str
-
-    def hear(self, speech: Waveform) -> str: ...
-
-
-class PictureJudge(Interface):
-    """Puts pictures and texts into one space, vectors of length 1; `name` tells it from every other judge."""
-
-    name: str
-
-    def of_text(self, text: str) -> np.ndarray: ...
-
-    def of_picture(self, picture: np.ndarray) -> np.ndarray: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,13 +84,26 @@ def open_run(place: Place, told: Mapping[str, Any], file: str = "run.json") -> N
     if content is None:
         place.write(file, (json.dumps(told, indent=1, sort_keys=True) + "\n").encode())
         return
-    before = json.loads(content)
+    before = read_told(place, file)
     for name, value in json.loads(json.dumps(told)).items():
         if before.get(name) != value:
             raise UserError(
                 f"{place} holds answers of another {name} ({_short(before.get(name))}, now {_short(value)}); name "
                 "another --out, or remove it"
             )
+
+
+def read_told(place: Place, file: str) -> dict[str, Any]:
+    """What `open_run` said; {} where it said nothing.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        found = json.loads(place.read(file) or b"{}")
+    except ValueError as error:
+        raise UserError(f"{place}/{file} is damaged ({error}); name another --out, or remove {place}") from error
+    return found if isinstance(found, dict) else {}
 
 
 def _short(value: Any) -> str:
@@ -184,12 +173,12 @@ def _read_media(exam: str, batch: Sequence[Item], unreadable: list[str], of: int
     there = by_all([request is not None for request in requests])
     for number in np.flatnonzero(~there).tolist():
         unreadable.append(f"{batch[number].where}: {faults.get(number, 'cannot be read by another process')}")
-        _spare(exam, "items", unreadable, of)
+        spare(exam, "items", unreadable, of)
     both = zip(batch, requests, there, strict=True)
     return [(item, request) for item, request, all_have in both if request is not None and all_have]
 
 
-def _spare(exam: str, what: str, unreadable: Sequence[str], of: int) -> None:
+def spare(exam: str, what: str, unreadable: Sequence[str], of: int) -> None:
     """Raises where more cannot be read than is passed over."""
     if len(unreadable) > max(SPARED * of, 1):
         raise UserError(
@@ -262,112 +251,6 @@ def _kept(item: Item, response: Response, place: Place) -> dict[str, str]:
 
 def _plain(name: str) -> str:
     return "".join(letter if letter.isascii() and letter.isalnum() else "_" for letter in name)[:60]
-
-
-def judge_speech(items: Sequence[Item], judge: SpeechJudge, place: Place, share: Share) -> None:
-    """Hears the answers that were not heard yet, and real recordings for the judge's ceiling.
-
-    Raises:
-        UserError: an answer's speech is gone, or more than one in a hundred real recordings cannot be read.
-    """
-    answers, stem = read_lines(place, ANSWERS), f"heard-{judge.name}"
-
-    def answer(item: Item, other: Item) -> dict[str, Any]:
-        speech = answers[item.key].get("speech")
-        return {"heard": judge.hear(to_audio(_medium(place, speech))) if speech else ""}
-
-    _each(items, [item for item in items if item.key in answers], stem, answer, place, share)
-    real = [item for item in items if item.reference is not None][:CEILING]
-
-    def recording(item: Item, other: Item) -> dict[str, Any]:
-        return {"heard": judge.hear(_reference(item, to_audio))}
-
-    _each(real, real, f"{REFERENCES}-{stem}", recording, place, share)
-
-
-def judge_pictures(items: Sequence[Item], judge: PictureJudge, place: Place, share: Share) -> None:
-    """Sees the pictures that were not seen yet, beside their captions, the real pictures, and those of another item.
-
-    Raises:
-        UserError: an answer's picture is gone, or more than one in a hundred real pictures cannot be read.
-    """
-    answers, stem = read_lines(place, ANSWERS), f"seen-{judge.name}"
-
-    def answer(item: Item, other: Item) -> dict[str, Any]:
-        picture = answers[item.key].get("picture")
-        return _seen(judge, to_image(_medium(place, picture)), item, other) if picture else {}
-
-    _each(items, [item for item in items if item.key in answers], stem, answer, place, share)
-    real = [item for item in items if item.reference is not None][:CEILING]
-
-    def photograph(item: Item, other: Item) -> dict[str, Any]:
-        return _seen(judge, _reference(item, to_image), item, other)
-
-    _each(real, real, f"{REFERENCES}-{stem}", photograph, place, share)
-
-
-def _medium(place: Place, name: str) -> bytes:
-    content = place.read(name)
-    if content is None:
-        raise UserError(f"{place}/{name} is gone, which its answer's line names; remove that line to have it answered")
-    return content
-
-
-class _Unreadable(UserError):
-    """A reference that cannot be read, which is not the end of a stage."""
-
-
-def _reference(item: Item, decoded: Callable[[bytes], T]) -> T:
-    assert item.reference is not None
-    try:
-        return decoded(item.reference.read())
-    except UserError as error:
-        raise _Unreadable(str(error)) from error
-
-
-def _seen(judge: PictureJudge, picture: np.ndarray, item: Item, other: Item) -> dict[str, Any]:
-    vector = judge.of_picture(picture)
-    seen = {"clip_t": float(vector @ judge.of_text(str(item.truth["answer"])))}
-    if item.reference is not None:
-        seen["clip_i"] = float(vector @ judge.of_picture(_reference(item, to_image)))
-    with contextlib.suppress(_Unreadable):
-        floor = {"floor_t": float(vector @ judge.of_text(str(other.truth["answer"])))}
-        if other.reference is not None:
-            floor["floor_i"] = float(vector @ judge.of_picture(_reference(other, to_image)))
-        seen |= floor
-    return seen
-
-
-def _each(
-    items: Sequence[Item],
-    wanted: Sequence[Item],
-    stem: str,
-    judged: Callable[[Item, Item], dict[str, Any]],
-    place: Place,
-    share: Share,
-) -> None:
-    """Judges what is wanted, not judged yet and this process's; `judged` is also given the item half a turn away.
-
-    What cannot be read gets a line that says so, and is tried again by the next run.
-    """
-    done = read_lines(place, stem)
-    others = {item.key: items[(i + max(len(items) // 2, 1)) % len(items)] for i, item in enumerate(items)}
-    waiting = [item for item in wanted if UNREADABLE in done.get(item.key, {UNREADABLE: ""}) and share.takes(item.key)]
-    unreadable: list[str] = []
-    with LineWriter(place, stem, str(share)) as lines, Progress(len(waiting), label=stem) as progress:
-        for number, item in enumerate(waiting, start=1):
-            try:
-                lines.add(item.key, judged(item, others[item.key]))
-            except _Unreadable as error:
-                unreadable.append(f"{item.where}: {error}")
-                _spare(stem, "references", unreadable, len(wanted))
-                if item.key not in done:
-                    lines.add(item.key, {UNREADABLE: str(error)})
-            if number % _TOGETHER == 0:
-                lines.flush()
-            progress.update(number)
-    if unreadable:
-        notice(f"{stem}: {len(unreadable)} references cannot be read and are passed over; {named(unreadable)}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -93,6 +93,7 @@ _HEAD = (
     *("exam", "metric", "published", "ours", "95 %", "n of n", "unparsed", "skipped", "protocol", "decoding", "judge"),
     *("data", "seconds"),
 )
+_NUMBERS = ("ours", "95 %", "n of n", "unparsed", "skipped", "seconds")
 
 
 def rows(exams: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
@@ -153,10 +154,12 @@ def page(exams: Mapping[str, Mapping[str, Any]]) -> str:
     head, *body = rows(exams)
     if not body:
         return ""
-    cells = [f"<tr>{''.join(f'<td>{html.escape(cell)}' for cell in row)}" for row in body]
+    marks = [" class=n" if name in _NUMBERS else "" for name in head]
+    lines = ["".join(f"<td{m}>{html.escape(cell)}" for m, cell in zip(marks, row, strict=True)) for row in body]
     notes = "<br>".join(html.escape(f"{exam}, {told}") for exam, told in _notes(exams))
-    top = "".join(f"<th>{html.escape(cell)}" for cell in head)
-    return f"<table><tr>{top}{''.join(cells)}</table><p class=label>{notes}</p>"
+    top = "".join(f"<th{mark}>{html.escape(cell)}" for mark, cell in zip(marks, head, strict=True))
+    table = f"<table class=dense><tr>{top}<tr>{'<tr>'.join(lines)}</table>"
+    return f"<div class=wide tabindex=0>{table}</div><p class=label>{notes}</p>"
 
 
 def _notes(exams: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:

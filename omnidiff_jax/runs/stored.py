@@ -153,13 +153,19 @@ def read_quantized(init: InitConfig, run: ModelRun, quantize: str) -> Any:
     def keep(path: str, array: jax.Array) -> Any:
         return quantize_array(path, program.whole_array(path, array), quantize)
 
-    # Of the optimizer, which a run alone needs.
-    from omnidiff_jax.training.layout import abstract_state
-
     with jax.set_mesh(run.mesh):
-        target = {name: tree for name, tree in abstract_state(run).params.items() if name != SUBTREE}
+        target = {name: tree for name, tree in abstract_params(run).items() if name != SUBTREE}
         key = rng.stream(run.config.seed, "init")
         return load_initial(init, program.model, target, program.init, key, known, keep)
+
+
+def abstract_params(run: ModelRun) -> Any:
+    """A run's parameters as `jax.ShapeDtypeStruct`s with shardings; sampling does without the optimizer.
+
+    Call it within the run's mesh.
+    """
+    shapes = jax.eval_shape(lambda: run.program.init(rng.stream(run.config.seed, "init")))
+    return jax.tree.map(lambda leaf, spec: _placed(leaf, spec, run.mesh), shapes, _specs(run, shapes))
 
 
 def _specs(run: ModelRun, params: Any) -> Any:

@@ -34,7 +34,7 @@ from omnidiff_jax.sampling.penalties import (
     Repetition,
 )
 from omnidiff_jax.sampling.results import SampleResult, film, finish_reasons
-from omnidiff_jax.sampling.reveal import EntropyBound, Reveal, Revise, Stable, Threshold
+from omnidiff_jax.sampling.reveal import EntropyBound, Klass, Reveal, Revise, Stable, Threshold
 from omnidiff_jax.sampling.schedule import Blocks, CosineSchedule, ReleasedBlocks, Schedule
 from omnidiff_jax.sampling.stopping import Stopping
 
@@ -57,6 +57,7 @@ __all__ = [
     "Filters",
     "Guidance",
     "Halton",
+    "Klass",
     "LengthRule",
     "MaskgitPlus",
     "PaperPosition",

@@ -10,7 +10,7 @@ from flax import struct
 from omnidiff_jax.config import Choice
 from omnidiff_jax.sampling.cache import Cache
 from omnidiff_jax.sampling.ranges import OutOfRange, within
-from omnidiff_jax.sampling.rows import LOWEST
+from omnidiff_jax.sampling.rows import LOWEST, Likeliest
 
 MOST_DRAFTS = 64
 """Each is a whole row of the batch."""
@@ -24,11 +24,13 @@ class Predictions:
         scored: bool [B, L], positions that were looked at.
         candidates: int32 [B, L].
         confidence: float32 [B, L], in them.
+        likely: `Likeliest` [B, L, k], or () where the `Reveal` compares none.
     """
 
     scored: jax.Array
     candidates: jax.Array
     confidence: jax.Array
+    likely: Any = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,12 +55,13 @@ class Drafting(Choice, key="kind", word="off"):
     def check(self, cache: Cache) -> None:
         """Raises `OutOfRange` for what this kind makes no sense with."""
 
-    def init(self, generate: jax.Array, mask_id: int) -> Any:
+    def init(self, generate: jax.Array, mask_id: int, compared: int) -> Any:
         """What `keep` gave, before the first call: a pytree whose shapes and dtypes stay.
 
         Args:
             generate: bool [B, L], positions the sampler writes.
             mask_id: the mask token.
+            compared: `Reveal.compared`.
         """
         return ()
 
@@ -90,10 +93,11 @@ class Verify(Drafting, word="verify"):
                 "keeps what was computed of them; leave one of the two out"
             )
 
-    def init(self, generate: jax.Array, mask_id: int) -> Any:
+    def init(self, generate: jax.Array, mask_id: int, compared: int) -> Any:
         nothing = jnp.zeros_like(generate)
         nowhere = jnp.zeros(generate.shape, jnp.int32), jnp.zeros(generate.shape, jnp.float32)
-        return self.keep(Predictions(nothing, *nowhere), mask_id)
+        likely = Likeliest.none(generate.shape, compared) if compared else ()
+        return self.keep(Predictions(nothing, *nowhere, likely), mask_id)
 
     def keep(self, predictions: Predictions, mask_id: int) -> Any:
         # A draft reveals nothing where nothing was predicted.

@@ -10,9 +10,12 @@ from omnidiff_jax import rng
 from omnidiff_jax.diffusion.alignment import predictors
 from omnidiff_jax.sampling.canvas import Canvas
 from omnidiff_jax.sampling.denoiser import Denoiser
+from omnidiff_jax.sharding.spread import Spread
 
 
-def likelihood_bound(denoiser: Denoiser, canvas: Canvas, tokens: np.ndarray, draws: int, seed: int = 0) -> np.ndarray:
+def likelihood_bound(
+    denoiser: Denoiser, canvas: Canvas, tokens: np.ndarray, draws: int, seed: int = 0, spread: Spread | None = None
+) -> np.ndarray:
     """Upper bounds on -log p(answer | prompt), in nats, estimated without bias from `draws` noise levels.
 
     Of n positions l are masked, l uniform in 1 .. n and the positions uniform among its subsets; the bound is the mean
@@ -26,6 +29,8 @@ def likelihood_bound(denoiser: Denoiser, canvas: Canvas, tokens: np.ndarray, dra
         tokens: int [B, L], the canvas with the answers in it.
         draws: calls of the model.
         seed: of the noise.
+        spread: lays the rows of an even batch over the processes of a mesh; each gets all bounds. None = this
+            process's devices.
 
     Returns:
         float32 [B]; 0 for a row in which nothing is scored.
@@ -37,8 +42,11 @@ def likelihood_bound(denoiser: Denoiser, canvas: Canvas, tokens: np.ndarray, dra
         raise ValueError(f"a likelihood from {draws} draws; it takes at least 1")
     widest = int(np.asarray(canvas.generate).sum(1).max(initial=1))
     width = 1 << (max(widest, 1) - 1).bit_length()  # few widths, so that few programs are compiled
-    bounds = _bound(denoiser, canvas, jnp.asarray(tokens, jnp.int32), rng.stream(seed, "likelihood"), draws, width)
-    return np.asarray(bounds)
+    key, whole = rng.stream(seed, "likelihood"), np.asarray(tokens, np.int32)
+    if spread is None:
+        return np.asarray(_bound(denoiser, canvas, whole, key, draws, width))
+    with spread.entered():
+        return np.asarray(spread.gathered(_bound(denoiser, *spread.laid((canvas, whole)), key, draws, width)))
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5))
@@ -67,13 +75,15 @@ def _bound(denoiser: Denoiser, canvas: Canvas, tokens: jax.Array, key: jax.Array
         masked = scored & (rank < masks[:, None])
         hidden = denoiser.hidden(denoiser.params, jnp.where(masked, canvas.mask_id, tokens), context)
 
-        def row(inputs: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
-            states, positions, wanted = inputs
-            logits = denoiser.logits(denoiser.params, states[positions]).astype(jnp.float32)
+        def place(inputs: tuple[jax.Array, jax.Array]) -> jax.Array:
+            states, wanted = inputs
+            logits = denoiser.logits(denoiser.params, states).astype(jnp.float32)
             chosen = jnp.take_along_axis(logits, wanted[:, None], axis=1)[:, 0]
             return jax.nn.logsumexp(logits, axis=1) - chosen
 
-        nll = jax.lax.map(row, (hidden, read, labels))
+        # One place of all rows at a time: rows may lie on several devices, and stay there.
+        states = jnp.take_along_axis(hidden, read[..., None], axis=1)
+        nll = jax.lax.map(place, (jnp.moveaxis(states, 1, 0), labels.T)).T
         weighed = jnp.where(used & jnp.take_along_axis(masked, places, axis=1), nll, 0.0).sum(1)
         return total + weighed * count / masks, None
 

@@ -195,7 +195,8 @@ def begin(denoiser: Denoiser, canvas: Canvas, plan: Plan, config: SamplerConfig)
         confidence=jnp.zeros(generate.shape, jnp.float32),
         committed=jnp.zeros(plan.ratio.shape, jnp.int32),
     )
-    reveal, drafting = config.reveal.init(generate), config.drafting.init(generate, canvas.mask_id)
+    reveal = config.reveal.init(generate)
+    drafting = config.drafting.init(generate, canvas.mask_id, config.reveal.compared)
     return Carry(jnp.int32(0), none, none, empty, reveal, drafting, config.cache.init(denoiser, canvas))
 
 

@@ -15,7 +15,10 @@ from omnidiff_jax.config import Choice
 from omnidiff_jax.sampling.confidence import Confidence
 from omnidiff_jax.sampling.penalties import Repetition
 from omnidiff_jax.sampling.ranges import MOST, POSITIONS, OutOfRange, within
-from omnidiff_jax.sampling.rows import LOWEST
+from omnidiff_jax.sampling.rows import LOWEST, Likeliest, divergence
+
+MOST_COMPARED = 1024
+"""Each is two numbers a position, and a comparison with each of the step before."""
 
 
 @struct.dataclass
@@ -31,6 +34,7 @@ class Look:
         sure: float32 [B, L], the same on a scale from 0 to 1 (`Confidence.share`).
         order: float32 [B, L], what positions are ranked by, the largest first.
         quota: int32 [B, 1], as many are revealed at least; 0 where an answer is done.
+        likely: `Likeliest` [B, L, k] before filters and penalties, or () where none are compared.
     """
 
     eligible: jax.Array
@@ -41,6 +45,7 @@ class Look:
     sure: jax.Array
     order: jax.Array
     quota: jax.Array
+    likely: Any = ()
 
 
 class Decision(NamedTuple):
@@ -71,12 +76,15 @@ class Reveal(Choice, key="kind", word="schedule"):
     A rule of one's own overrides `decide`; with another number than planned it sets `early`.
 
     Attributes:
-        least: confidence from 0 to 1 above which `threshold`, `stable` and `revise` reveal; 1 = never. Of the
+        least: confidence from 0 to 1 above which `threshold`, `stable`, `klass` and `revise` reveal; 1 = never. Of the
             confidence `entropy` it is e^-H, one over the perplexity.
         most: positions that a step reveals at most, where the plan does not ask for more; 0 = no bound.
         gamma: nats that `entropy_bound` allows.
         change: `stable`: largest change of confidence from one step to the next that counts as none.
-        during: `stable`: steps in a row without change before a position is revealed.
+        during: `stable` and `klass`: steps in a row without change before a position is revealed.
+        drift: `klass`: nats by which what a position predicts diverges from one step to the next, below which that is
+            no change.
+        among: `klass`: most likely tokens that are compared; the rest counts as one.
         keep: `revise`: confidence below which a token is masked again.
         times: `revise`: how often a position can be masked again.
     """
@@ -89,6 +97,8 @@ class Reveal(Choice, key="kind", word="schedule"):
     gamma: float = 0.1
     change: float = 0.05
     during: int = 2
+    drift: float = 0.01
+    among: int = 32
     keep: float = 0.5
     times: int = 1
 
@@ -98,8 +108,15 @@ class Reveal(Choice, key="kind", word="schedule"):
         within(self, "gamma", 0, MOST)
         within(self, "change", 0, 1)
         within(self, "during", 1, POSITIONS)
+        within(self, "drift", 0, MOST)
+        within(self, "among", 2, MOST_COMPARED)
         within(self, "keep", 0, 1, note="0 keeps every token")
         within(self, "times", 0, 1 << 15)
+
+    @property
+    def compared(self) -> int:
+        """k, most likely tokens of every scored position that `decide` is shown; 0 = none."""
+        return 0
 
     def check(self, confidence: Confidence, repetition: Repetition) -> None:
         """Raises `OutOfRange` for what this kind makes no sense with."""
@@ -178,10 +195,10 @@ class EntropyBound(Reveal, word="entropy_bound"):
 
 @dataclasses.dataclass(frozen=True)
 class Stable(Threshold, word="stable"):
-    """Reveals what is surer than `least` and did not change over the last `during` steps (KLASS, arXiv 2511.05664).
+    """Reveals what is surer than `least` and whose candidate did not change over the last `during` steps.
 
-    The paper compares whole distributions (KL divergence); here the candidate must stay the same, and the confidence in
-    it within `change`.
+    The candidate stayed the same and the confidence in it within `change`: `klass` of one number, which needs no
+    second look at the logits.
     """
 
     def init(self, generate: jax.Array) -> Any:
@@ -202,13 +219,41 @@ class Stable(Threshold, word="stable"):
 
 
 @dataclasses.dataclass(frozen=True)
+class Klass(Threshold, word="klass"):
+    """Reveals what is surer than `least` and whose distribution moved by less than `drift` in each of the last `during`
+    steps (KLASS, arXiv 2511.05664).
+
+    D(p_t || p_t-1) < drift, of the model's distributions before temperature, filters and penalties. Of each the `among`
+    most likely tokens are kept, where the paper keeps all (V numbers a position): see `rows.divergence`. The paper's
+    confidence is `maskgit_plus`, its numbers for Dream `least` 0.9, `drift` 0.01, `during` 2.
+    """
+
+    @property
+    def compared(self) -> int:
+        return self.among
+
+    def init(self, generate: jax.Array) -> Any:
+        """`Likeliest` [B, L, k] of the step before, int32 [B, L] steps without change."""
+        return Likeliest.none(generate.shape, self.among), jnp.zeros(generate.shape, jnp.int32)
+
+    def decide(self, look: Look, state: Any) -> Decision:
+        before, calm = state
+        known = look.eligible & (before.columns[..., 0] >= 0)
+        calm = jnp.where(known & (divergence(look.likely, before) < self.drift), calm + 1, 0)
+        reveal = self._surest(look, (look.sure > self.least) & (calm >= self.during))
+        columns = jnp.where(look.eligible[..., None], look.likely.columns, -1)
+        return Decision(reveal, jnp.zeros_like(look.written), (Likeliest(columns, look.likely.shares), calm))
+
+
+@dataclasses.dataclass(frozen=True)
 class Revise(Threshold, word="revise"):
-    """As `threshold`, and masks again what the next steps doubt (in the style of WINO, arXiv 2507.18578).
+    """As `threshold`, and masks again what the next steps doubt: WINO (arXiv 2507.18578) without its shadow block.
 
     A token is doubted where its confidence cannot be as high as `keep`: that of the candidate if it is the candidate,
     else at most the candidate's, and what the candidate leaves. Tokens are looked at until their block is done, and
-    each position is masked again `times` at most; a block's last step masks nothing. The paper predicts each token
-    without seeing it, from a second copy of the block; here the model sees it.
+    each position is masked again `times` at most; a block's last step masks nothing. The paper judges a token by what
+    is predicted without it, from a second, masked copy of the block beside it (the shadow), for which the model's
+    attention must know the copy. Here the model sees the token that it judges, and so doubts less.
     """
 
     def check(self, confidence: Confidence, repetition: Repetition) -> None:

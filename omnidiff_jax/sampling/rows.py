@@ -5,6 +5,8 @@ of the row lies in one of the k best groups, so that the rest of the work is on 
 of `jax.lax.top_k`, the lower index first among equals.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -14,6 +16,23 @@ _WIDTHS = range(64, 257)  # of a group
 _PADDED = 128
 
 LOWEST = float(jnp.finfo(jnp.float32).min)
+
+
+class Likeliest(NamedTuple):
+    """The k most likely tokens of rows, the most likely first.
+
+    Attributes:
+        columns: int32 [..., k], -1 where a row has fewer.
+        shares: float32 [..., k], their probabilities; 0 where there is none.
+    """
+
+    columns: jax.Array
+    shares: jax.Array
+
+    @classmethod
+    def none(cls, shape: tuple[int, ...], k: int) -> "Likeliest":
+        """Of rows [...] of which nothing is known."""
+        return cls(jnp.full((*shape, k), -1, jnp.int32), jnp.zeros((*shape, k), jnp.float32))
 
 
 def first_best(x: jax.Array) -> jax.Array:
@@ -47,12 +66,34 @@ def top_k(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     return values, jnp.take_along_axis(chosen, places // width, axis=1) * width + places % width
 
 
-def weigh(logits: jax.Array, best: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-    """The maximum of each row, and the sum of exp(logits - maximum): float32 [n] each.
+def likeliest(logits: jax.Array, k: int) -> Likeliest:
+    """The k most likely tokens of softmax(logits) [n, W], k >= 1."""
+    values, columns = top_k(logits, min(k, logits.shape[-1]))
+    best, total = weigh(logits)
+    spare = [(0, 0), (0, k - values.shape[-1])]
+    shares = jnp.exp(values - best[:, None]) / total[:, None]
+    return Likeliest(jnp.pad(columns, spare, constant_values=-1), jnp.pad(shares, spare))
 
-    `best` is the maximum where it is known.
+
+def divergence(now: Likeliest, before: Likeliest) -> jax.Array:
+    """KL(now || before) in nats, float32 [...], of distributions of which the k most likely tokens are known.
+
+    What is not among the most likely of `now` counts as one token. What was not among those of `before` is given the
+    least probability of these, the most that it can have had. Exact where k covers every token that has a share.
     """
-    best = logits.max(axis=-1) if best is None else best
+    tiny = 1e-12  # the released KLASS adds it to both probabilities
+    same = (now.columns[..., :, None] == before.columns[..., None, :]) & (before.columns[..., None, :] >= 0)
+    tail = jnp.maximum(1.0 - before.shares.sum(axis=-1, keepdims=True), 0.0)
+    unlisted = jnp.minimum(before.shares.min(axis=-1, keepdims=True), tail)
+    was = jnp.where(same.any(axis=-1), (same * before.shares[..., None, :]).sum(axis=-1), unlisted)
+    moved = now.shares * (jnp.log(now.shares + tiny) - jnp.log(was + tiny))
+    rest, rest_was = (jnp.maximum(1.0 - x.sum(axis=-1), 0.0) for x in (now.shares, was))
+    return moved.sum(axis=-1) + rest * (jnp.log(rest + tiny) - jnp.log(rest_was + tiny))
+
+
+def weigh(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The maximum of each row, and the sum of exp(logits - maximum): float32 [n] each."""
+    best = logits.max(axis=-1)
     # Recomputed inside the sum, a logit may round to more than its maximum.
     return best, jnp.exp(jnp.minimum(logits - best[:, None], 0.0)).sum(axis=-1)
 
@@ -64,7 +105,8 @@ def negative_entropy(logits: jax.Array) -> jax.Array:
     zero = jnp.zeros((), logits.dtype)
     # Of removed tokens weight and logit multiply to 0, not NaN: LOWEST less a maximum may be -inf.
     parts = weights, weights * jnp.maximum(shifted, LOWEST)
-    # Both sums in one pass, or the exponentials would be computed twice.
+    # Both sums in one pass, or the exponentials would be computed twice; and one whose last bits do not depend on the
+    # number of rows, as those of sums that XLA's CPU fuses do.
     total, weighted = jax.lax.reduce(parts, (zero, zero), lambda a, b: (a[0] + b[0], a[1] + b[1]), (1,))
     return jnp.minimum(weighted / total - jnp.log(total), 0.0)
 

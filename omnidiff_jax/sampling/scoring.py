@@ -17,7 +17,7 @@ from omnidiff_jax.sampling.candidates import Span
 from omnidiff_jax.sampling.canvas import Canvas
 from omnidiff_jax.sampling.config import SamplerConfig
 from omnidiff_jax.sampling.guidance import Guidance
-from omnidiff_jax.sampling.rows import LOWEST, first_best
+from omnidiff_jax.sampling.rows import LOWEST, Likeliest, first_best, likeliest
 
 
 @struct.dataclass
@@ -131,7 +131,7 @@ def score_rows(
     chunk: int,
     capacity: int,
     ids: Span,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array, Any]:
     """Runs head, guidance, filters and scores on the eligible rows, `chunk` at a time and only as often as needed.
 
     Args:
@@ -141,13 +141,14 @@ def score_rows(
         eligible: bool [B, L].
         tables: see `RowTables`.
         mask_id: the mask token.
-        config: guidance, candidates, filters, penalties, confidence.
+        config: guidance, candidates, filters, penalties, confidence, what `reveal` compares.
         chunk: rows of logits that exist at once.
         capacity: a multiple of `chunk`, at least the number of eligible rows.
         ids: whose logits are computed.
 
     Returns:
-        int32 [B, L] candidates, float32 [B, L] confidences; 0 where not eligible.
+        int32 [B, L] candidates, float32 [B, L] confidences; 0 where not eligible. And the `Likeliest` [B, L, k] before
+        filters and penalties, which mean nothing elsewhere, or () where `reveal` compares none.
     """
     length = eligible.shape[1]
     flat_hidden = hidden.reshape(-1, hidden.shape[-1])
@@ -158,7 +159,7 @@ def score_rows(
         rows = [head(flat_hidden[source.reshape(-1)[index]]).astype(jnp.float32) for source in sources]
         return rows[0] if len(rows) == 1 else config.guidance.combine(*rows)
 
-    def decide_some(start: jax.Array, out: tuple[jax.Array, jax.Array], rows: int) -> tuple[jax.Array, jax.Array]:
+    def decide_some(start: jax.Array, out: tuple[Any, ...], rows: int) -> tuple[Any, ...]:
         index = jax.lax.dynamic_slice_in_dim(order, start, rows)
         example, position = index // length, index % length
         logits = config.candidates.allow(logits_of(index), mask_id - ids.start)
@@ -169,11 +170,13 @@ def score_rows(
         seen = None if tables.seen is None else tables.seen[:, ids.start : ids.stop][example]
         keys = None if tables.keys is None else jax.vmap(jax.random.fold_in)(tables.keys[example], position)
         decided = decide(logits, seen, tables.factor.reshape(-1)[index], keys, config)
-        return tuple(
-            jax.lax.dynamic_update_slice_in_dim(buffer, new, start, 0) for buffer, new in zip(out, decided, strict=True)
-        )  # type: ignore[return-value]
+        compared = likeliest(logits, config.reveal.compared) if config.reveal.compared else ()
+        return jax.tree.map(
+            lambda buffer, new: jax.lax.dynamic_update_slice_in_dim(buffer, new, start, 0), out, (*decided, compared)
+        )
 
-    out = jnp.zeros((capacity,), jnp.int32), jnp.zeros((capacity,), jnp.float32)
+    compared = Likeliest.none((capacity,), config.reveal.compared) if config.reveal.compared else ()
+    out: tuple[Any, ...] = jnp.zeros((capacity,), jnp.int32), jnp.zeros((capacity,), jnp.float32), compared
     count = flat.sum(dtype=jnp.int32)
     whole = jnp.maximum(count - 1, 0) // chunk * chunk
     if capacity > chunk:
@@ -184,4 +187,4 @@ def score_rows(
     out = jax.lax.switch(jnp.searchsorted(jnp.asarray([0, *sizes]), count - whole), [lambda out: out, *branches], out)
     place = jnp.cumsum(flat) - 1
     token, confidence = (jnp.where(flat, x[place], 0).reshape(eligible.shape) for x in (out[0] + ids.start, out[1]))
-    return token, confidence
+    return token, confidence, jax.tree.map(lambda x: x[place].reshape(*eligible.shape, -1), out[2])

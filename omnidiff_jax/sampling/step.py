@@ -138,10 +138,10 @@ def predict(
     hidden, cache = config.cache.hidden(denoiser, _with_unconditional(canvas, before), cache, call)
     ids = code.span or Span(0, vocab_size, False)
     head = functools.partial(denoiser.logits, denoiser.params, start=ids.start, stop=ids.stop)
-    token, confidence = score_rows(
+    token, confidence, likely = score_rows(
         head, hidden, sources, looked.scored, tables, mask_id, config, code.chunk, code.capacity, ids
     )
-    return Predictions(looked.scored, token, confidence), cache
+    return Predictions(looked.scored, token, confidence, likely), cache
 
 
 def commit(
@@ -163,7 +163,8 @@ def commit(
         order = jnp.pad(plan.order, [(0, 0), (0, generate.shape[1] - plan.order.shape[1])])
     sure = config.confidence.share(confidence)
     decision = config.reveal.decide(
-        Look(looked.eligible, looked.written, before, token, confidence, sure, order, looked.quota), standing.reveal
+        Look(looked.eligible, looked.written, before, token, confidence, sure, order, looked.quota, predictions.likely),
+        standing.reveal,
     )
     revealed = decision.reveal & (token != mask_id)
     after = jnp.where(revealed, token, jnp.where(decision.mask, mask_id, before))

@@ -47,6 +47,9 @@ async def complete(request: Request, service: Service) -> Response:
         raise unsupported("stream_options", "is for streams; set stream")
     if body.max_tokens is not None and body.max_completion_tokens is not None:
         raise unsupported("max_tokens", "stands beside max_completion_tokens; leave one out")
+    if form == "image" and (body.max_tokens or body.max_completion_tokens):
+        name = "max_tokens" if body.max_tokens else "max_completion_tokens"
+        raise unsupported(name, "a picture has as many positions as it has codes; leave it out")
     turns = await off_the_loop(_turns, body, service)
     queries = await service.queries(
         body,

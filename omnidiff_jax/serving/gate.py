@@ -1,4 +1,4 @@
-"""What every request passes before it is read: the key, the size of its body, the time it takes to arrive."""
+"""What every request passes before it is read: the key, its body's size and coding, the time it takes to arrive."""
 
 import asyncio
 import hmac
@@ -59,6 +59,7 @@ class Gate:
         try:
             self._check_key(path, headers)
             self._check_size(headers)
+            self._check_coding(headers)
         except Failure as failure:
             if headers.get("expect") is None and _size(headers) <= _PASSED * self._service.limits.body:
                 await self._emptied(receive)
@@ -83,6 +84,12 @@ class Gate:
     def _check_size(self, headers: Headers) -> None:
         if _size(headers) > self._service.limits.body:
             raise self._too_large()
+
+    def _check_coding(self, headers: Headers) -> None:
+        """A body comes as it is: what is packed may be of any size."""
+        coding = headers.get("content-encoding", "identity").strip().lower()
+        if coding not in ("identity", ""):
+            raise Failure(f"content-encoding {coding[:40]} is not taken; send the body as it is", status=415)
 
     def _too_large(self) -> Failure:
         most = self._service.limits.body

@@ -20,7 +20,7 @@ class Limits:
         queue: requests that wait; more are told to come back (429).
         lanes: shapes and samplers whose programs are kept at once.
         patience: seconds until a request that is not answered is given up (504).
-        upload: seconds that a request may take to arrive (408).
+        upload: seconds that a request may take to arrive: its body (408), and its headers (the connection is closed).
     """
 
     body: int = 32 * 2**20

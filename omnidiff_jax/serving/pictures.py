@@ -121,7 +121,7 @@ def read_hole(picture: bytes, mask: bytes | None, limits: Limits) -> Hole:
 
 
 def _upright(content: bytes, name: str, limits: Limits) -> Image.Image:
-    read_picture(content, name, limits)  # with every check, and the words of what is wrong
+    read_picture(content, f"({name})", limits)  # with every check, and the words of what is wrong
     with warnings.catch_warnings(action="ignore"):
         image = Image.open(io.BytesIO(content), formats=FORMATS)
         image.load()

@@ -119,7 +119,9 @@ def _meant(place: Sequence[int | str]) -> list[int | str]:
     """A place without the words that pydantic puts in for the kinds of a value."""
     kept: list[int | str] = []
     for before, part in itertools.pairwise((None, *place)):
-        kind = isinstance(part, str) and (part == "str" or "[" in part or (isinstance(before, int) and part in _KINDS))
+        kind = isinstance(part, str) and (
+            part == "str" or part.startswith("list[") or (isinstance(before, int) and part in _KINDS)
+        )
         if part is not None and not kind:
             kept.append(part)
     return kept

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import signal
 import socket
 import sys
@@ -15,6 +16,7 @@ from omnidiff_jax.answering.model import Model
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.records import Waveform
 from omnidiff_jax.serving.app import application
+from omnidiff_jax.serving.connections import Connection
 from omnidiff_jax.serving.limits import Limits
 from omnidiff_jax.serving.remote import Trusted
 from omnidiff_jax.serving.scheduler import Scheduler
@@ -73,6 +75,8 @@ class Server:
         self.url = f"http://{shown}:{self._socket.getsockname()[1]}"
         config = uvicorn.Config(
             application(self.service),
+            http=functools.partial(Connection, head=limits.upload),  # type: ignore[arg-type]
+            ws="none",
             log_level="warning",
             access_log=False,
             lifespan="off",

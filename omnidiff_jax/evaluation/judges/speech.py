@@ -19,7 +19,8 @@ class WhisperJudge:
     """OpenAI's Whisper, the language not forced, greedily.
 
     A folder of CTranslate2 (`model.bin`) is read by faster-whisper, one of transformers (`model.safetensors`) by its
-    pipeline with time stamps, as the released script does with whisper-large-v3.
+    pipeline with time stamps, as the released script does with whisper-large-v3; newer versions of it would look for
+    the best of five beams, and are told not to.
 
     Attributes:
         name: with a hash of the folder.
@@ -28,6 +29,8 @@ class WhisperJudge:
     def __init__(self, folder: Path):
         """Raises UserError where the folder holds no Whisper, or the package that reads it is missing."""
         if (folder / "model.bin").is_file():
+            if not (folder / "tokenizer.json").is_file():  # it would be looked for on the network
+                raise UserError(f"{folder} has model.bin without tokenizer.json; copy the whole folder of Whisper")
             self._hear = _by_faster_whisper(folder)
         elif (folder / "model.safetensors").is_file() and (folder / "preprocessor_config.json").is_file():
             self._hear = _by_transformers(folder)
@@ -51,7 +54,7 @@ def _by_faster_whisper(folder: Path) -> Any:
         raise UserError(f"{folder}: a Whisper of CTranslate2 needs faster-whisper: {_EXTRA}") from error
     try:
         model = WhisperModel(str(folder), compute_type="default", local_files_only=True)
-    except (RuntimeError, ValueError, OSError) as error:
+    except Exception as error:  # a damaged tokenizer raises nothing more particular
         raise UserError(f"{folder} cannot be read as Whisper ({error}); copy the whole folder") from error
 
     def hear(samples: np.ndarray) -> str:
@@ -72,7 +75,13 @@ def _by_transformers(folder: Path) -> Any:
         listen = pipeline("automatic-speech-recognition", model=str(folder))
     except (RuntimeError, ValueError, OSError, SafetensorError) as error:
         raise UserError(f"{folder} cannot be read as Whisper ({error}); copy the whole folder") from error
-    return lambda samples: listen({"raw": samples, "sampling_rate": _RATE}, return_timestamps=True)["text"]
+    greedy = {"num_beams": 1, "do_sample": False}
+
+    def hear(samples: np.ndarray) -> str:
+        heard = listen({"raw": samples, "sampling_rate": _RATE}, return_timestamps=True, generate_kwargs=greedy)
+        return str(heard["text"])
+
+    return hear
 
 
 class SphinxJudge:

@@ -4,7 +4,7 @@ import { answersIn } from "./answer.js";
 import { chat, edit, modelName, transcribe } from "./api.js";
 import { Brush } from "./brush.js";
 import { at, made, picture, player } from "./elements.js";
-import { MODALITIES, PRESETS, REVEALS, SETTINGS } from "./presets.js";
+import { MODALITIES, PRESETS, REVEALS, SETTINGS, STARTERS } from "./presets.js";
 import { startRecording } from "./recorder.js";
 
 const LONGEST = 60; // seconds of a recording
@@ -43,7 +43,7 @@ async function paintable() {
     brush.show(await createImageBitmap(shown.file, { imageOrientation: "from-image" }));
   } catch {
     at("painting").hidden = true;
-    tell(`${shown.file.name} cannot be shown here`);
+    tell(`${shown.file.name} cannot be shown here`, true);
   }
 }
 
@@ -55,7 +55,7 @@ function kindOf(file) {
 function attach(files) {
   for (const file of files) {
     const kind = kindOf(file);
-    if (!kind) tell(`${file.name} is neither a picture nor a sound`);
+    if (!kind) tell(`${file.name} is neither a picture nor a sound`, true);
     else attached = [...attached.filter((one) => one.kind !== kind), { kind, file, url: URL.createObjectURL(file) }];
   }
   shown();
@@ -99,7 +99,7 @@ async function record() {
   } catch (error) {
     recording = null;
     indicate("", null);
-    tell(`the microphone cannot be used: ${error.message}`);
+    tell(`the microphone cannot be used: ${error.message}`, true);
   }
 }
 
@@ -199,7 +199,7 @@ async function send(event) {
   if (recording !== null) await finish();
   const words = at("words").value.trim();
   const why = wrong(words);
-  if (why) return tell(why);
+  if (why) return tell(why, true);
   const mine = turn("user");
   if (words) mine.append(made("p", words));
   mine.append(...attached.map(medium));
@@ -218,6 +218,7 @@ async function send(event) {
     shown();
     tell(model);
   } catch (error) {
+    for (const one of theirs.querySelectorAll(".answer")) if (!one.innerText.trim()) one.remove();
     theirs.append(made("p", error.name === "AbortError" ? "stopped" : error.message, "failed"));
     tell(model);
   }
@@ -284,8 +285,9 @@ function busy(is) {
   if (is) tell("decoding…");
 }
 
-function tell(text) {
+function tell(text, wrong = false) {
   at("status").textContent = text;
+  at("status").classList.toggle("wrong", wrong);
 }
 
 function follow() {
@@ -299,7 +301,7 @@ async function connect() {
     tell(model);
   } catch (error) {
     at("door").hidden = error.status !== 401;
-    tell(error.status === 401 ? "the server asks for a key" : `not ready: ${error.message}`);
+    tell(error.status === 401 ? "the server asks for a key" : `not ready: ${error.message}`, true);
     if (error.status !== 401) setTimeout(connect, 2000);
   }
 }
@@ -311,6 +313,16 @@ function labelled(label, input) {
 }
 
 for (const [name, { label }] of Object.entries(PRESETS)) at("preset").append(new Option(label, name));
+for (const [name, words] of STARTERS) {
+  const starter = Object.assign(made("button", `${PRESETS[name].label}: ${words}`), { type: "button" });
+  starter.addEventListener("click", () => {
+    at("preset").value = name;
+    choose();
+    at("words").value = words;
+    at("words").focus();
+  });
+  at("starters").append(starter);
+}
 for (const [name, [label, least, most, stride]] of Object.entries(SETTINGS)) {
   const input = document.createElement("input");
   const placeholder = name === "n" ? "1" : "default";

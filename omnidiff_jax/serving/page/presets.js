@@ -49,6 +49,10 @@ export const PRESETS = {
   },
 };
 
+// What an empty conversation offers to begin with: a preset, and words for it.
+const SCENE = "small red circle top left, big blue square bottom right, on white";
+export const STARTERS = [["t2i", SCENE], ["text_qa", `${SCENE}. what color is the circle`], ["tts", "it is red"]];
+
 export const MODALITIES = { text: ["text"], image: ["image"], speech: ["audio"], text_and_speech: ["text", "audio"] };
 
 // Settings of a request by the names that the server takes: [label, least, most, stride].
@@ -66,7 +70,7 @@ export const SETTINGS = {
 
 // Ways to choose what a step reveals, by the server's word for them.
 export const REVEALS = {
-  schedule: "as many a step as planned",
+  schedule: "as many as planned",
   threshold: "whatever is sure",
   stable: "whatever stays sure",
 };

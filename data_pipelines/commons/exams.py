@@ -1,0 +1,91 @@
+"""Exams on Commons where the answer is text: by name with its synonyms, in other renderings, styles and concepts."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from data_pipelines.commons.reader import clips_of
+from data_pipelines.commons.tasks import make_record
+from data_pipelines.commons.things import open_world
+from data_pipelines.scenes.exams import SCORE, case
+from omnidiff_jax.answering.queries import Response
+from omnidiff_jax.errors import UserError
+from omnidiff_jax.evaluation.exam import Case, Exam, ExamSet, Measure
+from omnidiff_jax.evaluation.measures import TRANSCRIBED, Counts, share
+from omnidiff_jax.records import RejectedRecord
+from omnidiff_jax.tasks.registry import task
+from omnidiff_jax.words import normalize
+
+_ARTICLES = ("a ", "an ", "the ")
+
+
+def bare(text: str) -> str:
+    """The words of an answer without an article before them."""
+    words = normalize(text)
+    return next((words.removeprefix(article) for article in _ARTICLES if words.startswith(article)), words)
+
+
+def named(responses: Sequence[Response], cases: Sequence[Case]) -> Counts:
+    """Answers that are one of those accepted, with any article or none."""
+    return share(lambda r, case: bare(r.text) in map(bare, case.meta["accepted"]), responses, cases)
+
+
+_NAMED = (Measure("right, synonyms accepted", "normalised text", True, named),)
+MEASURES: Mapping[str, tuple[Measure, ...]] = {
+    "text_qa": _NAMED,
+    "captioning": _NAMED,
+    "vqa": _NAMED,
+    "asr": (TRANSCRIBED,),
+    "spoken_qa": _NAMED,
+    "spoken_vqa": _NAMED,
+}
+# Beside the exam on what was learned, where the split means something.
+_FURTHER: Mapping[str, tuple[str, ...]] = {
+    "captioning": ("style", "concepts"),
+    "vqa": ("style", "concepts"),
+    "spoken_vqa": ("style", "concepts"),
+    "text_qa": ("concepts",),
+    "asr": ("concepts",),
+    "spoken_qa": ("concepts",),
+}
+
+
+def exam(name: str, cases: int, folder: str, split: str = "test") -> Exam:
+    """The exam of one task and split; sentences that did not pass the gate are passed over.
+
+    Args:
+        name: of the task, one of MEASURES.
+        cases: how many records.
+        folder: of Commons; what is spoken lies in its `clips`.
+        split: as `tasks` has them.
+
+    Raises:
+        UserError: a file is missing, or hardly a clip passes the gate.
+    """
+    world, clips = open_world(folder), clips_of(name, folder)
+    found: list[Case] = []
+    for index in range(SCORE, SCORE + 4 * cases):
+        if len(found) == cases:
+            return Exam(task(name), tuple(found), MEASURES[name])
+        try:
+            found.append(case(make_record(world, name, index, split, clips)))
+        except RejectedRecord:
+            continue
+    raise UserError(
+        f"of {4 * cases} sentences only {len(found)} passed the gate of {folder}/clips; look at its settings"
+    )
+
+
+def commons_exam(name: str, cases: int, data: str | None = None) -> Exam:
+    """The exam of one task in other renderings and voices than were learned, with its further splits."""
+    if data is None:
+        raise UserError("the exam on Commons needs its folder: --data=DIR of `omnidiff data fetch commons DIR`")
+    further = {split: exam(name, cases, data, split) for split in _FURTHER[name]}
+    return dataclasses.replace(exam(name, cases, data), further=further)
+
+
+COMMONS = ExamSet(
+    "real things: other renderings and voices, the other style, things never learned",
+    tuple(MEASURES),
+    commons_exam,
+    needs_data="the folder of `omnidiff data fetch commons`",
+)

@@ -1,0 +1,1 @@
+"""Training programs of the tokenizers for Commons, as their configs name them."""
