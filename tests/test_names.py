@@ -34,6 +34,6 @@ def test_synonyms_count_and_nothing_does_not():
     names = ("automobile", "car")
     assert names_it("A car", names) and names_it("automobiles", names)
     assert not names_it("", names) and not names_it("?", ("!",)) and not names_it("a red car", names)
-    cases = [Case(Request(), Response(), {"names": names})] * 4
+    cases = [Case(Request(), Response(), {"accepted": names})] * 4
     top, bottom = NAMED.score([Response(text=text) for text in ("the cars", "cart", "", "a car.")], cases)
     assert top.tolist() == [1, 0, 0, 1] and bottom.tolist() == [1, 1, 1, 1]

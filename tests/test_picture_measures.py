@@ -44,7 +44,7 @@ def gallery():
 def test_the_named_concept_is_found_again(gallery):
     top5, top1, rank = gallery.measures()
     assert (top5.metric, top5.judge) == ("named concept in the top 5 of 100 by features", "toy")
-    asked = cases(concept=TRUTHS)
+    asked = cases(thing=TRUTHS)
     responses = [Response(image=picture) for picture in TRUTHS.values()]
     assert [value(measure.score(responses, asked)) for measure in (top5, top1, rank)] == [1.0, 1.0, 1.0]
     nothing = [Response()] * len(asked)
