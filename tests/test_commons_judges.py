@@ -67,6 +67,7 @@ def test_pictures_are_found_again_by_imagenets_features():
 
 @needs("dnsmos", "recorded")
 def test_recorded_speech_sounds_better_than_noise():
+    pytest.importorskip("onnxruntime", reason="the extra commons")
     judge = open_judge(f"dnsmos:{PLACE / 'dnsmos'}", "speech quality")
     rng = np.random.default_rng(0)
     spoken = read_audio(str(min((PLACE / "recorded" / "librivox").glob("*.wav"))))
@@ -78,6 +79,8 @@ def test_recorded_speech_sounds_better_than_noise():
 
 @needs("whisper", "recorded")
 def test_recorded_speech_is_understood():
+    for package in ("faster_whisper", "whisper_normalizer"):
+        pytest.importorskip(package, reason="the extra commons")
     judge = open_judge(f"whisper:{PLACE / 'whisper'}", "speech")
     folder = PLACE / "recorded" / "librivox"
     lines = (folder / "transcription").read_text(encoding="utf-8").splitlines()
