@@ -38,6 +38,7 @@ from omnidiff_jax.sampling import (
     unconditional_canvas,
 )
 from omnidiff_jax.sampling.loop import _run
+from omnidiff_jax.sampling.plan import make_plan
 from omnidiff_jax.tasks.registry import Decoding
 
 MASK = VOCABULARY.mask
@@ -285,6 +286,14 @@ def test_numbers_that_make_no_sense_are_refused(cls, field, whole):
 def test_divisors_are_not_denormal(cls, field, tiny):
     with pytest.raises(UserError, match=f"{field} = {tiny!r} "):
         build(cls, {"rate": 1.0, field: tiny} if cls is LengthRule else {field: tiny})
+
+
+def test_more_steps_than_tokens_are_as_many_as_tokens():
+    generate = np.array([[False, True, True, True], [False, True, False, False]])
+    plan = make_plan(SamplerConfig(steps=1000), generate, np.array([1, 1]), np.array([3, 3]))
+    assert plan.steps.tolist() == [3, 1] and plan.ratio.shape == (2, 4)
+    with pytest.raises(UserError, match=r"^steps = 100000000 must be a number from 1 to 16777216 "):
+        SamplerConfig(steps=10**8)
 
 
 def test_top_p_of_nothing_is_refused():
