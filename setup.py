@@ -50,6 +50,8 @@ EXTRAS = {
     "eval": ["matplotlib>=3.10", "pocketsphinx>=5.0.4,<5.1"],
     # SDVI in the voices of Kokoro, from a folder of one's own.
     "kokoro": ["onnxruntime>=1.20"],
+    # What Commons is spoken and judged by: Kokoro and DNSMOS, Whisper and its normaliser.
+    "commons": ["faster-whisper>=1.2,<2", "onnxruntime>=1.20", "whisper-normalizer>=0.1.15,<0.2"],
     # Corpora in parquet.
     "parquet": ["pyarrow>=19"],
     # Paths in buckets: `gs://…`, `s3://…`.

@@ -11,6 +11,7 @@
     omnidiff data check DIR --reader=librispeech --report=report.html        the same of any source, and a page
     omnidiff data mix WORKDIR --config=… --batches=20                        a config's mixture: asked for, and got
     omnidiff data fetch commons DIR                                          real pictures, voices and judges
+    omnidiff data speak DIR                                                  the clips that training on them joins
 
 --sdvi takes visual questions (--task=spoken_vqa) or image prompts (--task=s2i), drops what the rules of SDVI call not
 speakable, has the rest spoken and every clip judged, and writes a manifest with its media and a data card. A build that
@@ -21,6 +22,7 @@ Sets are built shard by shard: killed and started again, what is there stays (do
 A manifest holds a line {"messages": [{"role", "content"}], "images": [paths], "audios": [paths]} a sample.
 """
 
+import dataclasses
 import json
 import re
 import sys
@@ -30,6 +32,9 @@ from typing import Any
 from data_pipelines.beam import Beam
 from data_pipelines.commons.fetch import fetch
 from data_pipelines.commons.packages import PARTS as COMMONS
+from data_pipelines.commons.speaking import pieces, speak
+from data_pipelines.commons.speech import open_clips
+from data_pipelines.commons.things import open_world
 from data_pipelines.sdvi.build import build as build_sdvi
 from data_pipelines.sdvi.opening import sdvi_config
 from data_pipelines.sdvi.records import SdviConfig
@@ -44,17 +49,18 @@ from omnidiff_jax.data.report import page
 from omnidiff_jax.data.storage import MANIFEST
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.files import whole_folders, write_bytes, written
+from omnidiff_jax.progress import Progress
 from omnidiff_jax.runs.config import RunConfig, run_config
 from omnidiff_jax.tasks.registry import TASKS
 
-COMMAND = Command("data", __doc__, "build|check|mix|fetch PATH [DIR]")
+COMMAND = Command("data", __doc__, "build|check|mix|fetch|speak PATH [DIR]")
 CONFIG = COMMAND.config("experiments/configs/nano.py")
 JSONL = COMMAND.string("jsonl", "manifest to build from")
 TFDS = COMMAND.string("tfds", "version folder of a data set that the builder of data_pipelines/tfds_builders wrote")
 SPLIT = COMMAND.string("split", "of --tfds, or a slice of it such as train[:10%]", "train")
 SDVI = COMMAND.string("sdvi", "JSON file of settings, or a manifest of written questions or prompts to speak")
 TASK = COMMAND.choice("task", "task that the manifest's samples train or are checked for", tuple(TASKS))
-ROOT = COMMAND.string("root", "folder of the manifest's media (default: its own)")
+ROOT = COMMAND.string("root", "folder of the manifest's media (default: its own), or of clips (default: DIR/clips)")
 READER = COMMAND.string("reader", "of what is checked: jsonl, librispeech, folder, … (docs/data.md)")
 COLUMNS = COMMAND.strings("column", "FIELD=COLUMN of what is checked, such as text=sentence")
 PARTS = COMMAND.strings("part", "of what is fetched: google, twitter, kokoro, whisper, … (default: all)")
@@ -93,12 +99,14 @@ def run(action: str, path: str, folder: str | None = None) -> None:
                 print(f"{name}: {counts}{said}, rejected {part['rejected'] or 'none'}")
                 for first in part.get("first_rejects", {}).values():
                     print(*(f"  record {number + 1}: {what}" for number, what in first), sep="\n")
+    elif action == "speak":
+        report = _speak(path)
     elif action == "mix":
         report = _mix(Path(path))
         if not AS_JSON.value:
             print(*mixture_lines(report), sep="\n")
     else:
-        raise UserError(f"unknown action {action!r}; {suggest(action, ('build', 'check', 'mix', 'fetch'))}")
+        raise UserError(f"unknown action {action!r}; {suggest(action, ('build', 'check', 'mix', 'fetch', 'speak'))}")
     if AS_JSON.value:
         print(json.dumps(report))
     if action == "check" and not report["accepted"]:
@@ -116,6 +124,16 @@ def _fetch(name: str, folder: Path) -> dict[str, Any]:
     if all(part.fault for part in found):
         raise UserError("nothing could be fetched; the reasons stand above")
     return {part.name: {"fault": part.fault, "there already": part.found} for part in found}
+
+
+def _speak(folder: str) -> dict[str, Any]:
+    clips, host = open_clips(ROOT.value or f"{folder}/clips"), _host() if SHARD.value else Host(0, 1)
+    wanted = pieces(open_world(folder), clips)[host.host :: host.hosts]
+    with Progress(len(wanted), label="clip") as progress:
+        spoken = speak(clips, wanted, progress.update)
+    if not AS_JSON.value:
+        print(f"{spoken.accepted} clips, {spoken.rejected} did not pass the gate")
+    return dataclasses.asdict(spoken)
 
 
 def _check(path: str) -> dict[str, Any]:
@@ -202,7 +220,11 @@ def _runner() -> Runner:
         return Beam(BEAM_RUNNER.value, tuple(BEAM_OPTIONS.value))
     if SHARD.value is None:
         return Cores(WORKERS.value)
-    match = re.fullmatch(r"(\d+)/(\d+)", SHARD.value)
+    return _host()
+
+
+def _host() -> Host:
+    match = re.fullmatch(r"(\d+)/(\d+)", str(SHARD.value))
     if not match or not int(match[1]) < int(match[2]):
         raise UserError(
             f"--shard={SHARD.value} is not I/N: which of N hosts this is, --shard=0/2 or --shard=1/2 of two"

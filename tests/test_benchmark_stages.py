@@ -99,6 +99,12 @@ def test_judging_is_shared_out(tmp_path, monkeypatch):
         if not number:
             with pytest.raises(UserError, match="answers are not judged yet"):
                 sat("libritts", LIBRITTS, data, tmp_path / "parts", model, protocol="plain", through=("score",))
+    references = sorted((tmp_path / "parts/benchmarks/libritts-plain").glob("references-*.jsonl"))
+    content = references[0].read_bytes()
+    references[0].write_bytes(b"")
+    with pytest.raises(UserError, match=r"of 3 references are not judged yet"):
+        sat("libritts", LIBRITTS, data, tmp_path / "parts", model, protocol="plain", through=("score",))
+    references[0].write_bytes(content)
     parts = sat("libritts", LIBRITTS, data, tmp_path / "parts", model, protocol="plain", through=("score",))
     assert counts[0] > 0 and counts[0] + counts[1] == 6 and counts[2] == 0
     assert parts | {"seconds": 0} == whole | {"seconds": 0}

@@ -14,8 +14,9 @@ from data_pipelines.commons import questions
 from data_pipelines.commons.exams import commons_exam, exam
 from data_pipelines.commons.pictures import DRAWN, GROUNDS, Rendering, draw_rendering, picture
 from data_pipelines.commons.reader import COMMONS_READER
+from data_pipelines.commons.speaking import pieces, speak
 from data_pipelines.commons.speech import open_clips
-from data_pipelines.commons.tasks import PICTURED, TASKS, make_record
+from data_pipelines.commons.tasks import PICTURED, SPOKEN, TASKS, make_record
 from data_pipelines.commons.things import STYLES, open_world, with_article
 from data_pipelines.commons.tokenizers.image import CommonsImageTokenizerRun, world_pictures
 from data_pipelines.commons.tokenizers.text import CommonsTextTokenizerRun
@@ -268,6 +269,21 @@ def test_clips_are_spoken_once(world, clips, monkeypatch):
     assert plain(make_record(world, "spoken_qa", 0, "train", clips)) == plain(first)
     joined, apart = clips.joined((first.meta["spoken"],) * 2, None), clips.joined((first.meta["spoken"],), None)
     assert len(joined.samples) == 2 * len(apart.samples) + round(0.06 * joined.rate)
+
+
+def test_what_is_spoken_ahead_is_all_that_training_joins(world, tmp_path, monkeypatch):
+    settings = {"speaker": {"kind": "espeak", "voices": 3}, "held_out": 0.34, "voices_of_name": 1}
+    (tmp_path / "speech.json").write_text(json.dumps(settings))
+    clips = open_clips(str(tmp_path))
+    wanted = pieces(world, clips)
+    assert len(set(wanted)) == len(wanted) and not {voice for _, voice in wanted} & set(clips.voices(False))
+    assert not {thing.one for thing in world.of(True)} & {text for text, _ in wanted}
+    halves = [speak(clips, wanted[host::2]) for host in (0, 1)]
+    assert sum(half.accepted for half in halves) == len(wanted) and not any(half.rejected for half in halves)
+    monkeypatch.setattr(clips._gate, "spoken", lambda lines: pytest.fail(f"{lines} were not spoken ahead"))
+    for name in SPOKEN:
+        for index in range(RECORDS):
+            make_record(world, name, index, "train", clips)
 
 
 def test_a_clip_that_fails_is_not_tried_again(tmp_path):

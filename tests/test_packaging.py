@@ -78,6 +78,7 @@ def test_the_lock_lies_within_the_ranges(metadata: dict[str, Any], python: str) 
         "s3",
         "tokamax",
         "kokoro",
+        "commons",
         "beam",
         "torch",
         "dev",

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omnidiff_jax.sampling import SamplerConfig
+from omnidiff_jax.sampling.candidates import Span
 from omnidiff_jax.sampling.filters import REMNANT, Filters
 from omnidiff_jax.sampling.rows import (
     LOWEST,
@@ -19,7 +20,8 @@ from omnidiff_jax.sampling.rows import (
     top_k,
     weigh,
 )
-from omnidiff_jax.sampling.scoring import decide, rest_sizes
+from omnidiff_jax.sampling.scoring import RowTables, decide, rest_sizes, score_rows
+from omnidiff_jax.sampling.step import Compiled
 
 # With a divisor that suits groups, and a prime, which is padded.
 SIZES = (4096, 5003)
@@ -140,3 +142,35 @@ def test_some_size_of_rest_suits_every_rest(chunk: int, vocabulary: tuple[int, i
     for rest in {1, chunk // 3 + 1, chunk}:
         size = min(size for size in sizes if size >= rest)
         assert size <= max(2 * rest, chunk // part, 1)
+
+
+def test_a_row_is_scored_alike_however_many_are_scored_beside_it():
+    """To the last bit: a product of matrices of another size would be rounded otherwise."""
+    rng, shape = np.random.default_rng(0), (8, 64)
+    hidden, weights = (jnp.asarray(rng.standard_normal(size), jnp.float32) for size in ((*shape, 256), (256, 600)))
+    code = Compiled(SamplerConfig(), 256, 512, Span(0, 600, True)).steady(32)
+    assert (code.chunk, code.capacity, code.rest) == (32, 512, (32,))
+    tables = RowTables(jnp.zeros(shape, jnp.int32), None, None, jnp.ones(shape, jnp.float32), None)
+    sources = [jnp.arange(hidden[..., 0].size).reshape(shape)]
+
+    @jax.jit
+    def scored(eligible):
+        given = (
+            lambda x: x @ weights,
+            hidden,
+            sources,
+            eligible,
+            tables,
+            599,
+            code.config,
+            code.chunk,
+            code.capacity,
+            code.span,
+        )
+        return score_rows(*given, code.rest)[:2]
+
+    few = np.arange(64)[None, :] < 16 * (np.arange(8) == 3)[:, None]
+    alone = scored(few)
+    for many in (few | (np.arange(64) < 16), np.ones(shape, bool)):
+        for one, other in zip(alone, scored(many), strict=True):
+            np.testing.assert_array_equal(one[3, :16], other[3, :16])

@@ -19,6 +19,7 @@ REVEALS = [
     {"sampler.reveal.kind": "schedule", "temperature": 0.7},
     {"sampler.reveal.kind": "threshold", "sampler.reveal.least": 0.3},
     {"sampler.reveal.kind": "stable", "sampler.reveal.least": 0.3},
+    {"sampler.reveal.kind": "klass", "sampler.reveal.least": 0.3},
     {"sampler.reveal.kind": "entropy_bound", "sampler.reveal.gamma": 2.0},
 ]
 

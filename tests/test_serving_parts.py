@@ -311,7 +311,7 @@ def test_a_connection_that_brings_no_request_is_closed(before, piece):
         await send({"type": "http.response.body"})
 
     async def talk() -> bool:
-        config = uvicorn.Config(app, port=0, lifespan="off", http=functools.partial(Connection, head=0.2), ws="none")
+        config = uvicorn.Config(app, port=0, lifespan="off", http=functools.partial(Connection, head=0.15), ws="none")
         server = uvicorn.Server(config)
         server.capture_signals = contextlib.nullcontext
         served = asyncio.create_task(server.serve())
@@ -323,7 +323,7 @@ def test_a_connection_that_brings_no_request_is_closed(before, piece):
             await reader.readuntil(b"\r\n\r\n")
         writer.write(piece)
         closed = False
-        for _ in range(12):
+        for _ in range(8):
             await asyncio.sleep(0.05)
             closed = closed or reader.at_eof()
             if piece.endswith(b" ") and not closed:

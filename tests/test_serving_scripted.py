@@ -132,6 +132,12 @@ def test_what_is_not_heeded_is_refused_by_its_name(service, fields, headers, sta
     assert got.status == status and told in json.loads(got.body)["error"]["message"]
 
 
+@pytest.mark.parametrize("part", [b"bytes=5-1", b"lines=1-2", b"bytes=0-4"])
+def test_of_the_page_whole_files_are_given(service, part):
+    got = asyncio.run(ask(application(service), Sent("GET", "/app.js", ((b"range", part),))))
+    assert got.status == 200 and b"import" in got.body
+
+
 @pytest.mark.slow
 def test_what_the_schema_allows_is_answered_as_it_says(service):
     pytest.importorskip("schemathesis")

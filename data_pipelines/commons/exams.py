@@ -1,42 +1,26 @@
 """Exams on Commons where the answer is text: by name with its synonyms, in other renderings, styles and concepts."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from data_pipelines.commons.reader import clips_of
 from data_pipelines.commons.tasks import make_record
 from data_pipelines.commons.things import open_world
 from data_pipelines.scenes.exams import SCORE, case
-from omnidiff_jax.answering.queries import Response
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.evaluation.exam import Case, Exam, ExamSet, Measure
-from omnidiff_jax.evaluation.measures import TRANSCRIBED, Counts, share
+from omnidiff_jax.evaluation.measures import TRANSCRIBED
+from omnidiff_jax.evaluation.names import NAMED
 from omnidiff_jax.records import RejectedRecord
 from omnidiff_jax.tasks.registry import task
-from omnidiff_jax.words import normalize
 
-_ARTICLES = ("a ", "an ", "the ")
-
-
-def bare(text: str) -> str:
-    """The words of an answer without an article before them."""
-    words = normalize(text)
-    return next((words.removeprefix(article) for article in _ARTICLES if words.startswith(article)), words)
-
-
-def named(responses: Sequence[Response], cases: Sequence[Case]) -> Counts:
-    """Answers that are one of those accepted, with any article or none."""
-    return share(lambda r, case: bare(r.text) in map(bare, case.meta["accepted"]), responses, cases)
-
-
-_NAMED = (Measure("right, synonyms accepted", "normalised text", True, named),)
 MEASURES: Mapping[str, tuple[Measure, ...]] = {
-    "text_qa": _NAMED,
-    "captioning": _NAMED,
-    "vqa": _NAMED,
+    "text_qa": (NAMED,),
+    "captioning": (NAMED,),
+    "vqa": (NAMED,),
     "asr": (TRANSCRIBED,),
-    "spoken_qa": _NAMED,
-    "spoken_vqa": _NAMED,
+    "spoken_qa": (NAMED,),
+    "spoken_vqa": (NAMED,),
 }
 # Beside the exam on what was learned, where the split means something.
 _FURTHER: Mapping[str, tuple[str, ...]] = {

@@ -18,12 +18,14 @@ OR = "or"
 WHAT, KIND, ANIMAL = "what is this", "what kind of thing is this", "is this an animal"
 COUNT = "how many people are there"
 IS_THIS = "is this"
-KIND_OF, IS, AN_ANIMAL, WHICH = "what kind of thing is", "is", "an animal", "which is an animal,"
+WHICH = "which is an animal,"
+# Of one, and of many.
+KIND_OF, IS, AN_ANIMAL = ("what kind of thing is", "what kind of thing are"), ("is", "are"), ("an animal", "animals")
 DEFINED = "what is this:"
 DRAWING = ("draw", "please draw", "show me", "a picture of")
 THIS_IS = "this is"
 # What every voice that asks says.
-ASKED = (WHAT, KIND, ANIMAL, COUNT, IS_THIS, OR, KIND_OF, IS, AN_ANIMAL, WHICH, *DRAWING)
+ASKED = (WHAT, KIND, ANIMAL, COUNT, IS_THIS, OR, WHICH, *KIND_OF, *IS, *AN_ANIMAL, *DRAWING)
 
 SEEN_KINDS = {"name": 3.0, "category": 2.5, "animal": 1.5, "which": 2.0, "count": 1.0}
 READ_KINDS = {"category": 3.0, "animal": 1.5, "which": 1.5, "definition": 4.0}
@@ -126,14 +128,16 @@ def told_question(rng: np.random.Generator, named: Sequence[Thing], kinds: Mappi
         return _named(kind, (DEFINED, thing.description), thing)
     if kind == "animal":
         thing = _animal_or_not(rng, named)
-        return _asked(kind, (IS, thing.one, AN_ANIMAL), "yes" if thing.is_animal else "no", thing)
+        return _asked(
+            kind, (IS[thing.many], thing.one, AN_ANIMAL[thing.many]), "yes" if thing.is_animal else "no", thing
+        )
     animals, others = _parted(named)
     if kind == "which" and animals and others:
         thing = pick(rng, animals)
         names = _in_any_order(rng, thing, pick(rng, others))
         return _named(kind, (WHICH, names[0], OR, names[1]), thing)
     thing = pick(rng, named)
-    return _asked("category", (KIND_OF, thing.one), thing.category, thing)
+    return _asked("category", (KIND_OF[thing.many], thing.one), thing.category, thing)
 
 
 def _asked(kind: str, pieces: tuple[str, ...], answer: str, shown: Thing | Family) -> Question:

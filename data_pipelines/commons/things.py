@@ -163,6 +163,7 @@ _MASS = frozenset(
         "bread", "popcorn", "bacon", "sushi", "garlic", "butter", "corn", "broccoli", "spaghetti", "fog", "oden",
         "falafel", "camping", "bowling", "cooked rice", "curry and rice", "canned food", "baguette bread", "shaved ice",
         "mount fuji", "luggage", "tokyo tower", "ginger root", "sunrise over mountains",
+        "sunset over buildings", "night with stars", "billiards",
     )
 )  # fmt: skip
 # What WordNet's first sense of their kind is not.
@@ -195,6 +196,11 @@ class Thing:
     def one(self) -> str:
         """The name with its article, if it takes one."""
         return with_article(self.name)
+
+    @property
+    def many(self) -> bool:
+        """Whether it is spoken of as more than one: grapes, scissors."""
+        return self.one == self.name and self.name.endswith("s") and self.name not in _MASS
 
 
 @dataclasses.dataclass(frozen=True)

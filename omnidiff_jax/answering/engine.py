@@ -1,7 +1,8 @@
 """Many requests in the slots of one compiled step: they join and leave between steps (continuous batching).
 
 A batch takes as many steps as its longest answer, and whoever is done waits for it. In an engine a slot that is done is
-given to the next request at once. What a request is answered does not depend on its neighbours, nor on its slot.
+given to the next request at once. What a request is answered does not depend on its neighbours, nor on its slot;
+where its code is `Compiled.steady`, as that of lanes is, not even by rounding.
 """
 
 import collections

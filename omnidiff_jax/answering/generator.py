@@ -31,6 +31,8 @@ from omnidiff_jax.tasks.registry import Decoding, Task
 
 SPEECH_TOKENS_PER_SECOND = 12.5
 DRAWN = ("image", "hole")
+# Positions of each slot whose logits a lane computes together, on average: more are computed in turn.
+_TOGETHER = 4
 
 
 class Generator:
@@ -278,7 +280,7 @@ class Generator:
         lanes = []
         for length in lane_lengths(max(self.limit or 0, needed), self._multiple):
             code = compiled(work.sampler, self.rows * length, self.rows * len(prompts) * length, span)
-            lanes.append(Lane(code, length, length if heard else 0))
+            lanes.append(Lane(code.steady(_TOGETHER * self.rows), length, length if heard else 0))
         return [lane for lane in lanes if lane.length >= needed]
 
     def open(self, lane: Lane) -> Engine:

@@ -6,6 +6,7 @@ that spell out dictionaries of tensors are understood; nothing is imported, call
 """
 
 import dataclasses
+import io
 import math
 import pickletools
 from collections.abc import Callable, Iterator
@@ -78,11 +79,11 @@ def read_legacy(path: Path, largest: int = 1 << 30) -> dict[str, np.ndarray]:
         size = path.stat().st_size
         if size > largest:
             raise UserError(f"{path} has {size} bytes, more than the {largest} that are read")
-        with path.open("rb") as file:
-            return _read(file, size)
+        # From memory: a file would set aside as many bytes as a damaged length asks for.
+        return _read(io.BytesIO(path.read_bytes()), size)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except (_BrokenError, ValueError, IndexError, TypeError, UnicodeError, KeyError, AttributeError) as error:
+    except (_BrokenError, ValueError, IndexError, TypeError, OverflowError, KeyError, AttributeError) as error:
         raise UserError(
             f"{path} is no whole state dict of before torch 1.6 ({error}); copy it again, or give safetensors"
         ) from error

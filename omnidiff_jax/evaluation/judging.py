@@ -13,13 +13,11 @@ from omnidiff_jax.evaluation.benchmark import Item
 from omnidiff_jax.evaluation.exam import named
 from omnidiff_jax.evaluation.lines import UNREADABLE, LineWriter, read_lines
 from omnidiff_jax.evaluation.places import Place
-from omnidiff_jax.evaluation.stages import ANSWERS, REFERENCES, Share, spare
+from omnidiff_jax.evaluation.stages import ANSWERS, REFERENCES, Share, references, spare
 from omnidiff_jax.progress import Progress
 from omnidiff_jax.records import Waveform
 
 T = TypeVar("T")
-# References that a judge's ceiling is measured on.
-CEILING = 200
 # Judged answers that a kill may lose in a bucket.
 _TOGETHER = 64
 
@@ -55,7 +53,7 @@ def judge_speech(items: Sequence[Item], judge: SpeechJudge, place: Place, share:
         return {"heard": judge.hear(to_audio(_medium(place, speech))) if speech else ""}
 
     _each(items, [item for item in items if item.key in answers], stem, answer, place, share)
-    real = [item for item in items if item.reference is not None][:CEILING]
+    real = references(items)
 
     def recording(item: Item, other: Item) -> dict[str, Any]:
         return {"heard": judge.hear(_reference(item, to_audio))}
@@ -76,7 +74,7 @@ def judge_pictures(items: Sequence[Item], judge: PictureJudge, place: Place, sha
         return _seen(judge, to_image(_medium(place, picture)), item, other) if picture else {}
 
     _each(items, [item for item in items if item.key in answers], stem, answer, place, share)
-    real = [item for item in items if item.reference is not None][:CEILING]
+    real = references(items)
 
     def photograph(item: Item, other: Item) -> dict[str, Any]:
         return _seen(judge, _reference(item, to_image), item, other)

@@ -43,8 +43,8 @@ def names_it(text: str, names: Sequence[str]) -> bool:
 
 
 def named(responses: Sequence[Response], cases: Sequence[Case]) -> Counts:
-    """Answers that are one of `meta["names"]`: the thing's name and its synonyms."""
-    return share(lambda response, case: names_it(response.text, case.meta["names"]), responses, cases)
+    """Answers that are one of `meta["accepted"]`: the thing's name and its synonyms."""
+    return share(lambda response, case: names_it(response.text, case.meta["accepted"]), responses, cases)
 
 
-NAMED = Measure("name right", "names and synonyms", True, named)
+NAMED = Measure("right, synonyms accepted", "names as they are spelt", True, named)

@@ -19,7 +19,7 @@ CANDIDATES = 100
 class Gallery:
     """One true picture of each concept, among which a drawn one's concept is looked for.
 
-    A case's `meta["concept"]` is its concept. It stands among `candidates`; the others are drawn by its name, so that
+    A case's `meta["thing"]` is its concept. It stands among `candidates`; the others are drawn by its name, so that
     they are the same for every model, and do not depend on what else is asked.
 
     Attributes:
@@ -81,7 +81,7 @@ class Gallery:
         """Ranks; no picture is as bad as the last."""
         ranks = np.full(len(cases), float(self.candidates))
         drawn, pictures = _drawn(responses)
-        ranks[drawn] = self.ranks(pictures, [cases[number].meta["concept"] for number in drawn])
+        ranks[drawn] = self.ranks(pictures, [cases[number].meta["thing"] for number in drawn])
         return ranks, np.ones(len(cases))
 
 

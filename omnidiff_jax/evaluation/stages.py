@@ -33,6 +33,8 @@ T = TypeVar("T")
 ANSWERS, REFERENCES = "answers", "references"
 # Share of the items, or of the references, that may be unreadable.
 SPARED = 0.01
+# References that a judge's ceiling is measured on.
+CEILING = 200
 
 
 class Answers(Interface):
@@ -270,6 +272,11 @@ class Gathered:
     unreadable: int = 0
 
 
+def references(items: Sequence[Item]) -> list[Item]:
+    """The items whose real recording or picture a judge's ceiling is measured on."""
+    return [item for item in items if item.reference is not None][:CEILING]
+
+
 def gather(items: Sequence[Item], protocol: Protocol, place: Place, judge: str = "") -> Gathered:
     """Reads the lines of all processes.
 
@@ -277,7 +284,7 @@ def gather(items: Sequence[Item], protocol: Protocol, place: Place, judge: str =
         judge: name of the judge whose lines are read.
 
     Raises:
-        UserError: there are no answers, or answers that the judge did not read yet.
+        UserError: there are no answers, or answers or references that the judge did not read yet.
     """
     answers = read_lines(place, ANSWERS)
     stem = {"speech": f"heard-{judge}", "picture": f"seen-{judge}"}.get(protocol.judge, "")
@@ -288,6 +295,10 @@ def gather(items: Sequence[Item], protocol: Protocol, place: Place, judge: str =
         raise UserError(f"{place} holds no answers to be scored; generate them first")
     if stem and (left := [item for item in there if item.key not in judged]):
         raise UserError(f"{place}: {len(left)} of {len(there)} answers are not judged yet ({left[0].where})")
+    # A ceiling of some of its recordings would be another one than that of a judge who was not stopped.
+    wanted = references(items) if stem else []
+    if left := [item for item in wanted if item.key not in real]:
+        raise UserError(f"{place}: {len(left)} of {len(wanted)} references are not judged yet ({left[0].where})")
     unreadable = {item.key for item in items for lines in (judged, real) if UNREADABLE in lines.get(item.key, {})}
     there = [item for item in there if UNREADABLE not in judged.get(item.key, {})]
     answered = [Answered(item, answers[item.key], judged.get(item.key, {})) for item in there]

@@ -131,6 +131,7 @@ def score_rows(
     chunk: int,
     capacity: int,
     ids: Span,
+    rest: tuple[int, ...] | None = None,
 ) -> tuple[jax.Array, jax.Array, Any]:
     """Runs head, guidance, filters and scores on the eligible rows, `chunk` at a time and only as often as needed.
 
@@ -145,6 +146,7 @@ def score_rows(
         chunk: rows of logits that exist at once.
         capacity: a multiple of `chunk`, at least the number of eligible rows.
         ids: whose logits are computed.
+        rest: numbers of rows that are looked at together where less than a chunk is left; None = `rest_sizes`.
 
     Returns:
         int32 [B, L] candidates, float32 [B, L] confidences; 0 where not eligible. And the `Likeliest` [B, L, k] before
@@ -182,7 +184,7 @@ def score_rows(
     if capacity > chunk:
         out = jax.lax.fori_loop(0, whole // chunk, lambda number, out: decide_some(number * chunk, out, chunk), out)
     # What is left of a chunk costs what the next smaller size costs.
-    sizes = rest_sizes(chunk, ids.stop - ids.start)
+    sizes = rest or rest_sizes(chunk, ids.stop - ids.start)
     branches: list[Callable[..., Any]] = [functools.partial(decide_some, whole, rows=rows) for rows in sizes]
     out = jax.lax.switch(jnp.searchsorted(jnp.asarray([0, *sizes]), count - whole), [lambda out: out, *branches], out)
     place = jnp.cumsum(flat) - 1

@@ -47,12 +47,23 @@ class Compiled(NamedTuple):
         chunk: rows of logits that exist at once.
         capacity: a multiple of it, at least the number of positions that a step looks at.
         span: ids whose logits are computed, None = all.
+        rest: numbers of rows that are looked at together where less than a chunk is left; None = `rest_sizes`.
     """
 
     config: SamplerConfig
     chunk: int
     capacity: int
     span: Span | None
+    rest: tuple[int, ...] | None = None
+
+    def steady(self, rows: int) -> "Compiled":
+        """The code that scores `rows` rows together, however many there are.
+
+        A product of matrices of another size is rounded otherwise, and that may decide between two positions of which
+        the model is as sure: what an answer is must not depend on how many others are scored beside it.
+        """
+        chunk = min(self.chunk, max(1 << (rows - 1).bit_length(), 32))
+        return self._replace(chunk=chunk, capacity=-(-self.capacity // chunk) * chunk, rest=(chunk,))
 
 
 class Looked(NamedTuple):
@@ -139,7 +150,7 @@ def predict(
     ids = code.span or Span(0, vocab_size, False)
     head = functools.partial(denoiser.logits, denoiser.params, start=ids.start, stop=ids.stop)
     token, confidence, likely = score_rows(
-        head, hidden, sources, looked.scored, tables, mask_id, config, code.chunk, code.capacity, ids
+        head, hidden, sources, looked.scored, tables, mask_id, config, code.chunk, code.capacity, ids, code.rest
     )
     return Predictions(looked.scored, token, confidence, likely), cache
 

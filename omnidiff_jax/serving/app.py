@@ -92,6 +92,8 @@ def _page() -> list[Route]:
 
     def shown(file: Path) -> Callable[[Request], Awaitable[Response]]:
         async def show(request: Request) -> Response:
+            # They are small: no parts of them are given, and a range that cannot be is ignored like any.
+            request.scope["headers"] = [(name, value) for name, value in request.scope["headers"] if name != b"range"]
             return FileResponse(file)
 
         return show

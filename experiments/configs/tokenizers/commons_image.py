@@ -39,7 +39,7 @@ def get_config() -> ConfigDict:
                     "sample_entropy": 0.02,
                     "batch_entropy": 0.05,
                     "temperature": 1.0,
-                    "group_bits": 13,
+                    "group_bits": 7,
                 }
             ),
             "model": ConfigDict(
