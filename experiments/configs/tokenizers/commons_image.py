@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     config.keep_checkpoints = 1
     config.dtype = "float32"
     config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1, "sequence": 1})
-    config.stages = ConfigDict({"train": ConfigDict({"steps": 8000, "learning_rate": 2e-3})})
+    config.stages = ConfigDict({"train": ConfigDict({"steps": 12000, "learning_rate": 2e-3})})
     config.optimizer = ConfigDict({"b2": 0.95, "clip_norm": 1.0, "final_fraction": 0.02, "frozen": ()})
 
     config.pictures = ConfigDict({"folder": "", "drawn": 0.25})  # drawn: share on white, whole, as they are to be drawn
@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
             "absolute": 1.0,
             "squared": 4.0,
             "gradient": 1.0,
-            "spread_steps": 8000,
+            "spread_steps": 12000,
             "validation_size": 512,
             "quantizer": ConfigDict(
                 {
@@ -50,7 +50,7 @@ def get_config() -> ConfigDict:
                     "encoder_kernels": (1, 1),
                     "downsample_kernel": 2,
                     "encoder_middle": False,
-                    "decoder_multipliers": (6, 12),
+                    "decoder_multipliers": (8, 12),
                     "decoder_blocks": (2, 2),
                     "decoder_middle": False,
                     "patch": 4,
