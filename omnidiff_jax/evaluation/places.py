@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Protocol as Interface
 
+from omnidiff_jax import places
 from omnidiff_jax.buckets import Bucket, is_remote
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.files import check_place, path, write_bytes
@@ -23,16 +24,10 @@ class Added(Interface):
         """Flushes, and adds no more."""
 
 
-class Place(Interface):
-    """A folder; names are relative to it, parted by "/". Methods raise UserError where it cannot be read or written."""
+class Place(places.Place, Interface):
+    """A place of files that lines can be added to. Methods raise UserError where it cannot be read or written."""
 
     def __truediv__(self, name: str) -> "Place": ...
-
-    def read(self, name: str) -> bytes | None:
-        """Content of a file; None where there is none."""
-
-    def write(self, name: str, content: bytes) -> None:
-        """Writes a file whole or not at all."""
 
     def parts(self, stem: str) -> list[str]:
         """Names of what was added under names that begin with STEM and a dot, in their order."""
@@ -44,42 +39,38 @@ class Place(Interface):
 def open_place(word: str | os.PathLike[str]) -> Place:
     """The place that a path or URL names; raises UserError where it cannot be written."""
     if is_remote(word):
-        bucket = Bucket(word)
+        bucket = BucketPlace(word)
         bucket.check()
-        return BucketPlace(bucket)
+        return bucket
     folder = path(word)
     check_place(folder)
     return FolderPlace(folder)
 
 
-class FolderPlace:
+class FolderPlace(places.Folder):
     """A folder of this host, or one that several hosts see."""
 
-    def __init__(self, folder: Path):
-        self._folder = folder
-
     def __truediv__(self, name: str) -> Place:
-        return FolderPlace(self._folder / name)
+        return FolderPlace(self.path / name)
 
     def __str__(self) -> str:
-        return str(self._folder)
+        return str(self.path)
 
     def read(self, name: str) -> bytes | None:
         try:
-            return (self._folder / name).read_bytes()
-        except FileNotFoundError:
-            return None
+            return super().read(name)
         except OSError as error:
-            raise UserError(f"cannot read {self._folder / name}: {error.strerror or error}") from error
+            raise UserError(f"cannot read {self.path / name}: {error.strerror or error}") from error
 
     def write(self, name: str, content: bytes) -> None:
-        write_bytes(self._folder / name, content)
+        """As `Place.write`; folders within the name are made."""
+        write_bytes(self.path / name, content)
 
     def parts(self, stem: str) -> list[str]:
-        return sorted(file.name for file in self._folder.glob(f"{stem}.*.jsonl"))
+        return sorted(file.name for file in self.path.glob(f"{stem}.*.jsonl"))
 
     def added(self, name: str) -> Added:
-        return _AddedFile(self._folder / f"{name}.jsonl")
+        return _AddedFile(self.path / f"{name}.jsonl")
 
 
 class _AddedFile:
@@ -113,30 +104,20 @@ class _AddedFile:
         self._file.close()
 
 
-class BucketPlace:
+class BucketPlace(Bucket):
     """A folder of a bucket."""
 
-    def __init__(self, bucket: Bucket):
-        self._bucket = bucket
-
-    def __truediv__(self, name: str) -> Place:
-        return BucketPlace(self._bucket / name)
+    def __truediv__(self, name: str) -> "BucketPlace":
+        return BucketPlace(f"{self.url}/{name}")
 
     def __str__(self) -> str:
-        return self._bucket.url
-
-    def read(self, name: str) -> bytes | None:
-        return self._bucket.read(name)
-
-    def write(self, name: str, content: bytes) -> None:
-        self._bucket.write(name, content)
+        return self.url
 
     def parts(self, stem: str) -> list[str]:
-        names = self._bucket.list()
-        return sorted(name for name in names if name.startswith(f"{stem}.") and name.endswith(".jsonl"))
+        return sorted(name for name in self.list() if name.startswith(f"{stem}.") and name.endswith(".jsonl"))
 
     def added(self, name: str) -> Added:
-        return _AddedObjects(self._bucket, name, len(self.parts(name)))
+        return _AddedObjects(self, name, len(self.parts(name)))
 
 
 class _AddedObjects:
