@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from commons_toys import FAMILIES, write_world
 
-from data_pipelines.commons import questions
+from data_pipelines.commons import judges, questions
 from data_pipelines.commons.exams import commons_exam, exam
 from data_pipelines.commons.pictures import DRAWN, GROUNDS, Rendering, draw_rendering, picture
 from data_pipelines.commons.reader import COMMONS_READER
@@ -24,6 +24,7 @@ from experiments.common import load_config
 from omnidiff_jax.config import build
 from omnidiff_jax.data.readers import SourceConfig, check_source, raw_records
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.evaluation.names import NAMED
 from omnidiff_jax.records import RejectedRecord
 from omnidiff_jax.runs.config import run_config
 from omnidiff_jax.tasks.registry import TASKS as REGISTRY
@@ -347,6 +348,36 @@ def test_an_exam_accepts_every_word_for_a_thing(folder):
     further = commons_exam("captioning", 3, str(folder)).further
     assert {case.meta["thing"] for case in further["concepts"].cases} <= {"cat", "snake"}
     assert {case.meta["style"] for case in further["style"].cases} == {"twitter"}
+
+
+class Pixels:
+    """A judge of pictures that sees their pixels."""
+
+    name = "pixels"
+
+    def features(self, pictures):
+        return np.stack([np.asarray(one, np.float32).reshape(-1)[::97] - 128.0 for one in pictures])
+
+
+def test_what_is_drawn_is_judged_by_features(folder, monkeypatch, capsys):
+    with pytest.raises(UserError, match=r"imagenet is missing; get it by .* --part=imagenet"):
+        exam("t2i", 4, str(folder))
+    with pytest.raises(UserError, match=r"whisper is missing"):
+        judges.measures("tts", str(folder))
+    assert [measure.metric for measure in judges.measures("spoken_qa", str(folder))] == [NAMED.metric]
+    assert "one measure less" in capsys.readouterr().err
+    monkeypatch.setattr(judges, "_judge", lambda part, folder: Pixels())
+    judges.gallery.cache_clear()
+    made = exam("t2i", 8, str(folder))
+    judges.gallery.cache_clear()
+    truths = [case.truth for case in made.cases]
+    first = next(measure for measure in made.measures if "top 1 " in measure.metric)
+    assert first.score(truths, made.cases)[0].sum() == 8
+    turned = [truths[(number + 1) % 8] for number in range(8)]
+    other = [
+        a.meta["thing"] != b.meta["thing"] for a, b in zip(made.cases, [*made.cases[1:], made.cases[0]], strict=True)
+    ]
+    assert first.score(turned, made.cases)[0].tolist() == [float(not differs) for differs in other] and any(other)
 
 
 def test_the_image_tokenizer_learns_both_styles_and_all_things(world):

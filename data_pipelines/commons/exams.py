@@ -1,33 +1,28 @@
-"""Exams on Commons where the answer is text: by name with its synonyms, in other renderings, styles and concepts."""
+"""Exams on Commons, every task: in other renderings and voices than were learned, other styles and concepts."""
 
 import dataclasses
 from collections.abc import Mapping
 
+from data_pipelines.commons.judges import TASKS, measures
 from data_pipelines.commons.reader import clips_of
 from data_pipelines.commons.tasks import make_record
 from data_pipelines.commons.things import open_world
 from data_pipelines.scenes.exams import SCORE, case
 from omnidiff_jax.errors import UserError
-from omnidiff_jax.evaluation.exam import Case, Exam, ExamSet, Measure
-from omnidiff_jax.evaluation.measures import TRANSCRIBED
-from omnidiff_jax.evaluation.names import NAMED
+from omnidiff_jax.evaluation.exam import Case, Exam, ExamSet
 from omnidiff_jax.records import RejectedRecord
 from omnidiff_jax.tasks.registry import task
 
-MEASURES: Mapping[str, tuple[Measure, ...]] = {
-    "text_qa": (NAMED,),
-    "captioning": (NAMED,),
-    "vqa": (NAMED,),
-    "asr": (TRANSCRIBED,),
-    "spoken_qa": (NAMED,),
-    "spoken_vqa": (NAMED,),
-}
 # Beside the exam on what was learned, where the split means something.
 _FURTHER: Mapping[str, tuple[str, ...]] = {
     "captioning": ("style", "concepts"),
     "vqa": ("style", "concepts"),
     "spoken_vqa": ("style", "concepts"),
     "text_qa": ("concepts",),
+    "t2i": ("concepts",),
+    "inpainting": ("concepts",),
+    "s2i": ("concepts",),
+    "tts": ("concepts",),
     "asr": ("concepts",),
     "spoken_qa": ("concepts",),
 }
@@ -37,19 +32,19 @@ def exam(name: str, cases: int, folder: str, split: str = "test") -> Exam:
     """The exam of one task and split; sentences that did not pass the gate are passed over.
 
     Args:
-        name: of the task, one of MEASURES.
+        name: of the task, one of `judges.TASKS`.
         cases: how many records.
         folder: of Commons; what is spoken lies in its `clips`.
         split: as `tasks` has them.
 
     Raises:
-        UserError: a file is missing, or hardly a clip passes the gate.
+        UserError: a file or a judge is missing, or hardly a clip passes the gate.
     """
     world, clips = open_world(folder), clips_of(name, folder)
     found: list[Case] = []
     for index in range(SCORE, SCORE + 4 * cases):
         if len(found) == cases:
-            return Exam(task(name), tuple(found), MEASURES[name])
+            return Exam(task(name), tuple(found), measures(name, folder))
         try:
             found.append(case(make_record(world, name, index, split, clips)))
         except RejectedRecord:
@@ -69,7 +64,7 @@ def commons_exam(name: str, cases: int, data: str | None = None) -> Exam:
 
 COMMONS = ExamSet(
     "real things: other renderings and voices, the other style, things never learned",
-    tuple(MEASURES),
+    TASKS,
     commons_exam,
     needs_data="the folder of `omnidiff data fetch commons`",
 )
