@@ -52,7 +52,7 @@ def get_config() -> ConfigDict:
         }
     )
     config.decoding.captioning.length = config.decoding.vqa.length = config.decoding.text_qa.length = 12
-    config.decoding.spoken_qa.length = config.decoding.spoken_vqa.length = 40
+    config.decoding.spoken_qa.length = config.decoding.spoken_vqa.length = 56
     return config
 
 
