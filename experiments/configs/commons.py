@@ -46,13 +46,13 @@ def get_config() -> ConfigDict:
     third = second | {"asr": 1.0, "tts": 0.6, "s2i": 1.0, "spoken_vqa": 2.5}
     config.stages = ConfigDict(
         {
-            "stage1_visual_language": _stage(3500, first, 0.5),
-            "stage2_speech_vision_language": _stage(3500, second, 0.5),
-            "stage3_speech_driven_visual": _stage(5000, third, 0.01),
+            "stage1_visual_language": _stage(3000, first, 0.5),
+            "stage2_speech_vision_language": _stage(3000, second, 0.5),
+            "stage3_speech_driven_visual": _stage(4000, third, 0.01),
         }
     )
     config.decoding.captioning.length = config.decoding.vqa.length = config.decoding.text_qa.length = 12
-    config.decoding.spoken_qa.length = config.decoding.spoken_vqa.length = 40
+    config.decoding.spoken_qa.length = config.decoding.spoken_vqa.length = 56
     return config
 
 
