@@ -11,6 +11,11 @@ from ml_collections import ConfigDict
 from data_pipelines.commons.exams import COMMONS
 from data_pipelines.commons.reader import COMMONS_READER
 from data_pipelines.commons.tokenizers.image import CommonsImageTokenizerRun
+from data_pipelines.commons.tokenizers.speech import (
+    CommonsSpeechDecoderRun,
+    CommonsSpeechEncoderRun,
+    CommonsSpeechTokenizerRun,
+)
 from data_pipelines.commons.tokenizers.text import CommonsTextTokenizerRun
 from data_pipelines.readers.reader import CORPUS_READERS
 from data_pipelines.scenes.exams import PLAIN, SCENES, SCENES_TUNING
@@ -63,8 +68,11 @@ TOKENIZERS: Mapping[str, type[Any]] = {
     "image_tokenizer": ImageTokenizerRun,
     "commons_image_tokenizer": CommonsImageTokenizerRun,
     "speech_encoder": SpeechEncoderRun,
+    "commons_speech_encoder": CommonsSpeechEncoderRun,
     "speech_tokenizer": SpeechTokenizerRun,
+    "commons_speech_tokenizer": CommonsSpeechTokenizerRun,
     "speech_decoder": SpeechDecoderRun,
+    "commons_speech_decoder": CommonsSpeechDecoderRun,
 }
 # Counted, not trained step by step.
 TEXT_TOKENIZERS: Mapping[str, type[Any]] = {

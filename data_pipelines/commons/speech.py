@@ -5,6 +5,7 @@ and a folder of clips serves any number of sets. Learned sentences are joined of
 a name.
 """
 
+import copy
 import dataclasses
 import functools
 import hashlib
@@ -26,6 +27,7 @@ from omnidiff_jax.records import RejectedRecord, Waveform, stable_id
 
 SETTINGS = "speech.json"
 NOT_ACCEPTED = "a clip did not pass the gate"
+NOT_SPOKEN = "a clip has not been spoken"
 _VERSION = 1
 _REJECTED = ".rejected"
 _GAP, _MARGIN, _QUIET = 0.06, 0.03, 0.01  # seconds between pieces; seconds kept around one; share of the peak
@@ -61,7 +63,8 @@ class Clips:
             UserError: speaker or judge cannot be opened, or all voices or none would be held out.
         """
         speaker = config.speaker.open()
-        self._gate = gate or Gate(config.gate, speaker)
+        gate = gate or Gate(config.gate, speaker)
+        self._gate: Gate | None = gate
         order = sorted(range(speaker.voices), key=lambda voice: stable_id("commons voice", voice))
         kept = round(config.held_out * len(order))
         self._held_out, self._learned = sorted(order[:kept]), sorted(order[kept:])
@@ -71,10 +74,16 @@ class Clips:
                 f"change it in {folder / SETTINGS}"
             )
         self._of_name = config.voices_of_name
-        told = [_VERSION, speaker.name, self._gate.recogniser, _gate_settings(config.gate)]
+        told = [_VERSION, speaker.name, gate.recogniser, _gate_settings(config.gate)]
         self._folder = folder / "clips" / hashlib.blake2b(json.dumps(told).encode(), digest_size=6).hexdigest()
         choice = [*told, config.held_out, config.voices_of_name, speaker.voices]
         self.identity = hashlib.blake2b(json.dumps(choice).encode(), digest_size=16).hexdigest()
+
+    def kept(self) -> "Clips":
+        """The same clips, of which none is spoken: what is missing is refused, as `NOT_SPOKEN`."""
+        silent = copy.copy(self)
+        silent._gate = None
+        return silent
 
     def voices(self, learned: bool) -> Sequence[int]:
         """Voices that ask: those that are learned, or those for exams; no voice is both."""
@@ -91,7 +100,7 @@ class Clips:
             float32 at the speaker's rate, without silence at the ends.
 
         Raises:
-            RejectedRecord: a piece did not pass the gate.
+            RejectedRecord: a piece did not pass the gate, or may not be spoken (`kept`).
         """
         clips = [self._clip(piece, voice) for piece in pieces]
         rate = clips[0].rate
@@ -105,20 +114,23 @@ class Clips:
         return frozenset(ranked[: self._of_name])
 
     def _clip(self, text: str, voice: int | None) -> Waveform:
-        """A clip, spoken now if nobody has spoken it."""
+        """A clip, spoken now if nobody has spoken it and there is a gate."""
         words = re.sub("[^a-z0-9]+", "-", text.lower())[:40].strip("-")
         digest = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
         file = self._folder / ("answer" if voice is None else f"{voice:04d}") / f"{words}-{digest}.wav"
         rejected = file.with_suffix(_REJECTED)
         if file.is_file():
             return read_audio(file)
+        who = f"{text!r} by {voice if voice is not None else 'the answering voice'}"
         if not rejected.is_file():
+            if self._gate is None:
+                raise RejectedRecord(NOT_SPOKEN, who)
             (clip,) = self._gate.spoken([Line(text, voice)])
             if clip.accepted:
                 write_wav(file, _trimmed(clip.speech))
                 return read_audio(file)  # what is read later is what is heard now
             write_bytes(rejected, "\n".join(clip.failed).encode())
-        raise RejectedRecord(NOT_ACCEPTED, f"{text!r} by {voice if voice is not None else 'the answering voice'}")
+        raise RejectedRecord(NOT_ACCEPTED, who)
 
 
 def _trimmed(speech: Waveform) -> Waveform:

@@ -12,10 +12,10 @@ from data_pipelines.scenes.tasks import SHORT_COUNTS, SPOKEN_COUNTS
 from data_pipelines.sdvi.records import VOICES
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.records import Waveform
-from omnidiff_jax.training.config import TrainingConfig
-from omnidiff_jax.training.run import Run
-from omnidiff_jax.training.tokenizers.ctc import CtcProgram, CtcTraining, Utterances
-from omnidiff_jax.words import normalize, word_error_rate
+from omnidiff_jax.tokenizers.text import TextTokenizer
+from omnidiff_jax.training.tokenizers.runs import HearingRun
+from omnidiff_jax.training.tokenizers.spoken import Spoken, Utterances
+from omnidiff_jax.words import normalize
 
 # Every tenth voice is kept for validation, whose sentences are of the test split too.
 HELD_OUT_VOICES = tuple(range(9, VOICES, 10))
@@ -77,21 +77,12 @@ def scenes_utterances(split: str, voices: Sequence[int]) -> Utterances:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SpeechEncoderRun(TrainingConfig):
-    """The config of `experiments/configs/tokenizers/speech_encoder.py`.
+class SpeechEncoderRun(HearingRun):
+    """The config of `experiments/configs/tokenizers/speech_encoder.py`."""
 
-    Attributes:
-        training: what it minimises; the batch size is the run's, the classes of the CTC head follow from the words.
-    """
+    def text(self) -> TextTokenizer:
+        return WordUnits(heard_words())
 
-    training: CtcTraining
-
-    def open(self) -> Run:
-        """The run; validation is on sentences of the test split in voices never trained on."""
-        if self.accumulate != 1:
-            raise UserError(f"config.accumulate = {self.accumulate}; a packed batch of speech cannot be divided, use 1")
-        units = WordUnits(heard_words())
-        encoder = dataclasses.replace(self.training.encoder, vocab_size=units.size + 1)
-        training = dataclasses.replace(self.training, encoder=encoder, batch_size=self.batch_size)
-        spoken = (scenes_utterances("train", TRAINING_VOICES), scenes_utterances("test", HELD_OUT_VOICES))
-        return Run(self, CtcProgram(training, *spoken, units, word_error_rate), self.make_mesh())
+    def spoken(self) -> Spoken:
+        """Sentences of the test split in voices never trained on are held out."""
+        return Spoken(scenes_utterances("train", TRAINING_VOICES), scenes_utterances("test", HELD_OUT_VOICES))

@@ -24,18 +24,15 @@ from omnidiff_jax.errors import UserError
 from omnidiff_jax.media import features
 from omnidiff_jax.media.features import FbankConfig
 from omnidiff_jax.models.sanm import SpeechEncoder, SpeechEncoderConfig
-from omnidiff_jax.records import Waveform
 from omnidiff_jax.speech_frames import packed_frames
 from omnidiff_jax.tokenizers.frontend import FrontendConfig
 from omnidiff_jax.tokenizers.speech_encoder import HearingConfig, save_speech_encoder
 from omnidiff_jax.tokenizers.text import TextTokenizer
 from omnidiff_jax.training.program import BatchStream, TrainProgram
+from omnidiff_jax.training.tokenizers.spoken import Utterances
 
 BLANK = 0
 _NEPERS = math.log(10.0) / 10.0  # natural logarithm of a power ratio of 1 dB
-
-Utterances = Callable[[int], tuple[Waveform, str]]
-"""index -> an utterance and its words; a pure function."""
 
 ErrorRate = Callable[[Sequence[str], Sequence[str]], float]
 """(references, hypotheses) -> word error rate."""

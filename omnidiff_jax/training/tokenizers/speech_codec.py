@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -21,12 +21,9 @@ from omnidiff_jax.config import Count
 from omnidiff_jax.media.features import resample
 from omnidiff_jax.models.vq import VqLossConfig, vq_losses
 from omnidiff_jax.models.whisper_vq import RATE, WhisperVQConfig, WhisperVQEncoder, log_mel_batch
-from omnidiff_jax.records import Waveform
 from omnidiff_jax.tokenizers.speech import SpeechTokenizer
 from omnidiff_jax.training.program import TrainProgram
-
-Utterances = Callable[[int], tuple[Waveform, str]]
-"""Index -> speech and its words; a pure function."""
+from omnidiff_jax.training.tokenizers.spoken import Utterances
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -16,10 +16,7 @@ from omnidiff_jax.models.flow.layers import length_mask
 from omnidiff_jax.records import Waveform
 from omnidiff_jax.tokenizers.speech import RATE, SpeechDecoder, SpeechDecoderConfig, SpeechTokenizer, init_flow
 from omnidiff_jax.training.program import BatchStream, TrainProgram
-from omnidiff_jax.training.tokenizers.speech_codec import Utterances
-
-Judge = Callable[[Waveform, str], tuple[int, int]]
-"""(speech, its text) -> how many words are wrong, and how many there are."""
+from omnidiff_jax.training.tokenizers.spoken import Judge, Utterances
 
 
 @dataclasses.dataclass(frozen=True)
