@@ -90,13 +90,17 @@ class SpeechCodecProgram(TrainProgram):
         return piece_batches(self.config, self._utterances, seed)
 
     def validate(self, params: Any) -> dict[str, float]:
-        """Held-out numbers: `codes_used` and `code_perplexity`, the effective number of codes."""
+        """Held-out numbers: `codes_used`, `code_perplexity`, the effective number of codes, and `mel_error`, the mean
+        absolute error of what the head draws of a batch."""
         tokenizer = SpeechTokenizer(self.config.model, params["encoder"])
         spoken = [self._held_out(index) for index in range(self.config.validation_size)]
         codes = tokenizer.encode([wave for wave, _ in spoken])
         share = np.bincount(np.concatenate(codes), minlength=tokenizer.codebook_size) / sum(map(len, codes))
         share = share[share > 0]
+        batch = next(piece_batches(self.config, self._held_out, 0))
+        _, drawn = jax.jit(self.loss)(params, batch, jax.random.key(0), jnp.int32(0))
         return {
+            "mel_error": float(drawn["mel"]),
             "codes_used": float(len(share)),
             "code_perplexity": float(np.exp(-np.sum(share * np.log(share)))),
         }
