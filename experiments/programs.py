@@ -15,13 +15,14 @@ from data_pipelines.commons.tokenizers.speech import (
     CommonsSpeechDecoderRun,
     CommonsSpeechEncoderRun,
     CommonsSpeechTokenizerRun,
+    CommonsVocoderRun,
 )
 from data_pipelines.commons.tokenizers.text import CommonsTextTokenizerRun
 from data_pipelines.readers.reader import CORPUS_READERS
 from data_pipelines.scenes.exams import PLAIN, SCENES, SCENES_TUNING
 from data_pipelines.scenes.reader import SCENES_READER
 from data_pipelines.scenes.tokenizers.image import ImageTokenizerRun
-from data_pipelines.scenes.tokenizers.speech_codec import SpeechDecoderRun, SpeechTokenizerRun
+from data_pipelines.scenes.tokenizers.speech_codec import ScenesVocoderRun, SpeechDecoderRun, SpeechTokenizerRun
 from data_pipelines.scenes.tokenizers.speech_encoder import SpeechEncoderRun
 from data_pipelines.scenes.tokenizers.text import TextTokenizerRun
 from data_pipelines.sdvi.reader import SDVI_READER
@@ -73,6 +74,8 @@ TOKENIZERS: Mapping[str, type[Any]] = {
     "commons_speech_tokenizer": CommonsSpeechTokenizerRun,
     "speech_decoder": SpeechDecoderRun,
     "commons_speech_decoder": CommonsSpeechDecoderRun,
+    "vocoder": ScenesVocoderRun,
+    "commons_vocoder": CommonsVocoderRun,
 }
 # Counted, not trained step by step.
 TEXT_TOKENIZERS: Mapping[str, type[Any]] = {

@@ -16,7 +16,7 @@ from omnidiff_jax.evaluation.normalisers import Whisper
 from omnidiff_jax.evaluation.transcripts import word_edits
 from omnidiff_jax.records import RejectedRecord, Waveform
 from omnidiff_jax.tokenizers.text import SentencePieceConfig, SentencePieceTokenizer, TextTokenizer
-from omnidiff_jax.training.tokenizers.runs import CodecRun, DecoderRun, HearingRun, SpokenRun
+from omnidiff_jax.training.tokenizers.runs import CodecRun, DecoderRun, HearingRun, SpokenRun, VocoderRun
 from omnidiff_jax.training.tokenizers.spoken import Judge, Spoken, Utterances
 from omnidiff_jax.words import normalize
 
@@ -119,3 +119,8 @@ class CommonsSpeechTokenizerRun(_CommonsRun, CodecRun):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CommonsSpeechDecoderRun(_CommonsRun, DecoderRun):
     """The config of `experiments/configs/tokenizers/commons_speech_decoder.py`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CommonsVocoderRun(_CommonsRun, VocoderRun):
+    """The config of `experiments/configs/tokenizers/commons_vocoder.py`."""

@@ -1,11 +1,11 @@
-"""The training programs of the speech tokenizer and decoder over the Scenes world's answering voice."""
+"""The training programs of the speech tokenizer, decoder and vocoder over the Scenes world's answering voice."""
 
 import dataclasses
 
 from data_pipelines.scenes.listener import listen
 from data_pipelines.scenes.tasks import make_record
 from omnidiff_jax.records import Waveform
-from omnidiff_jax.training.tokenizers.runs import CodecRun, DecoderRun
+from omnidiff_jax.training.tokenizers.runs import CodecRun, DecoderRun, VocoderRun
 from omnidiff_jax.training.tokenizers.spoken import Spoken, Utterances
 from omnidiff_jax.words import edit_distance, normalize
 
@@ -42,6 +42,14 @@ class SpeechTokenizerRun(CodecRun):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SpeechDecoderRun(DecoderRun):
     """The config of `experiments/configs/tokenizers/speech_decoder.py`."""
+
+    def spoken(self) -> Spoken:
+        return answering_voice()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScenesVocoderRun(VocoderRun):
+    """The config of `experiments/configs/tokenizers/vocoder.py`."""
 
     def spoken(self) -> Spoken:
         return answering_voice()

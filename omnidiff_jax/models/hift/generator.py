@@ -199,7 +199,8 @@ class Hift(nn.Module):
             noise_amplitude=config.noise_amplitude,
             voiced_above=config.voiced_above,
         )
-        source = jnp.tanh(_dense(1, "source_mix", "float32")(sines))[..., 0]
+        # The pitch is taught by itself: its gradient through the running phase grows with every sample.
+        source = jnp.tanh(_dense(1, "source_mix", "float32")(lax.stop_gradient(sines)))[..., 0]
         if cached_source is not None:
             source = source.at[:, : cached_source.shape[1]].set(cached_source)
         spectrum = stft(source, lengths * config.frame_samples, config.n_fft, config.hop)

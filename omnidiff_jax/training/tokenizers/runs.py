@@ -5,7 +5,7 @@ import dataclasses
 from omnidiff_jax.codecs.tokenizers import tokenizer_folder
 from omnidiff_jax.config import Count
 from omnidiff_jax.errors import UserError
-from omnidiff_jax.tokenizers.speech import SpeechTokenizer
+from omnidiff_jax.tokenizers.speech import SpeechDecoder, SpeechTokenizer
 from omnidiff_jax.tokenizers.text import TextTokenizer
 from omnidiff_jax.training.config import TrainingConfig
 from omnidiff_jax.training.run import Run
@@ -13,6 +13,7 @@ from omnidiff_jax.training.tokenizers.ctc import CtcProgram, CtcTraining
 from omnidiff_jax.training.tokenizers.speech_codec import SpeechCodecProgram, SpeechCodecTraining
 from omnidiff_jax.training.tokenizers.speech_decoder import SpeechDecoderProgram, SpeechDecoderTraining
 from omnidiff_jax.training.tokenizers.spoken import Spoken, joined
+from omnidiff_jax.training.tokenizers.vocoder import VocoderProgram, VocoderTraining
 from omnidiff_jax.words import word_error_rate
 
 
@@ -92,3 +93,23 @@ class DecoderRun(SpokenRun):
         learned = joined(spoken.training, self.joined)
         program = SpeechDecoderProgram(training, tokenizer, learned, spoken.held_out, spoken.judge)
         return Run(self, program, self.make_mesh())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VocoderRun(SpokenRun):
+    """Trains the HiFT vocoder.
+
+    Attributes:
+        speech_decoder: "nano" or a folder: whose spectrograms are made audible, and which is exported with it.
+        training: what it minimises; batch size and dtype are the run's.
+    """
+
+    speech_decoder: str = "nano"
+    training: VocoderTraining = VocoderTraining()
+
+    def open(self) -> Run:
+        """The run; validation is on what is held out, beside Griffin-Lim."""
+        model = dataclasses.replace(self.training.model, dtype=self.dtype)
+        training = dataclasses.replace(self.training, model=model, batch_size=self.batch_size)
+        decoder = SpeechDecoder.load(tokenizer_folder(self.speech_decoder, "speech_decoder"))
+        return Run(self, VocoderProgram(training, decoder, self.spoken()), self.make_mesh())
