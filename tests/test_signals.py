@@ -96,7 +96,7 @@ def test_a_command_that_builds_data(tmp_path, config, number):
     data = tmp_path / "run" / "data"
     words = ("train", f"--config={config}", f"--workdir={tmp_path / 'run'}")
     process = start("-m", "omnidiff_jax.cli", *words)
-    until(lambda: data.is_dir() and len(list(data.glob(".*/*"))) >= 1)
+    until(lambda: data.is_dir() and len(list(data.glob("*/.*/*"))) >= 1)
     if number == signal.SIGTERM:
         second = start("-m", "omnidiff_jax.cli", *words)
         said = second.communicate(timeout=60)[1]
@@ -105,12 +105,12 @@ def test_a_command_that_builds_data(tmp_path, config, number):
     process.send_signal(number)
     if number == signal.SIGKILL:
         process.communicate(timeout=10)
-        until(lambda: not list(data.glob(".*")), 30)
+        until(lambda: not list(data.glob("*/.*")), 30)
     else:
         *progress, last = ended(process, number).splitlines()
         assert last == "omnidiff train: ended by SIGTERM; start again to go on"
-        assert all(line.startswith("data ") for line in progress), progress
-        assert not list(data.glob(".*"))
+        assert all(line.startswith("records ") for line in progress), progress
+        assert not list(data.glob("*/.*"))
 
 
 @pytest.mark.parametrize("target", ["parent", "everybody", "kill"])

@@ -117,11 +117,16 @@ class Shards:
             size: records of a shard that is new.
 
         Raises:
-            UserError: they were begun from something else, by other tokenizers, or the source has shrunk or changed.
+            UserError: they were begun from something else, by other tokenizers, the source has shrunk or changed, or
+                something else lies there.
         """
         with _told(where):
             shards = cls.found(name, where, place)
             if shards is None:
+                if (others := sorted(place.list())) and cls.found(name, where, place) is None:
+                    raise UserError(
+                        f"{where} exists already and is no set (it holds {others[0]}); remove it, or name another folder"
+                    )
                 place.create(PLAN, wanted.up_to(len(records), size).dump())
                 shards = cls.found(name, where, place)
                 assert shards is not None

@@ -26,4 +26,4 @@ def within(settings: Any, name: str, low: float, high: float, off: float | None 
     if low <= value <= high or value == off:  # False for NaN
         return
     other = "" if off is None else f", or {off:g}"
-    raise OutOfRange(f"{name} = {value!r} must be a number from {low:g} to {high:g}{other}{note and f' ({note})'}")
+    raise OutOfRange(f"{name} = {value!r} must be a number from {low:.8g} to {high:.8g}{other}{note and f' ({note})'}")
