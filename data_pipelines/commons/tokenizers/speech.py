@@ -20,8 +20,8 @@ from omnidiff_jax.training.tokenizers.runs import CodecRun, DecoderRun, HearingR
 from omnidiff_jax.training.tokenizers.spoken import Judge, Spoken, Utterances
 from omnidiff_jax.words import normalize
 
-# Records that are looked at for one that is there, so far apart that no two utterances share one.
-_TRIED, _APART = 64, 1 << 24
+# Records that are looked at for one that is there, so far apart that no two utterances share one, nor an exam.
+_TRIED, _APART = 64, 1 << 25
 
 
 def said(world: World, clips: Clips, name: str, splits: Sequence[str]) -> Utterances:

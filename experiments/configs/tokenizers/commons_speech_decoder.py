@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
     config.keep_checkpoints = 1
     config.dtype = "float32"
     config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1, "sequence": 1})
-    config.stages = ConfigDict({"train": ConfigDict({"steps": 6000, "learning_rate": 1e-3})})
+    config.stages = ConfigDict({"train": ConfigDict({"steps": 14000, "learning_rate": 1e-3})})
     config.optimizer = ConfigDict({"b2": 0.95, "clip_norm": 1.0, "final_fraction": 0.01, "frozen": ()})
 
     config.speech_tokenizer = ""  # a folder: whose codes are learned

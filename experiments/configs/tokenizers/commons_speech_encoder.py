@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
     config.checkpoint_every = 500
     config.keep_checkpoints = 1
     config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1, "sequence": 1})
-    config.stages = ConfigDict({"train": ConfigDict({"steps": 6000, "learning_rate": 1e-3})})
+    config.stages = ConfigDict({"train": ConfigDict({"steps": 8000, "learning_rate": 1e-3})})
     config.optimizer = ConfigDict(
         {
             "b2": 0.98,
