@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     config.keep_checkpoints = 1
     config.dtype = "float32"
     config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1, "sequence": 1})
-    config.stages = ConfigDict({"train": ConfigDict({"steps": 5000, "learning_rate": 1e-3})})
+    config.stages = ConfigDict({"train": ConfigDict({"steps": 8000, "learning_rate": 1e-3})})
     config.optimizer = ConfigDict({"b1": 0.8, "b2": 0.99, "clip_norm": 100.0, "final_fraction": 0.05, "frozen": ()})
 
     config.speech_decoder = "nano"  # or a folder: whose spectrograms are made audible
