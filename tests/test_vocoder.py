@@ -42,7 +42,7 @@ CONFIG = VocoderTraining(
     crop_frames=8,
     batch_size=2,
     utterances=4,
-    validation_size=2,
+    validation_size=1,
 )
 
 
@@ -190,12 +190,12 @@ def test_it_learns_and_is_exported_with_the_decoder(program, params, gradient, t
     update = jax.jit(optimizer.update)
     state, now, losses = optimizer.init(params), params, []
     stream = program.batches(0)
-    for _ in range(30):
+    for _ in range(16):
         (_, metrics), grads = gradient(now, next(stream), 0)
         updates, state = update(grads, state)
         now = optax.apply_updates(now, updates)
         losses.append(float(metrics["mel"]))
-    assert np.mean(losses[-5:]) < 0.7 * losses[0], losses
+    assert np.mean(losses[-3:]) < 0.8 * losses[0], losses
     report = program.validate(now)
     assert report.keys() == {
         *("mel_error", "mel_error_griffin_lim"),
@@ -206,7 +206,7 @@ def test_it_learns_and_is_exported_with_the_decoder(program, params, gradient, t
     decoder = SpeechDecoder.load(tmp_path)
     assert decoder.config == dataclasses.replace(program._decoder.config, hift=CONFIG.model)
     mel = log_mel(sung(150.0))
-    heard, kept = (one.vocoder([mel, mel])[0] for one in (program._with(now), decoder))
+    heard, kept = (one.vocoder([mel])[0] for one in (program._with(now), decoder))
     assert heard.rate == kept.rate == RATE and len(heard.samples) == 256 * len(mel)
     np.testing.assert_allclose(heard.samples, kept.samples, atol=0.05)  # it is kept in float16
 
