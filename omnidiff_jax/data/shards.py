@@ -125,7 +125,7 @@ class Shards:
             if shards is None:
                 if (others := sorted(place.list())) and cls.found(name, where, place) is None:
                     raise UserError(
-                        f"{where} exists already and is no set (it holds {others[0]}); remove it, or name another folder"
+                        f"{where} exists already and is no set (it holds {others[0]}); remove it, or name another"
                     )
                 place.create(PLAN, wanted.up_to(len(records), size).dump())
                 shards = cls.found(name, where, place)
