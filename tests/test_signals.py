@@ -43,6 +43,12 @@ def lives(pid):
         return False
 
 
+def heeds(pid):
+    """Whether a process has a handler for SIGTERM by now."""
+    caught = Path(f"/proc/{pid}/status").read_text().partition("SigCgt:")[2].split()[0]
+    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
+
+
 def ended(process, number, seconds=20):
     """What a process said that was asked to end, once it has the right status and its session is empty."""
     said = process.communicate(timeout=seconds)[1]
@@ -62,14 +68,15 @@ def config(tmp_path_factory):
 
 
 @pytest.mark.parametrize("number", STATUS)
-@pytest.mark.parametrize("seconds", [0.5, 1.5])
+@pytest.mark.parametrize("seconds", [0.1, 1.0])
 def test_a_command_that_still_imports(tmp_path, config, number, seconds):
     """Without byte code, it does so for seconds."""
     words = ("train", f"--config={config}", f"--workdir={tmp_path / 'run'}")
     process = start("-m", "omnidiff_jax.cli", *words, PYTHONPYCACHEPREFIX=str(tmp_path / "none"))
+    until(lambda: heeds(process.pid))
     time.sleep(seconds)
     process.send_signal(number)
-    said = ended(process, number).splitlines()
+    said = ended(process, number, 60).splitlines()
     assert said[-1] in ("omnidiff: interrupted", "omnidiff: ended by SIGTERM; start again to go on")
 
 
