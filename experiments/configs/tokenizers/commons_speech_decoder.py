@@ -10,58 +10,23 @@ COMMONS is a folder of `omnidiff data fetch commons` with `clips` (docs/commons.
 
 from ml_collections import ConfigDict
 
+from experiments.configs.tokenizers import speech_decoder
+
 
 def get_config() -> ConfigDict:
-    config = ConfigDict()
+    config = speech_decoder.get_config()
     config.program = "commons_speech_decoder"
     config.folder = ""
-    config.seed = 0
-    config.batch_size = 16  # utterances
-    config.accumulate = 1
-    config.total_steps = 0  # caps the run; 0 = as planned below
     config.checkpoint_every = 500
-    config.keep_checkpoints = 1
-    config.dtype = "float32"
-    config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1, "sequence": 1})
-    config.stages = ConfigDict({"train": ConfigDict({"steps": 14000, "learning_rate": 1e-3})})
-    config.optimizer = ConfigDict({"b2": 0.95, "clip_norm": 1.0, "final_fraction": 0.01, "frozen": ()})
-
+    config.stages.train.steps = 14000
+    config.stages.train.learning_rate = 1e-3
     config.speech_tokenizer = ""  # a folder: whose codes are learned
     config.joined = 2  # utterances of a row
-    config.training = ConfigDict(
-        {
-            "crop_codes": 32,
-            "utterances": 3000,
-            "prompt_rate": 0.0,
-            "validation_size": 24,
-            "model": ConfigDict(
-                {
-                    "hift": None,
-                    "griffin_lim_iterations": 32,
-                    "flow": ConfigDict(
-                        {
-                            "codes": 1024,
-                            "speaker_dim": 8,
-                            "mel_mean": -6.0,
-                            "mel_std": 2.5,
-                            "steps": 6,
-                            "temperature": 0.0,
-                            "guidance": 0.0,
-                            "encoder": ConfigDict({"width": 128, "heads": 4, "hidden": 384, "layers": 3}),
-                            "estimator": ConfigDict(
-                                {
-                                    "channels": (128, 128),
-                                    "mid_blocks": 2,
-                                    "transformers": 1,
-                                    "heads": 4,
-                                    "head_dim": 32,
-                                    "expansion": 2,
-                                }
-                            ),
-                        }
-                    ),
-                }
-            ),
-        }
-    )
+    config.training.utterances = 3000
+    config.training.validation_size = 24
+    config.training.model.griffin_lim_iterations = 32
+    flow = config.training.model.flow
+    flow.update({"codes": 1024, "steps": 6})
+    flow.encoder.update({"width": 128, "hidden": 384, "layers": 3})
+    flow.estimator.update({"channels": (128, 128), "mid_blocks": 2, "heads": 4})
     return config

@@ -11,49 +11,18 @@ Goes on where it was stopped.
 
 from ml_collections import ConfigDict
 
+from experiments.configs.tokenizers import speech_encoder
+
 
 def get_config() -> ConfigDict:
-    config = ConfigDict()
+    config = speech_encoder.get_config()
     config.program = "commons_speech_encoder"
     config.folder = ""
-    config.seed = 0
-    config.batch_size = 24  # packed rows
-    config.accumulate = 1
-    config.total_steps = 0  # caps the run; 0 = as planned below
-    config.checkpoint_every = 500
-    config.keep_checkpoints = 1
-    config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1, "sequence": 1})
-    config.stages = ConfigDict({"train": ConfigDict({"steps": 8000, "learning_rate": 1e-3})})
-    config.optimizer = ConfigDict(
-        {
-            "b2": 0.98,
-            "weight_decay": 0.01,
-            "clip_norm": 1.0,
-            "warmup_fraction": 0.05,
-            "final_fraction": 0.01,
-            "frozen": (),
-        }
-    )
+    config.stages.train.steps = 8000
+    config.stages.train.learning_rate = 1e-3
+    config.optimizer.warmup_fraction = 0.05
     config.pieces = ConfigDict({"kind": "bpe", "size": 640, "phrases": ()})  # 256 of them bytes
-    config.training = ConfigDict(
-        {
-            "row_frames": 128,
-            "utterances": 12000,
-            "cmvn_utterances": 256,
-            "validation_size": 200,
-            "augmentation": ConfigDict({"tempo": 0.1, "gain_db": 8.0, "tilt_db": 6.0, "mel_masks": 2, "time_masks": 2}),
-            "encoder": ConfigDict(
-                {
-                    "width": 192,
-                    "heads": 4,
-                    "ffn": 512,
-                    "blocks": 5,
-                    "tp_blocks": 1,
-                    "max_positions": 1024,
-                    "attention": "rows",
-                    "dtype": "float32",
-                }
-            ),
-        }
-    )
+    config.training.utterances = 12000
+    config.training.validation_size = 200
+    config.training.encoder.update({"width": 192, "ffn": 512, "blocks": 5})
     return config

@@ -11,42 +11,24 @@ the released model: natural words have no grid that they begin on. Goes on where
 
 from ml_collections import ConfigDict
 
+from experiments.configs.tokenizers import speech_tokenizer
+
 
 def get_config() -> ConfigDict:
-    config = ConfigDict()
+    config = speech_tokenizer.get_config()
     config.program = "commons_speech_tokenizer"
     config.folder = ""
-    config.seed = 0
     config.batch_size = 32  # pieces of `crop_codes` codes
-    config.accumulate = 1
-    config.total_steps = 0  # caps the run; 0 = as planned below
     config.checkpoint_every = 500
-    config.keep_checkpoints = 1
-    config.dtype = "float32"
-    config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1, "sequence": 1})
-    config.stages = ConfigDict({"train": ConfigDict({"steps": 14000, "learning_rate": 1e-3})})
-    config.optimizer = ConfigDict({"b2": 0.95, "clip_norm": 1.0, "final_fraction": 0.02, "frozen": ()})
-
-    config.training = ConfigDict(
-        {
-            "crop_codes": 25,
-            "validation_size": 100,
-            # Under a strong commitment features that know their neighbours fall together on few rows.
-            "quantizer": ConfigDict({"codebook": 1.0, "commitment": 0.25, "restart": 1.0}),
-            "model": ConfigDict(
-                {
-                    "num_mels": 80,
-                    "width": 192,
-                    "heads": 4,
-                    "ffn": 512,
-                    "layers": 4,
-                    "max_positions": 512,  # 10 s
-                    "block_size": 16,  # a frame sees at most 320 ms ahead
-                    "pooling_position": 2,
-                    "quantize_position": 2,
-                    "codebook_size": 1024,
-                }
-            ),
-        }
-    )
+    config.stages.train.steps = 14000
+    config.stages.train.learning_rate = 1e-3
+    config.training.crop_codes = 25
+    config.training.validation_size = 100
+    # Under a strong commitment features that know their neighbours fall together on few rows.
+    config.training.quantizer.update({"commitment": 0.25, "restart": 1.0})
+    model = config.training.model
+    model.update({"width": 192, "ffn": 512, "layers": 4, "codebook_size": 1024})
+    model.update({"pooling_position": 2, "quantize_position": 2})
+    model.max_positions = 512  # 10 s
+    model.block_size = 16  # a frame sees at most 320 ms ahead
     return config

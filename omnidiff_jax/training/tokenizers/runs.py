@@ -1,5 +1,6 @@
 """Runs that train the programs of speech, whatever world speaks: a world's subclass says what is spoken in it."""
 
+import abc
 import dataclasses
 
 from omnidiff_jax.codecs.tokenizers import tokenizer_folder
@@ -18,12 +19,12 @@ from omnidiff_jax.words import word_error_rate
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SpokenRun(TrainingConfig):
+class SpokenRun(TrainingConfig, abc.ABC):
     """A run that learns from speech."""
 
+    @abc.abstractmethod
     def spoken(self) -> Spoken:
         """Speech of the world: in voices that ask for `HearingRun`, in the one that answers for the others."""
-        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,9 +37,9 @@ class HearingRun(SpokenRun):
 
     training: CtcTraining
 
+    @abc.abstractmethod
     def text(self) -> TextTokenizer:
         """The pieces that CTC predicts."""
-        raise NotImplementedError
 
     def open(self) -> Run:
         """The run; validation is on what is held out."""
