@@ -3,75 +3,72 @@
     omnidiff serve_load --seconds=300                      64 clients of mixed tasks
     omnidiff serve_load --requests=10000 --leaving=0.5     half of them leave before they are answered
     omnidiff serve_load --workdir=DIR --rows=16 --quantize=int8
-    omnidiff serve_load --seconds=20 --each=2 --table      a row of each table in docs/serving.md, in three minutes
+    omnidiff serve_load --seconds=60 --each=2 --table      a row of each table in docs/serving.md, in five minutes
 
-It asks each of its requests alone first, twice, with OpenAI's client; then the clients ask them all in turn. In the end
-it prints requests a second, beside those of the same requests through the model without a server, latencies, refusals
-(429, each asked again), the server's memory, and what its gauges say; it fails if an answer differs, a slot is lost, or
-memory grows.
+It asks each of its requests alone first, twice, with OpenAI's client; then the clients ask them all. They go on for some
+turns, and after each the same requests go through the model without a server, from files to files, for as long: whatever
+else the machine does, both have their part of it. In the end it prints the requests a second of both, the processor's
+seconds that a request costs the server, its clients and the model alone, latencies, refusals (429, each asked again), the
+server's memory, and what its gauges say; it fails if an answer differs, a slot is lost, or memory grows.
 """
 
 import asyncio
-import base64
 import collections
 import json
+import os
 import random
 import signal
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from experiments.checks.mixed_requests import KINDS, Ask, answered_by, asked_of, requests_of
 from experiments.common import Command
 from experiments.named_model import model_flags, model_named, quantize_flag
 from omnidiff_jax.answering.load import load
+from omnidiff_jax.answering.model import Model
 from omnidiff_jax.errors import UserError
-from omnidiff_jax.media.audio import wav_bytes
-from omnidiff_jax.media.image import png_bytes
-from omnidiff_jax.records import Waveform
 
 COMMAND = Command("serve_load", __doc__)
 WORKDIR, MODEL = model_flags(COMMAND)
 QUANTIZE = quantize_flag(COMMAND)
 CLIENTS = COMMAND.integer("clients", "that ask at the same time", 64, minimum=1)
-SECONDS = COMMAND.number("seconds", "that they go on", 300.0)
+SECONDS = COMMAND.number("seconds", "that they go on, all turns together", 300.0)
 REQUESTS = COMMAND.integer("requests", "after which they end, in place of seconds", minimum=1)
 LEAVING = COMMAND.number("leaving", "share of requests whose client leaves within half a second", 0.0)
+TURNS = COMMAND.integer("turns", "of the clients, each followed by the model without a server", 5, minimum=1)
 ROWS = COMMAND.integer("rows", "of the server", 8, minimum=1)
 SEED = COMMAND.integer("seed", "of who asks what, and who leaves", 0)
 EACH = COMMAND.integer("each", "different requests of every task", 6, minimum=1)
 JSON = COMMAND.switch("json", "end with one line of JSON")
 TABLE = COMMAND.switch("table", "end with a row of each table in docs/serving.md")
 _NAME = "loaded"
-_KINDS = ("t2i", "vqa", "asr", "tts", "inpainting")
 _TIMES = 4  # that each is asked without a server, at least
+# Of a turn, until as many requests are under way in every lane as will be.
+_BEGINNING = 0.25
 _GROWTH = 64, 0.1  # MB, and share of what there was, the larger
-
-Ask = Callable[[Any], Awaitable[Any]]
 
 
 def run() -> None:
     what = model_named(WORKDIR.value, MODEL.value)
-    asked = [(kind, request) for kind in _KINDS for request in _requests(kind)]
+    requests = [request for kind in KINDS for request in requests_of(kind, EACH.value or 1)]
+    model = load(what, rows=ROWS.value or 1, quantize=QUANTIZE.value or "")
     command = [sys.executable, "-m", "omnidiff_jax.cli", "serve", f"--model={what}", f"--rows={ROWS.value}"]
     command += [f"--quantize={QUANTIZE.value}"] if QUANTIZE.value else []
-    options = ["--port=0", f"--name={_NAME}", f"--warm={','.join(_KINDS)}"]
+    options = ["--port=0", f"--name={_NAME}", f"--warm={','.join(KINDS)}"]
     begun = time.perf_counter()
     with subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True) as process:
         try:
-            told = asyncio.run(_load(_url(process), asked, process.pid, begun))
+            told = asyncio.run(_load(_url(process), requests, process.pid, begun, model))
             process.send_signal(signal.SIGTERM)
             told["status"] = process.wait(600)
         finally:
             process.kill()
-    print(f"serve_load: {json.dumps(told)}", file=sys.stderr, flush=True)  # the rest takes a while
-    told["without_server_per_second"] = round(_by_the_model(what, asked), 2)
-    told["share_of_it"] = round(told["per_second"] / told["without_server_per_second"], 3)
     print(json.dumps(told) if JSON.value else "\n".join(f"{name}: {value}" for name, value in told.items()))
     if TABLE.value:
         print(_tables(f"{what} {QUANTIZE.value or ''}".strip(), told))
@@ -84,9 +81,10 @@ def run() -> None:
 def _tables(name: str, told: dict[str, Any]) -> str:
     """One row of each table, under its head: memory and latency of who asks alone, and of many at once."""
     first, _, peak = told["megabytes_before_after_peak"]
-    alone = {f"{kind}, s": told["alone_p50_seconds"][kind] for kind in _KINDS}
-    many = {f"{kind} p50, p99, s": "{}, {}".format(*told["p50_p99_seconds"].get(kind, "--")) for kind in _KINDS}
+    alone = {f"{kind}, s": told["alone_p50_seconds"][kind] for kind in KINDS}
+    many = {f"{kind} p50, p99, s": "{}, {}".format(*told["p50_p99_seconds"].get(kind, "--")) for kind in KINDS}
     rates = {"a second": told["per_second"], "without a server": told["without_server_per_second"]}
+    rates["share of it"] = "{} ({} to {})".format(*told["share_of_it_median_least_most"])
     rows = {
         "alone": {"model": name, "ready, s": told["ready_after_seconds"], "MB": first, **alone},
         "many": {"model": name, "clients": told["clients"], **rates, "429": told["errors"].get("429", 0), **many}
@@ -107,156 +105,168 @@ def _url(process: subprocess.Popen[str]) -> str:
     raise UserError(f"the server did not start: {' '.join(lines)}")
 
 
-async def _load(url: str, asked: list[tuple[str, dict[str, Any]]], pid: int, started: float) -> dict[str, Any]:
-    """Asks a server that was `started`, first one by one, then with all clients."""
-    from openai import APIStatusError, AsyncOpenAI, UnprocessableEntityError
+async def _load(url: str, requests: list[dict[str, Any]], pid: int, started: float, model: Model) -> dict[str, Any]:
+    """Asks a server that was `started`, first one by one, then with all clients and without it in turns."""
+    from openai import AsyncOpenAI
 
     while not _is_ready(url):
         await asyncio.sleep(0.2)
     ready = time.perf_counter() - started
-    rng = random.Random(SEED.value)
     async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=600) as client:
-
-        def told(ask: Ask) -> Ask:
-            """A model that fails at a request (422) fails alike each time."""
-
-            async def answered(client: Any) -> Any:
-                try:
-                    return await ask(client)
-                except UnprocessableEntityError as error:
-                    return str(error)
-
-            return answered
-
-        asks = [told(_ask(kind, request)) for kind, request in asked]
+        asks = [_told(asked_of(_NAME, request)) for request in requests]
         alone = [await ask(client) for ask in asks]
         lonely: dict[str, list[float]] = collections.defaultdict(list)
-        for (kind, _), ask in zip(asked, asks, strict=True):
+        for request, ask in zip(requests, asks, strict=True):
             begun = time.perf_counter()
             await ask(client)
-            lonely[kind].append(time.perf_counter() - begun)
-        before, begun = _memory(pid), time.perf_counter()
-        latencies: dict[str, list[float]] = collections.defaultdict(list)
-        errors: collections.Counter[str] = collections.Counter()
-        counts: collections.Counter[str] = collections.Counter()
-
-        def more() -> bool:
-            if REQUESTS.value:
-                return counts["asked"] < REQUESTS.value
-            return time.perf_counter() - begun < (SECONDS.value or 0)
-
-        async def one_client() -> None:
-            while more():
-                counts["asked"] += 1
-                number, leaves = rng.randrange(len(asks)), rng.random() < (LEAVING.value or 0)
-                started = time.perf_counter()
-                try:
-                    answer = await asyncio.wait_for(asks[number](client), rng.uniform(0, 0.5) if leaves else None)
-                except TimeoutError:
-                    counts["left"] += 1
-                except APIStatusError as error:
-                    errors[str(error.status_code)] += 1
-                    await asyncio.sleep(float(error.response.headers.get("retry-after", 0)))
-                except Exception as error:
-                    errors[type(error).__name__] += 1
-                else:
-                    counts["answered"] += 1
-                    counts["differing"] += answer != alone[number]
-                    latencies[asked[number][0]].append(time.perf_counter() - started)
-
-        await asyncio.gather(*(one_client() for _ in range(CLIENTS.value or 1)))
-        seconds = time.perf_counter() - begun
+            lonely[request["task"]].append(time.perf_counter() - begun)
+        by_model = _ByModel(model, requests)
+        clients = _Clients(client, [request["task"] for request in requests], asks, alone, pid)
+        before, first = _memory(pid), _gauges(url)
+        for turn in range(TURNS.value or 1):
+            await clients.turn(turn)
+            by_model.turn((SECONDS.value or 0) / (TURNS.value or 1))
     await asyncio.sleep(2)
-    gauges = _gauges(url)
+    gauges, counts, rates = _gauges(url), clients.counts, (clients.rates, by_model.rates)
+    shares = np.divide(*rates)
+    slots = {name: f"omnidiff_engine_{name}_total" for name in ("busy_slots", "slots")}
+    grown = {name: gauges[key] - first[key] for name, key in slots.items()}
     return {
         "ready_after_seconds": round(ready, 1),
         "alone_p50_seconds": {kind: round(float(np.median(x)), 3) for kind, x in lonely.items()},
         "clients": CLIENTS.value,
-        "seconds": round(seconds, 1),
+        "seconds": round(clients.seconds, 1),
         **{name: counts[name] for name in ("asked", "answered", "left", "differing")},
-        "errors": dict(errors),
-        "per_second": round(counts["answered"] / seconds, 2),
-        "p50_p99_seconds": {kind: np.round(np.percentile(x, (50, 99)), 2).tolist() for kind, x in latencies.items()},
-        "occupancy": round(gauges["omnidiff_engine_busy_slots_total"] / gauges["omnidiff_engine_slots_total"], 3),
+        "errors": dict(clients.errors),
+        "per_second": round(float(np.median(clients.rates)), 2),
+        "without_server_per_second": round(float(np.median(by_model.rates)), 2),
+        "turns_per_second": [np.round(x, 2).tolist() for x in rates],
+        "share_of_it_median_least_most": np.round([np.median(shares), shares.min(), shares.max()], 2).tolist(),
+        "processor_seconds_a_request": {
+            "server": round(clients.server / max(counts["answered"], 1), 4),
+            "clients": round(clients.own / max(counts["answered"], 1), 4),
+            "without_server": round(by_model.processor / by_model.answered, 4),
+        },
+        "p50_p99_seconds": {
+            kind: np.round(np.percentile(x, (50, 99)), 2).tolist() for kind, x in clients.latencies.items()
+        },
+        "occupancy": round(grown["busy_slots"] / grown["slots"], 3),
         "cancellations": _sum(gauges, "omnidiff_cancellations_total"),
         "under_way": _sum(gauges, "omnidiff_requests{"),
         "megabytes_before_after_peak": [before, _memory(pid), _memory(pid, "VmHWM:")],
     }
 
 
-def _requests(kind: str) -> list[dict[str, Any]]:
-    """Requests of a task as `Model.answer_many` takes them, always the same."""
-    rng = np.random.default_rng(_KINDS.index(kind))
-    made = []
-    for number in range(EACH.value or 1):
-        size, colour = ("small", "large")[number % 2], ("red", "blue", "green")[number % 3]
-        request: dict[str, Any] = {"task": kind, "seed": number, "text": f"{size} {colour} circle top left"}
-        if kind == "vqa":
-            request["text"] = "what colour is the circle"
-        if kind in ("vqa", "inpainting"):
-            request["image"] = np.kron(rng.integers(0, 256, (4, 4, 3), np.uint8), np.ones((16, 16, 1), np.uint8))
-        if kind == "asr":
-            del request["text"]
-            request["audio"] = Waveform((0.1 * rng.standard_normal(16_000)).astype(np.float32), 16_000)
-        if kind == "inpainting":
-            request["hole"] = (0, 0, 32, 32)
-        made.append(request)
-    return made
+def _told(ask: Ask) -> Ask:
+    """A model that fails at a request (422) fails alike each time."""
+    from openai import UnprocessableEntityError
+
+    async def answered(client: Any) -> Any:
+        try:
+            return await ask(client)
+        except UnprocessableEntityError as error:
+            return str(error)
+
+    return answered
 
 
-def _ask(kind: str, request: dict[str, Any]) -> Ask:
-    """The same request to a server; gives what can be compared."""
-    seed = {"seed": request["seed"]}
+class _Clients:
+    """All clients, and what came of it.
 
-    async def draw(client: Any) -> Any:
-        drawn = await client.images.generate(model=_NAME, prompt=request["text"], extra_body=seed)
-        return drawn.data[0].b64_json
+    Attributes:
+        rates: answers a second of each turn, while all of them ask.
+        latencies: seconds, by task.
+        server, own: the processor's seconds of the server and of its clients.
+    """
 
-    async def edit(client: Any) -> Any:
-        left, top, right, bottom = request["hole"]
-        alpha = np.full(request["image"].shape[:2], 255, np.uint8)
-        alpha[top:bottom, left:right] = 0
-        image = ("a.png", _layered(request["image"], alpha))
-        drawn = await client.images.edit(model=_NAME, image=image, prompt=request["text"], extra_body=seed)
-        return drawn.data[0].b64_json
+    def __init__(self, client: Any, kinds: list[str], asks: list[Ask], alone: list[Any], pid: int):
+        self._client, self._kinds, self._asks, self._alone, self._pid = client, kinds, asks, alone, pid
+        self._rng = random.Random(SEED.value)
+        self.rates: list[float] = []
+        self.latencies: dict[str, list[float]] = collections.defaultdict(list)
+        self.errors: collections.Counter[str] = collections.Counter()
+        self.counts: collections.Counter[str] = collections.Counter()
+        self.seconds = self.server = self.own = 0.0
 
-    async def look(client: Any) -> Any:
-        url = "data:image/png;base64," + base64.b64encode(png_bytes(request["image"])).decode()
-        content = [{"type": "text", "text": request["text"]}, {"type": "image_url", "image_url": {"url": url}}]
-        messages = [{"role": "user", "content": content}]
-        answer = await client.chat.completions.create(model=_NAME, messages=messages, **seed)
-        return answer.choices[0].message.content
+    async def turn(self, number: int) -> None:
+        """One turn of them, to the last answer."""
+        share = (number + 1) / (TURNS.value or 1)
+        lasting = (SECONDS.value or 0) / (TURNS.value or 1)
+        begun, server, own = time.perf_counter(), _processor(self._pid), time.process_time()
+        answered: list[float] = []
 
-    async def hear(client: Any) -> Any:
-        file = ("a.wav", wav_bytes(request["audio"]))
-        return (await client.audio.transcriptions.create(model=_NAME, file=file, extra_body=seed)).text
+        def more() -> bool:
+            if REQUESTS.value:
+                return self.counts["asked"] < REQUESTS.value * share
+            return time.perf_counter() - begun < lasting
 
-    async def speak(client: Any) -> Any:
-        spoken = await client.audio.speech.create(
-            model=_NAME, voice="default", input=request["text"], response_format="wav", extra_body=seed
-        )
-        return spoken.content
+        async def one_client() -> float:
+            while more():
+                await self._ask(answered)
+            return time.perf_counter()
 
-    return {"t2i": draw, "inpainting": edit, "vqa": look, "asr": hear, "tts": speak}[kind]
+        ends = await asyncio.gather(*(one_client() for _ in range(CLIENTS.value or 1)))
+        last = min(ends) if REQUESTS.value else begun + lasting
+        first = begun + _BEGINNING * (last - begun)
+        self.rates.append(sum(first < at <= last for at in answered) / (last - first))
+        self.seconds += time.perf_counter() - begun
+        self.server += _processor(self._pid) - server
+        self.own += time.process_time() - own
+
+    async def _ask(self, answered: list[float]) -> None:
+        from openai import APIStatusError
+
+        self.counts["asked"] += 1
+        number, leaves = self._rng.randrange(len(self._asks)), self._rng.random() < (LEAVING.value or 0)
+        started = time.perf_counter()
+        try:
+            patience = self._rng.uniform(0, 0.5) if leaves else None
+            answer = await asyncio.wait_for(self._asks[number](self._client), patience)
+        except TimeoutError:
+            self.counts["left"] += 1
+        except APIStatusError as error:
+            self.errors[str(error.status_code)] += 1
+            await asyncio.sleep(float(error.response.headers.get("retry-after", 0)))
+        except Exception as error:
+            self.errors[type(error).__name__] += 1
+        else:
+            answered.append(time.perf_counter())
+            self.counts["answered"] += 1
+            self.counts["differing"] += answer != self._alone[number]
+            self.latencies[self._kinds[number]].append(answered[-1] - started)
 
 
-def _layered(picture: np.ndarray, alpha: np.ndarray) -> bytes:
-    from omnidiff_jax.serving.pictures import file_of, with_alpha
+class _ByModel:
+    """The same requests without a server.
 
-    return file_of(with_alpha(picture, alpha), "png")
+    Attributes:
+        rates: answers a second of each turn.
+        answered: requests.
+        processor: its seconds.
+    """
 
+    def __init__(self, model: Model, requests: list[dict[str, Any]]):
+        """Compiles its programs."""
+        self._model, self._requests = model, requests
+        self._least = max((ROWS.value or 1) // (EACH.value or 1) + 1, _TIMES)  # more than there are slots: streamed
+        self.rates: list[float] = []
+        self.answered, self.processor = 0, 0.0
+        for _ in range(2):
+            self._latest = self._rate(self._least)
 
-def _by_the_model(what: str, asked: list[tuple[str, dict[str, Any]]]) -> float:
-    """Requests a second without a server, their programs compiled."""
-    model = load(what, rows=ROWS.value or 1, quantize=QUANTIZE.value or "")
-    requests = [request for _, request in asked]
-    times = max((ROWS.value or 1) // (EACH.value or 1) + 1, _TIMES)  # more than there are slots: they are streamed
-    for _ in range(2):  # the second is compiled
+    def turn(self, lasting: float) -> None:
+        """Requests for about as many seconds, all there from the first."""
+        times = max(self._least, round(lasting * self._latest / len(self._requests)))
+        begun = time.process_time()
+        self._latest = self._rate(times)
+        self.rates.append(self._latest)
+        self.answered += times * len(self._requests)
+        self.processor += time.process_time() - begun
+
+    def _rate(self, times: int) -> float:
         begun = time.perf_counter()
-        model.answer_many(requests * times)
-        seconds = time.perf_counter() - begun
-        rate = len(requests) * times / seconds
-    return rate
+        answered_by(self._model, self._requests * times)
+        return times * len(self._requests) / (time.perf_counter() - begun)
 
 
 def _is_ready(url: str) -> bool:
@@ -275,6 +285,15 @@ def _gauges(url: str) -> dict[str, float]:
 
 def _sum(gauges: dict[str, float], name: str) -> float:
     return sum(value for known, value in gauges.items() if known.startswith(name))
+
+
+def _processor(pid: int) -> float:
+    """The processor's seconds that a process took; 0 where the system does not say."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _memory(pid: int, row: str = "VmRSS:") -> int:

@@ -6,7 +6,7 @@ from omnidiff_jax.sampling.canvas import bucket
 from omnidiff_jax.sampling.step import Compiled
 
 # Shorter canvases than this are not worth a program of their own.
-_SHORTEST = 64
+_SHORTEST = 48
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Lane:
 
 
 def lane_lengths(limit: int, multiple: int) -> list[int]:
-    """Lengths of canvases, from the shortest to the longest: each about half of the next, so that no more than half of
-    a canvas is padding, and few programs are compiled.
+    """Lengths of canvases, from the shortest to the longest: each half of the next, rounded up, so that no more than half
+    of a canvas is padding but of the shortest, and few programs are compiled.
 
     Args:
         limit: longest prompt + answer.
