@@ -40,7 +40,7 @@ def requests_of(kind: str, count: int) -> list[dict[str, Any]]:
 
 def answered_by(model: Model, requests: list[dict[str, Any]]) -> list[Any]:
     """What a model answers without a server, in files as a server sends them."""
-    files = []
+    files: list[Any] = []
     for answer in model.answer_many(requests):
         if answer.image is not None:
             files.append(base64.b64encode(png_bytes(np.asarray(answer.image))))

@@ -5,11 +5,12 @@
     omnidiff serve_load --workdir=DIR --rows=16 --quantize=int8
     omnidiff serve_load --seconds=60 --each=2 --table      a row of each table in docs/serving.md, in five minutes
 
-It asks each of its requests alone first, twice, with OpenAI's client; then the clients ask them all. They go on for some
-turns, and after each the same requests go through the model without a server, from files to files, for as long: whatever
-else the machine does, both have their part of it. In the end it prints the requests a second of both, the processor's
-seconds that a request costs the server, its clients and the model alone, latencies, refusals (429, each asked again), the
-server's memory, and what its gauges say; it fails if an answer differs, a slot is lost, or memory grows.
+It asks each of its requests alone first, twice, with OpenAI's client; then the clients ask them all. They go on for
+some turns, and after each the same requests go through the model without a server, from files to files, for as long:
+whatever else the machine does, both have their part of it. In the end it prints the requests a second of both, the
+processor's seconds that a request costs the server, its clients and the model alone, latencies, refusals (429, each
+asked again), the server's memory, and what its gauges say; it fails if an answer differs, a slot is lost, or memory
+grows.
 """
 
 import asyncio
