@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import json
 import random
+import threading
 
 import pytest
 
@@ -14,7 +15,7 @@ pytest.importorskip("av")
 
 import omnidiff_jax
 from experiments.checks.malformed import MODEL
-from experiments.checks.scripted import STEPS, Sent, ask, scripted_service
+from experiments.checks.scripted import STEPS, ScriptedEngine, Sent, ask, scripted_service
 from experiments.checks.serve_fuzz import KEY, LIMITS, check_schema, fuzz, with_key
 from omnidiff_jax.serving.app import application
 
@@ -99,23 +100,49 @@ def test_clients_that_leave_at_any_time_leave_nothing_behind(service, count):
         assert not lane.tickets and not lane.engine.at_work
 
 
-def test_a_picture_is_seen_within_two_steps_of_its_start(service):
-    """However busy its lane is with others, whom nobody watches."""
-    app = application(service)
-    asked = {"messages": [{"role": "user", "content": "small red circle"}], "modalities": ["image"], "seed": 1}
-    watched = posted(**asked, stream=True, stream_options={"include_canvas": True})
+CANVASES = {"modalities": ["image"], "stream_options": {"include_canvas": True}}
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "event"),
+    [
+        (CHAT, {"messages": [{"role": "user", "content": "a red circle"}], **CANVASES}, b"event: canvas"),
+        ("/v1/images/generations", {"prompt": "a red circle", "partial_images": 1}, b"image_generation.partial_image"),
+    ],
+)
+def test_a_picture_is_seen_within_two_steps_of_its_start(service, monkeypatch, path, fields, event):
+    """However busy its lane is with others, whom nobody watches: its third step waits until the client has seen it."""
+    app, seen, step = application(service), threading.Event(), ScriptedEngine._step
+
+    def waiting(engine, slot):
+        if slot.work.seed == 2 and slot.steps == 2:
+            assert seen.wait(20)
+        step(engine, slot)
+
+    async def watching(scope, receive, send):
+        async def told(message):
+            if event in message.get("body", b""):
+                seen.set()
+            await send(message)
+
+        await app(scope, receive, told)
 
     async def all_of_them():
-        others = [asyncio.create_task(ask(app, posted(**asked, n=2))) for _ in range(6)]
+        messages = [{"role": "user", "content": "a red circle"}]
+        crowd = posted(messages=messages, modalities=["image"], seed=1, n=2)
+        others = [asyncio.create_task(ask(app, crowd)) for _ in range(6)]
         await asyncio.sleep(0.01)
-        got = await ask(app, watched)
+        got = await ask(watching, dataclasses.replace(posted(**fields, seed=2, stream=True), path=path))
         return got, await asyncio.gather(*others)
 
+    monkeypatch.setattr(ScriptedEngine, "_step", waiting)
     got, others = asyncio.run(all_of_them())
+    assert seen.is_set() and got.status == 200 and got.whole and b"error" not in got.body
     assert [other.status for other in others] == [200] * 6
-    events = [event for event in got.body.decode().split("\n\n") if event.startswith("event: canvas")]
-    steps = [json.loads(event.partition("data: ")[2])["canvas"]["step"] for event in events]
-    assert steps == list(range(1, STEPS + 1))
+    if path == CHAT:
+        events = [part for part in got.body.decode().split("\n\n") if part.startswith("event: canvas")]
+        steps = [json.loads(part.partition("data: ")[2])["canvas"]["step"] for part in events]
+        assert steps == list(range(1, STEPS + 1))
 
 
 @pytest.mark.parametrize(
