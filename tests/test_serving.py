@@ -10,6 +10,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,12 +23,15 @@ openai = pytest.importorskip("openai")
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 
+ROOT = Path(__file__).parents[1]
 SCENE = "small red circle top left, big blue square bottom right, on white"
 
 
 @pytest.fixture(scope="module")
 def url():
-    command = [sys.executable, "-m", "omnidiff_jax.cli", "serve", "--port=0", "--warm=none", "--rows=2"]
+    """Weights under a config, as converted ones are served; `test_serving_trouble.py` starts it without either."""
+    config = [f"--config={ROOT / 'experiments/configs/nano.py'}", "--config.init.folder=nano"]
+    command = [sys.executable, "-m", "omnidiff_jax.cli", "serve", *config, "--port=0", "--warm=none", "--rows=2"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"XLA_FLAGS": ""})
     try:
         for line in process.stderr:
