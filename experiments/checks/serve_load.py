@@ -127,9 +127,11 @@ async def _load(url: str, requests: list[dict[str, Any]], pid: int, started: flo
         for turn in range(TURNS.value or 1):
             await clients.turn(turn)
             by_model.turn((SECONDS.value or 0) / (TURNS.value or 1))
+            rates = f"{clients.rates[-1]:.2f} a second served, {by_model.rates[-1]:.2f} by the model alone"
+            print(f"serve_load: turn {turn + 1}: {rates}", file=sys.stderr, flush=True)
     await asyncio.sleep(2)
-    gauges, counts, rates = _gauges(url), clients.counts, (clients.rates, by_model.rates)
-    shares = np.divide(*rates)
+    gauges, counts, turns = _gauges(url), clients.counts, (clients.rates, by_model.rates)
+    shares = np.divide(*turns)
     slots = {name: f"omnidiff_engine_{name}_total" for name in ("busy_slots", "slots")}
     grown = {name: gauges[key] - first[key] for name, key in slots.items()}
     return {
@@ -141,7 +143,7 @@ async def _load(url: str, requests: list[dict[str, Any]], pid: int, started: flo
         "errors": dict(clients.errors),
         "per_second": round(float(np.median(clients.rates)), 2),
         "without_server_per_second": round(float(np.median(by_model.rates)), 2),
-        "turns_per_second": [np.round(x, 2).tolist() for x in rates],
+        "turns_per_second": [np.round(x, 2).tolist() for x in turns],
         "share_of_it_median_least_most": np.round([np.median(shares), shares.min(), shares.max()], 2).tolist(),
         "processor_seconds_a_request": {
             "server": round(clients.server / max(counts["answered"], 1), 4),
