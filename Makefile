@@ -88,8 +88,8 @@ MID_SIZES := --config.model.width=512 --config.model.layers=8 --config.model.hea
 serve-tables: $(STAMP)  ## rows of the tables in docs/serving.md: nano and a model of random weights (MID=DIR), each in float and int8
 	test -d $(MID) || $(BIN)/omnidiff untrained --config=experiments/configs/nano.py --workdir=$(MID) $(MID_SIZES)
 	for quantize in "" --quantize=int8; do \
-		$(BIN)/omnidiff serve_load --table --seconds=20 --each=2 $$quantize || exit; \
-		$(BIN)/omnidiff serve_load --table --seconds=20 --each=1 --rows=2 --workdir=$(MID) $$quantize || exit; \
+		$(BIN)/omnidiff serve_load --table --seconds=60 --turns=3 --each=2 $$quantize || exit; \
+		$(BIN)/omnidiff serve_load --table --seconds=180 --turns=3 --each=1 --rows=2 --workdir=$(MID) $$quantize || exit; \
 	done
 
 serve-fuzz: $(STAMP)  ## 100,000 damaged requests to a server without a model

@@ -72,3 +72,25 @@ def test_what_is_shown_is_the_film(toy, scheduler, tasks, settings):
             np.testing.assert_array_equal(getattr(response, name), getattr(film, name))
         if film.audio is not None:
             np.testing.assert_array_equal(response.audio.samples, film.audio.samples)
+
+
+def test_once_it_is_warm_nothing_is_compiled(toy, scheduler):
+    """And what is counted for Prometheus says so, as it does of all that was answered."""
+    one, *others = queries(toy, ("t2i",), REVEALS[1])
+    scheduler.warm(one)
+
+    def told() -> dict[str, float]:
+        lines = scheduler.metrics.text().decode().splitlines()
+        return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line[0] != "#")}
+
+    warm = told()
+    assert warm["omnidiff_lane_seconds_count"] == warm["omnidiff_lanes"] > 0
+    for ticket in [scheduler.submit(query) for query in others]:
+        ticket.future.result()
+    found = told()
+    assert found["omnidiff_lane_seconds_count"] == warm["omnidiff_lane_seconds_count"]
+    for name in ("queue_seconds_count", 'answer_seconds_count{kind="image"}', 'answer_steps_count{kind="image"}'):
+        assert found[f"omnidiff_{name}"] == warm[f"omnidiff_{name}"] + len(others)
+    assert 0 < found["omnidiff_engine_busy_slots_total"] <= found["omnidiff_engine_slots_total"]
+    assert {f'omnidiff_requests{{stage="{stage}"}}' for stage in ("waiting", "running")} <= found.keys()
+    assert "omnidiff_audio_real_time_factor_count" in found

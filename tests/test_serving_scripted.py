@@ -7,6 +7,8 @@ import dataclasses
 import json
 import random
 import threading
+import time
+import types
 
 import pytest
 
@@ -18,6 +20,8 @@ from experiments.checks.malformed import MODEL
 from experiments.checks.scripted import STEPS, ScriptedEngine, Sent, ask, scripted_service
 from experiments.checks.serve_fuzz import KEY, LIMITS, check_schema, fuzz, with_key
 from omnidiff_jax.serving.app import application
+from omnidiff_jax.serving.scheduler import Scheduler
+from omnidiff_jax.serving.server import Server
 
 CHAT = "/v1/chat/completions"
 
@@ -178,3 +182,45 @@ def test_it_is_not_live_without_the_thread_of_its_steps(model):
     assert asyncio.run(ask(app, Sent("GET", "/health/live"))).status == 200
     service.scheduler.close(1)
     assert asyncio.run(ask(app, Sent("GET", "/health/live"))).status == 503
+
+
+def test_it_is_ready_once_it_is_warm(monkeypatch):
+    """And live before."""
+    warmed, go_on = [], threading.Event()
+
+    def warm(self, query):
+        assert go_on.wait(20)
+        warmed.append(query["task"])
+
+    monkeypatch.setattr(Scheduler, "warm", warm)
+    stub = types.SimpleNamespace(generator=None, picture_size=8, query=lambda asked: asked)
+    server = Server(stub, MODEL, limits=LIMITS, warm=("t2i", "asr"), drain=1)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+
+    def status(name: str) -> int:
+        return asyncio.run(ask(application(server.service), Sent("GET", f"/health/{name}"))).status
+
+    try:
+        assert (status("live"), status("ready")) == (200, 503) and not warmed
+        go_on.set()
+        for _ in range(1000):
+            if server.service.ready:
+                break
+            time.sleep(0.01)
+        assert (status("live"), status("ready")) == (200, 200) and warmed == ["t2i", "asr"]
+    finally:
+        go_on.set()
+        server.stop()
+        thread.join()
+
+
+def test_who_waits_too_long_is_told_and_leaves_no_slot(model):
+    service = scripted_service(model, MODEL, dataclasses.replace(LIMITS, patience=1), key=KEY, pause=0.5)
+    app = application(service)
+    asked = {"messages": [{"role": "user", "content": "what colour is snow"}]}
+    got = asyncio.run(ask(app, posted(**asked)))
+    assert got.status == 504 and "no answer within 1 s" in json.loads(got.body)["error"]["message"]
+    after = asyncio.run(settled(app, service))
+    assert not any(value for key, value in after.items() if key.startswith("omnidiff_requests{"))
+    assert service.scheduler.close(10)

@@ -86,6 +86,7 @@ def _tables(name: str, told: dict[str, Any]) -> str:
     many = {f"{kind} p50, p99, s": "{}, {}".format(*told["p50_p99_seconds"].get(kind, "--")) for kind in KINDS}
     rates = {"a second": told["per_second"], "without a server": told["without_server_per_second"]}
     rates["share of it"] = "{} ({} to {})".format(*told["share_of_it_median_least_most"])
+    rates["processor, s: server, without"] = "{server}, {without_server}".format(**told["processor_seconds_a_request"])
     rows = {
         "alone": {"model": name, "ready, s": told["ready_after_seconds"], "MB": first, **alone},
         "many": {"model": name, "clients": told["clients"], **rates, "429": told["errors"].get("429", 0), **many}
@@ -125,8 +126,7 @@ async def _load(url: str, requests: list[dict[str, Any]], pid: int, started: flo
         clients = _Clients(client, [request["task"] for request in requests], asks, alone, pid)
         before, first = _memory(pid), _gauges(url)
         for turn in range(TURNS.value or 1):
-            await clients.turn(turn)
-            by_model.turn((SECONDS.value or 0) / (TURNS.value or 1))
+            by_model.turn(await clients.turn(turn))
             rates = f"{clients.rates[-1]:.2f} a second served, {by_model.rates[-1]:.2f} by the model alone"
             print(f"serve_load: turn {turn + 1}: {rates}", file=sys.stderr, flush=True)
     await asyncio.sleep(2)
@@ -191,8 +191,8 @@ class _Clients:
         self.counts: collections.Counter[str] = collections.Counter()
         self.seconds = self.server = self.own = 0.0
 
-    async def turn(self, number: int) -> None:
-        """One turn of them, to the last answer."""
+    async def turn(self, number: int) -> float:
+        """One turn of them, to the last answer; its seconds."""
         share = (number + 1) / (TURNS.value or 1)
         lasting = (SECONDS.value or 0) / (TURNS.value or 1)
         begun, server, own = time.perf_counter(), _processor(self._pid), time.process_time()
@@ -212,9 +212,11 @@ class _Clients:
         last = min(ends) if REQUESTS.value else begun + lasting
         first = begun + _BEGINNING * (last - begun)
         self.rates.append(sum(first < at <= last for at in answered) / (last - first))
-        self.seconds += time.perf_counter() - begun
+        lasted = time.perf_counter() - begun
+        self.seconds += lasted
         self.server += _processor(self._pid) - server
         self.own += time.process_time() - own
+        return lasted
 
     async def _ask(self, answered: list[float]) -> None:
         from openai import APIStatusError

@@ -82,6 +82,7 @@ def test_a_task_is_clicked_through_and_its_film_is_the_models(opened, url, model
         sound = base64.b64decode(content.locator("audio").get_attribute("src").partition(",")[2])
         samples, _ = soundfile.read(io.BytesIO(sound))
         np.testing.assert_allclose(samples, expected.audio.samples, atol=1e-3)
+        page.wait_for_function("audio => audio.duration > 0", arg=content.locator("audio").element_handle())
     steps = expected.steps
     assert len(expected.film) == steps and (steps > 1 or not planned)
     assert page.inner_text(f"{LAST} .facts").startswith(f"{steps} step")
