@@ -19,8 +19,11 @@ def get_config() -> ConfigDict:
     config.program = "commons_speech_tokenizer"
     config.folder = ""
     config.checkpoint_every = 500
-    config.stages.train.steps = 3000
-    config.stages.train.learning_rate = 2e-4  # faster, features run away from the rows, and few of 1,024 stay in use
+    config.stages.train.steps = 2000
+    config.stages.train.learning_rate = 3e-3
+    # Features must move more slowly than the rows of the codebook: they run away from most of 1,024 otherwise.
+    config.optimizer.slow = ("encoder/layers*", "encoder/conv*", "encoder/*positions")
+    config.optimizer.slow_rate = 0.03
     config.training.validation_size = 100
     config.training.model.update({"width": 192, "ffn": 512, "layers": 2, "codebook_size": 1024})
     config.training.model.update({"pooling_position": 2, "quantize_position": 2})
