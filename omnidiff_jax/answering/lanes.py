@@ -30,8 +30,8 @@ class Lane:
 
 
 def lane_lengths(limit: int, multiple: int) -> list[int]:
-    """Lengths of canvases, from the shortest to the longest: each half of the next, rounded up, so that no more than half
-    of a canvas is padding but of the shortest, and few programs are compiled.
+    """Lengths of canvases, from the shortest to the longest: each half of the next, rounded up, so that no more than
+    half of a canvas is padding but of the shortest, and few programs are compiled.
 
     Args:
         limit: longest prompt + answer.
