@@ -23,7 +23,7 @@ export class Film {
     this.controls.hidden = true;
     this.element = made("figure", "", "film");
     this.element.append(this.shown, this.controls);
-    if (strip) this.element.append(made("figcaption", "A row is a step: gray is masked, blue speech, green words."));
+    if (strip) this.element.append(made("figcaption", "A row is a step: gray is masked, blue speech, green words, white the rest."));
     this.slider.addEventListener("input", () => this.#show());
     this.again.addEventListener("click", () => this.#replay());
   }
