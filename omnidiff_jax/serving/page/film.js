@@ -3,6 +3,7 @@
 import { made, picture } from "./elements.js";
 
 const PACE = 150; // milliseconds a frame
+const COLOURS = "A row is a step: gray is masked, blue speech, green words, white the rest.";
 
 export class Film {
   // `answer`: the element that takes the last frame's place once the answer is there. `strip`: whether frames are rows
@@ -23,7 +24,7 @@ export class Film {
     this.controls.hidden = true;
     this.element = made("figure", "", "film");
     this.element.append(this.shown, this.controls);
-    if (strip) this.element.append(made("figcaption", "A row is a step: gray is masked, blue speech, green words, white the rest."));
+    if (strip) this.element.append(made("figcaption", COLOURS));
     this.slider.addEventListener("input", () => this.#show());
     this.again.addEventListener("click", () => this.#replay());
   }
