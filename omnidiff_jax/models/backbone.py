@@ -172,7 +172,7 @@ class Attention(nn.Module):
             places = places_of(window, chosen, past.key.shape[1])
         query = apply_rope(project("query", c.heads, axes.HEADS), *rope)
         key = apply_rope(project("key", c.kv_heads, axes.KV_HEADS), *rope)
-        if past is not None and window is not None:
+        if past is not None and window is not None and places is not None:
             key, value = window.joined(past.key, places, key), window.joined(past.value, places, value)
         query = constrain(query, axes.BATCH, axes.LENGTH, axes.ACT_HEADS, axes.HEAD_DIM)
         key = constrain(key, axes.BATCH, axes.KV_LENGTH, axes.ACT_KV_HEADS, axes.HEAD_DIM)
