@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     config = speech_encoder.get_config()
     config.program = "commons_speech_encoder"
     config.folder = ""
-    config.stages.train.steps = 8000
+    config.stages.train.steps = 5000
     config.stages.train.learning_rate = 1e-3
     config.optimizer.warmup_fraction = 0.05
     config.pieces = ConfigDict({"kind": "bpe", "size": 640, "phrases": ()})  # 256 of them bytes
