@@ -10,8 +10,10 @@ encoder, normalisation per position), so that a thing has the same codes at ever
 
 from ml_collections import ConfigDict
 
+from experiments.configs import commons_presets
 
-def get_config() -> ConfigDict:
+
+def get_config(preset: str = "") -> ConfigDict:
     config = ConfigDict()
     config.program = "commons_image_tokenizer"
     config.seed = 0
@@ -61,4 +63,4 @@ def get_config() -> ConfigDict:
             ),
         }
     )
-    return config
+    return commons_presets.apply(config, "commons_image", preset)

@@ -11,10 +11,11 @@ the released model: natural words have no grid that they begin on. Goes on where
 
 from ml_collections import ConfigDict
 
+from experiments.configs import commons_presets
 from experiments.configs.tokenizers import speech_tokenizer
 
 
-def get_config() -> ConfigDict:
+def get_config(preset: str = "") -> ConfigDict:
     config = speech_tokenizer.get_config()
     config.program = "commons_speech_tokenizer"
     config.folder = ""
@@ -31,4 +32,4 @@ def get_config() -> ConfigDict:
     model.update({"pooling_position": 2, "quantize_position": 2})
     model.max_positions = 512  # 10 s
     model.block_size = 16  # a frame sees at most 320 ms ahead
-    return config
+    return commons_presets.apply(config, "commons_speech_tokenizer", preset)
