@@ -133,7 +133,14 @@ def plan(workdir: Path, fetched: Path, preset: str, most: int, cases: int, archi
         ),
         Step(
             "exams",
-            ("evaluate", f"--workdir={workdir / 'model'}", "--exam=commons", f"--data={folder}", f"--cases={cases}"),
+            (
+                "evaluate",
+                f"--workdir={workdir / 'model'}",
+                "--exam=commons",
+                "--exam=recorded",
+                f"--data={folder}",
+                f"--cases={cases}",
+            ),
         ),
     ]
 

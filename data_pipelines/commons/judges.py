@@ -20,7 +20,8 @@ READS = {"imagenet": "picture features", "whisper": "speech", "dnsmos": "speech 
 
 
 @functools.lru_cache(maxsize=8)
-def _judge(part: str, folder: str) -> Any:
+def judge(part: str, folder: str) -> Any:
+    """The judge of a part of the folder; raises UserError where it is missing."""
     place = Path(folder) / part
     if not place.is_dir():
         raise UserError(f"{place} is missing; get it by `omnidiff data fetch commons DIR --part={part}`")
@@ -36,7 +37,7 @@ def gallery(folder: str) -> Gallery:
     """
     world = open_world(folder)
     drawn = {thing.name: picture(world.folder, STYLES[0], thing.picture) for thing in world.things}
-    return Gallery.of(_judge("imagenet", folder), drawn, min(CANDIDATES, len(drawn)))
+    return Gallery.of(judge("imagenet", folder), drawn, min(CANDIDATES, len(drawn)))
 
 
 def _named(folder: str) -> tuple[Measure, ...]:
@@ -52,11 +53,11 @@ def _drawn(folder: str) -> tuple[Measure, ...]:
 
 
 def _words(folder: str) -> tuple[Measure, ...]:
-    return (heard(_judge("whisper", folder)),)
+    return (heard(judge("whisper", folder)),)
 
 
 def _sound(folder: str) -> tuple[Measure, ...]:
-    return (sounding(_judge("dnsmos", folder)),)
+    return (sounding(judge("dnsmos", folder)),)
 
 
 # The first gives a task its value, and must be there; the others are passed over where their judge is not.
