@@ -111,7 +111,7 @@ def _spoken_vqa(maker: Maker) -> Record:
 def _s2i(maker: Maker) -> Record:
     speech = _Speech(maker)
     sentence, thing = _drawing(maker, speech)
-    meta = {"heard": sentence.said, "voice": speech.voice, "thing": thing.name}
+    meta = {"heard": sentence.said, "voice": speech.voice} | maker.pictured(thing)
     return maker.record(task("s2i").conversation(), (maker.drawn(thing),), (speech.asks(sentence),), meta)
 
 

@@ -122,9 +122,9 @@ def recorded_exam(name: str, cases: int, data: str | None = None) -> Exam:
     if data is None:
         raise UserError("the exam on recorded people needs Commons: --data=DIR of `omnidiff data fetch commons DIR`")
     folder, words = path(data), known_words(open_world(data))
-    said, known, others = prompts(folder), [], []
-    for one in said:
-        (known if set(normalize(one.text).split()) <= words else others).append(one)
+    said = prompts(folder)
+    known = [one for one in said if set(normalize(one.text).split()) <= words]
+    others = [one for one in said if one not in known]
     measures = _measures(data)
     parts = {"prompts": others, "reading": reading(folder)}
     further = {part: Exam(task(name), _cases(found, cases), measures) for part, found in parts.items() if found}

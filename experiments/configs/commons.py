@@ -53,9 +53,24 @@ def get_config(preset: str = "") -> ConfigDict:
             "stage3_speech_driven_visual": _stage(4000, third, 0.01),
         }
     )
-    config.decoding.captioning.length = config.decoding.vqa.length = config.decoding.text_qa.length = 12
-    config.decoding.spoken_qa.length = config.decoding.spoken_vqa.length = 56
+    config.decoding = decoding()
+    config.fast = ConfigDict()  # nothing was measured
     return commons_presets.apply(config, "commons", preset)
+
+
+def decoding() -> ConfigDict:
+    """Nano's, in the lengths of what is said here: names of at most 8 pieces of text, answers of 31 codes, 13 pieces of
+    text heard in 2 to 53 units (docs/commons.md). Pictures are 64 codes, of which only what is sure is drawn at once.
+    """
+    settings = nano.decoding()
+    for task in ("text_qa", "captioning", "vqa"):
+        settings[task].length = 12
+    for task in ("spoken_qa", "spoken_vqa"):
+        settings[task].length = 56
+    settings.asr.adaptive.update({"rate": 0.5, "minimum": 16})
+    for task in ("t2i", "s2i", "inpainting"):
+        settings[task].sampler.reveal.least = 0.9
+    return settings
 
 
 def _stage(steps: int, weights: dict[str, float], final_fraction: float) -> ConfigDict:

@@ -15,6 +15,7 @@ from omnidiff_jax.evaluation.transcripts import word_edits
 from omnidiff_jax.records import Waveform
 
 _WHISPER = Whisper()
+_NOTHING = Waveform(np.zeros(0, np.float32), 16000)
 
 
 def heard(judge: Any, normaliser: Normaliser = _WHISPER, metric: str = "word error rate of the speech") -> Measure:
@@ -32,7 +33,7 @@ def heard(judge: Any, normaliser: Normaliser = _WHISPER, metric: str = "word err
     hear = Remembered(transcribed, of_speech)
 
     def score(responses: Sequence[Response], cases: Sequence[Case]) -> Counts:
-        clips = [response.audio or Waveform(np.zeros(0, np.float32), 16000) for response in responses]
+        clips = [response.audio or _NOTHING for response in responses]
         edits = word_edits([case.meta["spoken"] for case in cases], hear(clips), normaliser)
         return np.array([edit.errors for edit in edits], float), np.array([edit.words for edit in edits], float)
 
@@ -64,7 +65,8 @@ def asked(judge: Any, normaliser: Normaliser = _WHISPER) -> Measure:
     hear = Remembered(lambda clips: [judge.hear(clip) for clip in clips], of_speech)
 
     def score(responses: Sequence[Response], cases: Sequence[Case]) -> Counts:
-        return _errors(cases, hear([case.request.audio for case in cases]), normaliser)
+        clips = [case.request.audio or _NOTHING for case in cases]
+        return _errors(cases, hear(clips), normaliser)
 
     return Measure("word error rate of the judge itself", judge.name, False, score)
 

@@ -28,6 +28,8 @@ def get_config(preset: str = "") -> ConfigDict:
     config.training.model.griffin_lim_iterations = 32
     flow = config.training.model.flow
     flow.update({"codes": 1024, "steps": 6})
+    # Of 200 clips of the answering voice, drawn by seed 0: 160 s, 80 bins.
+    flow.update({"mel_mean": -4.6, "mel_std": 1.9})
     flow.encoder.update({"width": 128, "hidden": 384, "layers": 3})
     flow.estimator.update({"channels": (128, 128), "mid_blocks": 2, "heads": 4})
     return commons_presets.apply(config, "commons_speech_decoder", preset)
