@@ -268,8 +268,15 @@ def test_clips_are_spoken_once(world, clips, monkeypatch):
     first = make_record(world, "spoken_qa", 0, "train", clips)
     monkeypatch.setattr(clips._gate, "spoken", lambda lines: pytest.fail(f"{lines} are there"))
     assert plain(make_record(world, "spoken_qa", 0, "train", clips)) == plain(first)
-    joined, apart = clips.joined((first.meta["spoken"],) * 2, None), clips.joined((first.meta["spoken"],), None)
+
+
+def test_pieces_stand_apart_and_those_of_the_answering_voice_on_the_grid_of_codes(clips):
+    joined, apart = clips.joined(("owl",) * 2, 0), clips.joined(("owl",), 0)
     assert len(joined.samples) == 2 * len(apart.samples) + round(0.06 * joined.rate)
+    first, then = clips.joined(("yes",), None), clips.joined(("no",), None)
+    both = clips.joined(("yes", "no"), None)
+    assert len(first.samples) % round(0.08 * first.rate) == 0
+    np.testing.assert_array_equal(both.samples, np.concatenate([first.samples, then.samples]))
 
 
 def test_what_is_spoken_ahead_is_all_that_training_joins(world, tmp_path, monkeypatch):

@@ -326,6 +326,11 @@ def test_bytes_that_a_line_names_are_of_its_file(stretch, tmp_path):
     assert rejected == {"no medium": 1} and len(usable) == 1
 
 
+def test_a_line_of_what_unicode_counts_as_blank_is_damaged_not_empty(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'\x1c\n \t\r\n{"wav": "missing.wav", "said": "hm"}\n')
+    assert len(opened("json_lines", tmp_path, columns={"audio": "wav", "text": "said"})) == 2
+
+
 def test_turns_that_nothing_answers_are_no_part_of_a_sample(tmp_path):
     def turns(*contents):
         return [

@@ -152,6 +152,19 @@ def test_muon_turns_every_direction_of_a_matrix_equally_and_leaves_the_rest_to_a
         tx.init({"decoder/kernel": jnp.zeros((3, 3))})
 
 
+def test_slow_parameters_move_by_their_share():
+    params = {"encoder/kernel": jnp.ones((3, 2)), "head/kernel": jnp.ones((3, 2))}
+    grads = {key: jax.random.normal(jax.random.key(0), leaf.shape) for key, leaf in params.items()}
+    whole, slow = (
+        make_optimizer(OptimizerConfig(weight_decay=0.1, slow=patterns, slow_rate=0.25), lambda step: 0.01)
+        for patterns in ((), ("encoder/*",))
+    )
+    expected, _ = whole.update(grads, whole.init(params), params)
+    updates, _ = slow.update(grads, slow.init(params), params)
+    np.testing.assert_allclose(updates["encoder/kernel"], 0.25 * expected["encoder/kernel"], rtol=1e-6)
+    np.testing.assert_array_equal(updates["head/kernel"], expected["head/kernel"])
+
+
 def test_schedule_warms_up_and_decays_in_every_stage():
     schedule = stage_schedule([100, 50], [1.0, 0.1], OptimizerConfig(warmup_fraction=0.1))
     values = np.array([float(schedule(i)) for i in range(150)])

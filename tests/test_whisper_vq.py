@@ -153,3 +153,12 @@ def test_dead_rows_come_back():
     assert metrics["used"][0] < 0.5 and metrics["perplexity"][-1] > 6
     errors = jnp.square(centres[:, None] - codebook[None]).sum(-1).min(axis=1)
     assert float(errors.max()) < 0.2, errors
+
+
+def test_k_means_finds_clusters_and_leaves_rows_that_are_nearest_to_nothing():
+    centres = np.array([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]], np.float32)
+    noise = np.random.default_rng(0).normal(0.0, 0.1, (3, 50, 2)).astype(np.float32)
+    begin = jnp.array([[1.0, 1.0], [9.0, 1.0], [1.0, 9.0], [-90.0, -90.0]])
+    rows = vq.k_means(jnp.asarray((centres[:, None] + noise).reshape(-1, 2)), begin)
+    np.testing.assert_allclose(rows[:3], centres + noise.mean(1), atol=1e-4)
+    np.testing.assert_array_equal(rows[3], begin[3])

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import re
+import string
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -124,7 +125,7 @@ def json_lines(root: Path, pattern: str = "*.jsonl") -> Lines | None:
                         yield item if isinstance(item, dict) else {FAULT: "row is no object", "id": f"{file}, {number}"}
                     continue
                 for number, line in enumerate(lines, start=1):
-                    if line.strip():
+                    if line.strip(string.whitespace):  # not what Unicode counts as blank: a line of that is damaged
                         yield _parsed(line, f"{file.name}, line {number}")
 
     return indexed("json", root, files, rows)

@@ -54,7 +54,9 @@ def _decode(source: Opened, limits: ImageLimits) -> np.ndarray:
             if width * height > limits.max_pixels:
                 raise UserError(f"is {width}x{height}, over {limits.max_pixels / 1e6:g} million pixels; scale it down")
             image.load()
-            return to_rgb(ImageOps.exif_transpose(image), dict(getattr(image, "tag_v2", {})))
+            tags = dict(getattr(image, "tag_v2", {}))
+            ImageOps.exif_transpose(image, in_place=True)  # a large picture is held as few times as can be
+            return to_rgb(image, tags)
     except UserError as error:
         raise UserError(f"{_WHAT} {file} {error}") from error
     except UnidentifiedImageError as error:
@@ -103,7 +105,7 @@ def to_rgb(image: Image.Image, tags: Mapping[int, Any] | None = None) -> np.ndar
         if image.has_transparency_data:
             layered = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered)
-        return np.array(image.convert("RGB"))
+        return np.array(image if image.mode == "RGB" else image.convert("RGB"))
     except ValueError as error:
         raise UserError(f"has pixels of mode {image.mode} ({error}); export it as RGB") from error
 

@@ -33,6 +33,28 @@ def quantize(x: jax.Array, codebook: jax.Array) -> tuple[jax.Array, jax.Array]:
     return rows + (x - jax.lax.stop_gradient(x)), codes
 
 
+def k_means(x: jax.Array, rows: jax.Array, rounds: int = 10) -> jax.Array:
+    """Rows moved to the means of the vectors that are nearest to them (Lloyd's algorithm).
+
+    Args:
+        x: vectors [N, D].
+        rows: where they begin [K, D]; a row that is nearest to nothing stays where it is.
+        rounds: how often all move.
+
+    Returns:
+        float32 [K, D].
+    """
+    x = x.astype(jnp.float32)
+
+    def moved(_: int, rows: jax.Array) -> jax.Array:
+        codes = nearest_codes(x, rows)
+        sums = jnp.zeros_like(rows).at[codes].add(x)
+        count = jnp.zeros((len(rows), 1), jnp.float32).at[codes].add(1.0)
+        return jnp.where(count > 0, sums / jnp.maximum(count, 1.0), rows)
+
+    return jax.lax.fori_loop(0, rounds, moved, rows.astype(jnp.float32))
+
+
 @dataclasses.dataclass(frozen=True)
 class VqLossConfig:
     """Weights of the quantizer's losses.

@@ -32,6 +32,8 @@ class OptimizerConfig:
             change the average by more than its rounding.
         moments_on: "host" keeps both moments in the host's memory and fetches them in every step.
         frozen: patterns over "/"-joined parameter paths (`fnmatch`, "*" crosses "/"); matching ones get no update.
+        slow: patterns likewise; matching ones learn at `slow_rate` times the schedule's rate.
+        slow_rate: see `slow`.
         ema_decay: decay of the weight average used for sampling; 0 keeps none.
     """
 
@@ -49,6 +51,8 @@ class OptimizerConfig:
     second_moment_dtype: Literal["float32", "bfloat16"] = "float32"
     moments_on: Literal["device", "host"] = free("device")
     frozen: tuple[str, ...] = ("speech_encoder/*",)
+    slow: tuple[str, ...] = ()
+    slow_rate: Positive = 0.1
     ema_decay: DecayRate = 0.0
 
     def __post_init__(self):

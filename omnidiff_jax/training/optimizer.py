@@ -77,7 +77,18 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.G
         update = optax.adamw(schedule, config.b1, config.b2, config.eps, mu_dtype=moments, weight_decay=decay)
     if config.second_moment_dtype != "float32":
         update = _store_second_moment(update, jnp.dtype(config.second_moment_dtype))
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
+    slowed = (_slowed(config.slow, config.slow_rate),) if config.slow else ()
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), update, *slowed)
+
+
+def _slowed(patterns: Sequence[str], rate: float) -> optax.GradientTransformation:
+    """Updates of parameters whose path matches one of the patterns, `rate` times as large."""
+
+    def update(updates: Any, params: Any) -> Any:
+        matched = {name for name in updates if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)}
+        return {name: rate * x if name in matched else x for name, x in updates.items()}
+
+    return optax.stateless(update)
 
 
 def _store_second_moment(inner: optax.GradientTransformation, dtype: jnp.dtype) -> optax.GradientTransformation:

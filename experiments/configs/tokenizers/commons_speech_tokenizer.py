@@ -5,8 +5,8 @@
         --config.folder=COMMONS
 
 COMMONS is a folder of `omnidiff data fetch commons` with `clips` (docs/commons.md). Sets have codes of the answering
-voice alone: what is heard goes through the speech encoder. Unlike nano's, a code knows what was said before it, as in
-the released model: natural words have no grid that they begin on. Goes on where it was stopped.
+voice alone: what is heard goes through the speech encoder. As nano's, a code is a function of its own 80 ms, and what
+is said begins on their grid. Goes on where it was stopped.
 """
 
 from ml_collections import ConfigDict
@@ -19,17 +19,13 @@ def get_config(preset: str = "") -> ConfigDict:
     config = speech_tokenizer.get_config()
     config.program = "commons_speech_tokenizer"
     config.folder = ""
-    config.batch_size = 32  # pieces of `crop_codes` codes
     config.checkpoint_every = 500
-    config.stages.train.steps = 14000
-    config.stages.train.learning_rate = 1e-3
-    config.training.crop_codes = 25
+    config.stages.train.steps = 2000
+    config.stages.train.learning_rate = 3e-3
+    # Features must move more slowly than the rows of the codebook: they run away from most of 1,024 otherwise.
+    config.optimizer.slow = ("encoder/layers*", "encoder/conv*", "encoder/*positions")
+    config.optimizer.slow_rate = 0.03
     config.training.validation_size = 100
-    # Under a strong commitment features that know their neighbours fall together on few rows.
-    config.training.quantizer.update({"commitment": 0.25, "restart": 1.0})
-    model = config.training.model
-    model.update({"width": 192, "ffn": 512, "layers": 4, "codebook_size": 1024})
-    model.update({"pooling_position": 2, "quantize_position": 2})
-    model.max_positions = 512  # 10 s
-    model.block_size = 16  # a frame sees at most 320 ms ahead
+    config.training.model.update({"width": 192, "ffn": 512, "layers": 2, "codebook_size": 1024})
+    config.training.model.update({"pooling_position": 2, "quantize_position": 2})
     return commons_presets.apply(config, "commons_speech_tokenizer", preset)

@@ -19,7 +19,7 @@ from flax.core import meta
 from omnidiff_jax import rng
 from omnidiff_jax.config import Count
 from omnidiff_jax.media.features import resample
-from omnidiff_jax.models.vq import VqLossConfig, vq_losses
+from omnidiff_jax.models.vq import VqLossConfig, k_means, vq_losses
 from omnidiff_jax.models.whisper_vq import RATE, WhisperVQConfig, WhisperVQEncoder, log_mel_batch
 from omnidiff_jax.tokenizers.speech import SpeechTokenizer
 from omnidiff_jax.training.program import TrainProgram
@@ -59,12 +59,13 @@ class SpeechCodecProgram(TrainProgram):
         frames = model.samples_per_code // 160
         mels, valid = jnp.zeros((1, frames, model.num_mels)), jnp.ones((1, frames), bool)
         encoder = meta.unbox(self._encoder.init(rng.named(key, "encoder"), mels, valid)["params"])
-        encoder["codebook"] = self._first_features(encoder)
+        encoder["codebook"] = self._first_rows(encoder)
         head = self._head.init(rng.named(key, "head"), jnp.zeros((1, 1, model.width)))["params"]
         return {"encoder": encoder, "head": head}
 
-    def _first_features(self, encoder: Any) -> jax.Array:
-        """Where the untrained encoder puts speech: with rows elsewhere, most would never be chosen."""
+    def _first_rows(self, encoder: Any) -> jax.Array:
+        """Means of where the untrained encoder puts speech (k-means): with rows elsewhere, most would never be
+        chosen."""
         config = self.config
         pieces: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}
         batches = self.batches(0)
@@ -72,9 +73,10 @@ class SpeechCodecProgram(TrainProgram):
             batch = next(batches)
             pieces |= {mel.tobytes(): (mel, valid) for mel, valid in zip(batch["mels"], batch["valid"], strict=True)}
         mels, valid = (np.stack(part) for part in zip(*pieces.values(), strict=True))
-        features = self._encoder.apply({"params": encoder}, mels, valid).features
+        features = self._encoder.apply({"params": encoder}, mels, valid).features.reshape(-1, config.model.width)
         # Fewer distinct pieces than rows: some rows begin as twins.
-        return jnp.resize(features.reshape(-1, config.model.width), (config.model.codebook_size, config.model.width))
+        first = jnp.resize(features, (config.model.codebook_size, config.model.width))
+        return k_means(features, first)
 
     def loss(self, params: Any, batch: Any, key: jax.Array, step: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Of batches {"mels" float32 [B, T, M], "valid" bool [B, T]}."""
@@ -114,8 +116,12 @@ def piece_batches(config: SpeechCodecTraining, utterances: Utterances, seed: int
     """Batches of pieces, cut from successive utterances; another seed starts elsewhere."""
     size = config.crop_codes * config.model.samples_per_code
 
-    # Where words are always spoken alike, so are pieces.
-    @functools.lru_cache(maxsize=4096)
+    # Where words are always spoken alike, so are utterances and pieces.
+    @functools.lru_cache(maxsize=2048)
+    def resampled(samples: bytes, rate: int) -> np.ndarray:
+        return resample(np.frombuffer(samples, np.float32), rate, RATE)
+
+    @functools.lru_cache(maxsize=16384)
     def features(piece: bytes) -> tuple[np.ndarray, np.ndarray]:
         mels, valid = log_mel_batch([np.frombuffer(piece, np.float32)], config.model, size)
         return mels[0], valid[0]
@@ -123,7 +129,7 @@ def piece_batches(config: SpeechCodecTraining, utterances: Utterances, seed: int
     waiting: list[np.ndarray] = []
     for index in itertools.count(seed * 10_000_000 % 2**31):
         wave, _ = utterances(index)
-        samples = resample(wave.samples, wave.rate, RATE)
+        samples = resampled(wave.samples.tobytes(), wave.rate)
         waiting += [samples[i : i + size] for i in range(0, len(samples), size)]
         while len(waiting) >= config.batch_size:
             taken, waiting = waiting[: config.batch_size], waiting[config.batch_size :]
