@@ -420,4 +420,8 @@ def test_the_config_reads_every_task_from_one_folder(folder):
     assert drawn.reveal.least == 0.9 and (heard.rate, heard.minimum) == (0.5, 16) and not config.fast
     image = load_config("experiments/configs/tokenizers/commons_image.py", [f"--config.pictures.folder={folder}"])
     opened = build(CommonsImageTokenizerRun, image)
+    asking = dataclasses.replace(opened, training=dataclasses.replace(opened.training, perceptual=0.1))
+    assert (opened.optimizer_used.frozen, asking.optimizer_used.frozen) == ((), ("perceptual/*",))
+    with pytest.raises(UserError, match="imagenet is missing; get it by"):
+        asking.open()
     assert opened.training.model.downsampling == 8 and opened.pictures.folder == str(folder)

@@ -33,6 +33,7 @@ def get_config(preset: str = "") -> ConfigDict:
             "absolute": 1.0,
             "squared": 4.0,
             "gradient": 1.0,
+            "perceptual": 0.0,  # weight of COMMONS/imagenet's opinion; not compared yet
             "spread_steps": 12000,
             "validation_size": 512,
             "quantizer": ConfigDict(
