@@ -68,7 +68,7 @@ train-nano: $(STAMP)  ## the shipped model from nothing, into TRAINED: training,
 	$(BIN)/omnidiff evaluate --workdir=$(TRAINED) --exam=scenes --exam=plain
 	test -d $(TRAINED)/released || $(BIN)/omnidiff convert --from=run --to=released --dtype=float16 $(TRAINED) $(TRAINED)/released
 
-commons-mini: $(STAMP) .venv/.commons  ## real things in small, from packages to report.html, into MINI: about twenty minutes (COMMONS=DIR: fetched already)
+commons-mini: $(STAMP) .venv/.commons  ## real things in small, from packages to report.html, into MINI: meant for twenty minutes (COMMONS=DIR: fetched already)
 	$(BIN)/omnidiff commons --preset=miniature --workdir=$(MINI) \
 		$(if $(COMMONS),--commons=$(COMMONS)) $(if $(ARCHIVES),--archives=$(ARCHIVES))
 

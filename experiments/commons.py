@@ -1,6 +1,6 @@
 """Commons from nothing in one command: data, clips, every tokenizer, three stages, exams, and a report to open.
 
-    omnidiff commons --workdir=DIR --preset=miniature                      about twenty minutes on two cores
+    omnidiff commons --workdir=DIR --preset=miniature                      meant for twenty minutes of two cores
     omnidiff commons --workdir=DIR --commons=COMMONS                       as planned: docs/commons.md has the hours
 
 Each step is a command of docs/commons.md, shown before it runs in a process of its own. Started again it goes on:

@@ -3,8 +3,8 @@
 `--config=experiments/configs/commons.py:miniature` applies a row; `omnidiff commons --preset=miniature` all of one
 preset, each to its config.
 
-- `miniature`: the whole training in about twenty minutes on two CPU cores. It shows that every step works on this
-  machine, and what each leaves; what comes out of it has learned next to nothing.
+- `miniature`: the whole training, meant for twenty minutes of two quiet CPU cores. It shows that every step works on
+  this machine, and what each leaves; what comes out of it has learned next to nothing.
 - `gpu`: the backbone for one GPU of 80 GB. Tokenizers are trained as planned.
 """
 
