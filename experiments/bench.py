@@ -21,11 +21,13 @@ under a Poisson stream of mixed requests. All take the most likely token. With -
 its steps, on the canvases of `exact`, and its time is extrapolated. A floor is that of all positions at every step.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -47,6 +49,7 @@ from omnidiff_jax.benchmarks.sampler import VARIANTS, SamplerSpeed, bench_sample
 from omnidiff_jax.benchmarks.settings import SETTINGS
 from omnidiff_jax.benchmarks.train import Trainer, TrainSpeed, device_bytes, measure, peak_bytes
 from omnidiff_jax.benchmarks.versus import Side, compare
+from omnidiff_jax.buckets import is_remote
 from omnidiff_jax.config import choose
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.runs.config import RunConfig, run_config
@@ -69,7 +72,9 @@ SAMPLER_STEPS = COMMAND.integer("sampler_steps", "steps of `sampler`", default=1
 CALLS = COMMAND.integer("calls", "calls measured by `sampler`", default=3, minimum=1)
 SAVES = COMMAND.integer("saves", "saves measured by `checkpoint`", 3, minimum=1)
 FOLDER = COMMAND.string(
-    "folder", "of `checkpoint`, on the storage to be measured (default: the system's for temporary files)"
+    "folder",
+    "of `checkpoint` and `input`, on the storage to be measured, for `input` also a bucket (default: the "
+    "system's for temporary files)",
 )
 CONSUMPTION = COMMAND.number("consumption", "tokens/s that the device uses up", H200_TOKENS_PER_SECOND)
 JSON = COMMAND.switch("json", "end with one line of JSON")
@@ -172,9 +177,9 @@ def versus(config: RunConfig) -> dict:
 
 
 def read(config: RunConfig) -> dict:
-    with tempfile.TemporaryDirectory() as folder:
+    with _place() as folder:
         speed = bench_input(
-            Path(folder),
+            folder,
             VOCABULARY,
             loading(config),
             BATCHES.value or 1,
@@ -186,7 +191,20 @@ def read(config: RunConfig) -> dict:
         f"rows of {config.data.length} are {speed.packing_efficiency:.2%} full\n"
         f"eight cores supply {speed.times_consumption:.0f} times the {speed.consumption:.0f} tokens/s of the device"
     )
+    if speed.fetch_seconds:
+        first = speed.first_pass_tokens_per_second_per_core
+        print(f"{speed.fetch_seconds:.2f} s of a core to fetch the set: {first:.0f} tokens/s a core in the first pass")
     return dataclasses.asdict(speed)
+
+
+@contextlib.contextmanager
+def _place() -> Iterator[str]:
+    """A folder of `--folder` for a set; in a bucket it stays there."""
+    if is_remote(FOLDER.value or ""):
+        yield str(FOLDER.value)
+        return
+    with tempfile.TemporaryDirectory(dir=FOLDER.value) as folder:
+        yield folder
 
 
 def fill(config: RunConfig) -> dict:

@@ -31,7 +31,7 @@ TASK = COMMAND.strings("task", "only this task; may be given several times")
 WAY = COMMAND.strings(
     "way",
     "own, a kind of sampler.reveal with its number (threshold:0.7, schedule:8), of sampler.confidence (halton) or of "
-    "sampler.drafting (verify:3); may be given several times (default: schedule and own)",
+    "sampler.drafting (verify:3), or wino; may be given several times (default: schedule and own)",
 )
 CASES = COMMAND.integer("cases", "cases of each task", 64, minimum=1)
 ROWS = COMMAND.integer("rows", "answered together", 32, minimum=1)

@@ -189,8 +189,12 @@ def reference_sample(
     mask_id: int,
     offset: int,
     unconditional: tuple[Logits, Example] | None = None,
+    judge: Callable[[np.ndarray, int, int], np.ndarray] | None = None,
 ) -> Trace:
-    """Fills one canvas row; `offset` is 1 for shifted logits, 0 for same-position ones."""
+    """Fills one canvas row; `offset` is 1 for shifted logits, 0 for same-position ones.
+
+    `judge` (tokens, first, last) gives the logits that written tokens of that block are judged by; None = `logits`.
+    """
     key = rng.stream(seed, "sampling")
     tokens = example.tokens.copy()
     trace = Trace(tokens, np.full(len(tokens), -1), np.zeros(len(tokens), np.float32), [])
@@ -211,13 +215,17 @@ def reference_sample(
         if config.reveal.kind != "revise" or share == 1 or not set(inside) & set(masked):
             written = []
         rows = logits(tokens)
+        if judge is not None and written:
+            judged = judge(tokens, first, last)
         if unconditional is not None:
             other_logits, other = unconditional
             copy = other.tokens.copy()
             for j in range(example.length):
                 if other.generate[other.start + j]:
                     copy[other.start + j] = tokens[example.start + j]
-            other_rows = other_logits(copy)
+            other_rows, moved = other_logits(copy), other.start - example.start
+            if judge is not None and written:
+                other_judged = judge(copy, first + moved, last + moved)
         before = {int(v) for v in tokens[example.start : example.start + example.length]} - {0, mask_id}
         made = {int(tokens[p]) for p in range(len(tokens)) if example.generate[p]} - {mask_id}
         seen = made if config.repetition.scope == "generated" else before if step else set()
@@ -225,10 +233,11 @@ def reference_sample(
         for p in masked + written:
             if not first <= p < last:
                 continue
-            row = rows[max(p - offset, 0)].astype(np.float64)
+            hidden = judge is not None and p in written
+            row = (judged if hidden else rows)[max(p - offset, 0)].astype(np.float64)
             if unconditional is not None:
                 moved = p - example.start + other.start if config.guidance.form == "aligned" else p
-                base = other_rows[max(moved - offset, 0)].astype(np.float64)
+                base = (other_judged if hidden else other_rows)[max(moved - offset, 0)].astype(np.float64)
                 row = base + (1 + config.guidance.scale) * (row - base)
             ids = [
                 v

@@ -12,7 +12,7 @@ from omnidiff_jax.errors import UserError
 from omnidiff_jax.evaluation.decodings import Sat, gate, sit_ways, way
 from omnidiff_jax.evaluation.exam import Case, Exam, ExamSet, Measure
 from omnidiff_jax.evaluation.intervals import Ratios
-from omnidiff_jax.sampling import Halton, Reveal, SamplerConfig, Threshold, Verify
+from omnidiff_jax.sampling import Halton, Reveal, Revise, SamplerConfig, ShadowBlock, Threshold, Verify
 from omnidiff_jax.tasks.registry import task
 
 TASK = task("captioning")
@@ -30,6 +30,8 @@ def sat(hits, calls, higher=True):
         ("threshold:0.7", "reveal", Threshold(least=0.7)),
         ("schedule", "steps_per_token", 1.0),
         ("verify:5", "drafting", Verify(drafts=5)),
+        ("wino", "reveal", Revise(least=0.6, keep=0.9)),
+        ("wino:0.5", "cache", ShadowBlock()),
     ],
 )
 def test_a_word_means_settings(word, field, value):

@@ -335,13 +335,13 @@ def test_operations_count_loops_and_recomputation():
 
 def test_the_compilers_refusal_is_understood():
     text = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 18.50G of 15.75G hbm. Exceeded by 2.75G."
-    assert _needed(text, 2.0**30) == 18.5 * 2**30
+    assert _needed(text) == 18.5 * 2**30
     text = (
         "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (21.83G) exceeds "
         "available HBM (15.75G)."
     )
-    assert _needed(text, 2.0**30) == 22.83 * 2**30
-    assert _needed("INTERNAL: something else", 2.0**30) == 0
+    assert _needed(text) == 21.83 * 2**30
+    assert _needed("INTERNAL: something else") == 0
 
 
 # ---- the real programs ------------------------------------------------------------------------------------

@@ -59,6 +59,7 @@ def test_a_parquet_group_is_decoded_once_for_all_rows_read_near_each_other(tmp_p
     # What is not read does not count.
     monkeypatch.setattr(parquet_rows, "_GROUP_BYTES", 20 * 100)
     monkeypatch.setattr(parquet_rows, "_held", parquet_rows._Held())
+    records = opened("parquet", tmp_path, columns={"text": "text"})
     assert records[0].messages[-1].content == "t0"
     (fault,) = {row.get(FAULT) for row in (ParquetRows([tmp_path / "a.parquet"])[n] for n in range(2))}
     assert fault == "damaged parquet"

@@ -23,6 +23,7 @@ from omnidiff_jax.sampling import (
     Klass,
     MaskgitPlus,
     Prompt,
+    PromptCache,
     RandomOrder,
     Repetition,
     Reveal,
@@ -233,6 +234,9 @@ def test_requests_and_command_lines_set_it():
     assert decoding.sampler.reveal == Threshold(least=0.8)
     back = adjusted(decoding, {"sampler": {"reveal": {"kind": "schedule"}}})
     assert type(back.sampler.reveal) is Reveal
+    assert adjusted(Decoding(), {"sampler.cache.kind": "prompt"}).sampler.cache == PromptCache()
+    with pytest.raises(UserError, match=r"unknown key settings.sampler.reveel; did you mean 'reveal'"):
+        adjusted(Decoding(), {"sampler.reveel.kind": "threshold"})
     with pytest.raises(UserError, match=r"settings.sampler.reveal.kind = 'treshold'; did you mean 'threshold'"):
         adjusted(Decoding(), {"sampler.reveal.kind": "treshold"})
     with pytest.raises(UserError, match="settings.sampler: reveal.kind = 'entropy_bound' adds up entropies"):

@@ -15,6 +15,7 @@ from omnidiff_jax.data.order import Windows
 from omnidiff_jax.errors import UserError
 
 _GROUP_BYTES = 2 * 2**30
+_ROWS_A_BYTE = 8  # of a file; rows with a medium or a text take far more room
 # What of all sources together is held in a process, and what a window of one comes to.
 _HELD_BYTES = 2**30
 _WINDOW_BYTES = 2**25
@@ -94,7 +95,7 @@ class ParquetRows:
                 footer = parquet.read_metadata(file)
                 self.names = self.names or tuple(parquet.read_schema(file).names)
                 groups = [footer.row_group(group) for group in range(footer.num_row_groups)]
-                sizes = [self._size(group) for group in groups]
+                sizes = [self._size(group, file.stat().st_size) for group in groups]
             except (ArrowException, OSError, ValueError) as error:
                 self._faults.append(f"{file}: {_said(error)}")
                 continue
@@ -143,14 +144,22 @@ class ParquetRows:
         rows = self._ends[group] - (self._ends[group - 1] if group else 0)
         return found if len(found) == rows else f"{file}, row group {inner}: {len(found)} of {rows} rows"
 
-    def _size(self, group: Any) -> int:
-        """Bytes that the columns in use take in a row group, as its footer says."""
+    def _size(self, group: Any, file_bytes: int) -> int:
+        """Bytes that a row group takes, as its footer says.
+
+        A column's own numbers are asked for where it is too large as a whole, and only then: where they contradict
+        each other pyarrow ends the process (`ColumnChunk` of libparquet.pxd raises nothing).
+        """
+        if group.num_rows > _ROWS_A_BYTE * file_bytes:
+            raise ValueError(f"its footer promises {group.num_rows} rows in {file_bytes} bytes")
+        whole = int(group.total_byte_size)
+        if whole <= _GROUP_BYTES or self._columns is None:
+            return whole
+        heads = tuple(f"{name}." for name in self._columns)
         columns = [group.column(number) for number in range(group.num_columns)]
-        if any(column.num_values < group.num_rows for column in columns):
-            raise ValueError("its footer promises more rows than its columns hold")
-        heads = None if self._columns is None else tuple(f"{name}." for name in self._columns)
-        used = [column for column in columns if heads is None or f"{column.path_in_schema}.".startswith(heads)]
-        return sum(column.total_uncompressed_size for column in used)
+        return sum(
+            column.total_uncompressed_size for column in columns if f"{column.path_in_schema}.".startswith(heads)
+        )
 
     def of(self, columns: Sequence[str]) -> "ParquetRows":
         """The same rows with some columns only."""

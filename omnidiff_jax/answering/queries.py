@@ -207,10 +207,12 @@ def adjusted(decoding: Decoding, settings: Mapping[str, Any], where: str = "sett
     for name, value in settings.items():
         *groups, last = SHORT.get(name, name).split(".")
         place = values
-        for group in groups:
-            if not isinstance(place.get(group), dict):
+        for depth, group in enumerate(groups):
+            # A strategy with nothing to say is not mentioned; `build` refuses what is no group.
+            found = place.setdefault(group, {}) if depth else place.get(group)
+            if not isinstance(found, dict):
                 raise UserError(f"unknown setting {where}.{name}; {suggest(name, (*SHORT, *values))}")
-            place = place[group]
+            place = found
         if not groups and last not in values:
             raise UserError(f"unknown setting {where}.{name}; {suggest(name, (*SHORT, *values))}")
         place[last] = overlaid(place.get(last), value)

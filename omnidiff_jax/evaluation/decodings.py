@@ -25,6 +25,7 @@ _NUMBERS = {
     "stable": "sampler.reveal.least",
     "klass": "sampler.reveal.least",
     "revise": "sampler.reveal.least",
+    "wino": "sampler.reveal.least",
     "verify": "sampler.drafting.drafts",
 }
 # What a way says nothing of is as plain as can be, whatever the model's own settings are.
@@ -33,6 +34,14 @@ _PLAIN: dict[str, Any] = {
     "sampler.steps_per_token": 1.0,
     "sampler.reveal.kind": "schedule",
     "sampler.drafting.kind": "off",
+}
+# arXiv 2507.18578: what is revealed at 0.6 is to hold at 0.9 where it is not seen.
+_WINO: dict[str, Any] = {
+    **_PLAIN,
+    "sampler.reveal.kind": "revise",
+    "sampler.reveal.least": 0.6,
+    "sampler.reveal.keep": 0.9,
+    "sampler.cache.kind": "shadow",
 }
 _WHOLE = ("sampler.steps", "sampler.drafting.drafts")
 
@@ -43,7 +52,8 @@ def way(word: str) -> dict[str, Any]:
     Args:
         word: "own", the model's own settings; a kind of `sampler.reveal`, with its number ("threshold:0.7",
             "entropy_bound:0.1", "schedule", which reveals one position a step, "schedule:8", in 8 steps); a kind of
-            `sampler.confidence` ("halton", "halton:8"); or "verify:3", `schedule` with so many drafts a call.
+            `sampler.confidence` ("halton", "halton:8"); "verify:3", `schedule` with so many drafts a call; or "wino",
+            `revise` with a shadow block and the numbers of its paper ("wino:0.5" with another `least`).
 
     Raises:
         UserError: an unknown word, or no number behind it.
@@ -54,12 +64,14 @@ def way(word: str) -> dict[str, Any]:
         return {}
     if kind in reveals:
         settings = {**_PLAIN, "sampler.reveal.kind": kind}
+    elif kind == "wino":
+        settings = dict(_WINO)
     elif kind in orders:
         settings = {**_PLAIN, "sampler.confidence.kind": kind}
     elif kind in drafts:
         settings = {**_PLAIN, "sampler.drafting.kind": kind}
     else:
-        raise UserError(f"way {word!r}: {suggest(kind, (OWN, *reveals, *orders, *drafts))}")
+        raise UserError(f"way {word!r}: {suggest(kind, (OWN, 'wino', *reveals, *orders, *drafts))}")
     if number:
         key = _NUMBERS.get(kind, "sampler.steps")
         try:

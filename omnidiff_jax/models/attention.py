@@ -25,6 +25,14 @@ def xla_attention(
     query: jax.Array, key: jax.Array, value: jax.Array, query_segments: jax.Array | None, key_segments: jax.Array | None
 ) -> jax.Array:
     """The reference: whole score matrices, softmax in float32. Arguments as in `attention`."""
+    if query_segments is None or key_segments is None:
+        return masked_attention(query, key, value, None)
+    visible = (query_segments[:, :, None] == key_segments[:, None, :]) & (query_segments > 0)[:, :, None]
+    return masked_attention(query, key, value, visible)
+
+
+def masked_attention(query: jax.Array, key: jax.Array, value: jax.Array, visible: jax.Array | None) -> jax.Array:
+    """As `xla_attention`, of every query to the keys that are `visible`, bool [B, L, S]; None = all of them."""
     batch, length, heads, width = query.shape
     kv_heads = key.shape[2]
     group = heads // kv_heads
@@ -34,8 +42,7 @@ def xla_attention(
     k, v = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
     scores = jnp.einsum("bkqd,bksd->bkqs", q, k, preferred_element_type=jnp.float32)
     scores = scores.reshape(batch, kv_heads, group, length, key.shape[1])
-    if query_segments is not None and key_segments is not None:
-        visible = (query_segments[:, :, None] == key_segments[:, None, :]) & (query_segments > 0)[:, :, None]
+    if visible is not None:
         visible = visible[:, None, None]
         weights = jax.nn.softmax(scores, axis=-1, where=visible)
         # softmax over nothing is undefined; a query that sees no key gets zeros.
@@ -59,12 +66,14 @@ class Sight(NamedTuple):
         query_segments, key_segments: int32 [B, L] and [B, S], as in `attention`.
         query_given, key_given: bool [B, L] and [B, S], positions of the condition: they see one another only, while
             all others see both. None = everyone sees the whole segment.
+        visible: bool [B, L, S], in place of all these where segments cannot say it.
     """
 
     query_segments: jax.Array
     key_segments: jax.Array
     query_given: jax.Array | None = None
     key_given: jax.Array | None = None
+    visible: jax.Array | None = None
 
     def of(self, places: jax.Array) -> "Sight":
         """That of the queries `places` int32 [B, C] alone."""
@@ -136,9 +145,12 @@ def attention(
 def attend(query: jax.Array, key: jax.Array, value: jax.Array, sight: Sight, *, backend: str) -> jax.Array:
     """`attention` of every query to the keys that `sight` lets it see.
 
-    With a condition every backend runs twice, once among the condition alone, as segments are all that kernels know.
+    With a condition every backend runs twice, once among the condition alone, as segments are all that kernels know;
+    what segments cannot say is left to the reference.
     """
-    query_segments, key_segments, query_given, key_given = sight
+    query_segments, key_segments, query_given, key_given, visible = sight
+    if visible is not None:
+        return masked_attention(query, key, value, visible)
     y = attention(query, key, value, query_segments, key_segments, backend=backend)
     if query_given is None or key_given is None:
         return y

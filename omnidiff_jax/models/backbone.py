@@ -172,8 +172,8 @@ class Attention(nn.Module):
             places = places_of(window, chosen, past.key.shape[1])
         query = apply_rope(project("query", c.heads, axes.HEADS), *rope)
         key = apply_rope(project("key", c.kv_heads, axes.KV_HEADS), *rope)
-        if past is not None and places is not None:
-            key, value = put(past.key, places, key), put(past.value, places, value)
+        if past is not None and window is not None and places is not None:
+            key, value = window.joined(past.key, places, key), window.joined(past.value, places, value)
         query = constrain(query, axes.BATCH, axes.LENGTH, axes.ACT_HEADS, axes.HEAD_DIM)
         key = constrain(key, axes.BATCH, axes.KV_LENGTH, axes.ACT_KV_HEADS, axes.HEAD_DIM)
         value = constrain(value, axes.BATCH, axes.KV_LENGTH, axes.ACT_KV_HEADS, axes.HEAD_DIM)
@@ -320,6 +320,38 @@ class Backbone(nn.Module):
         """
         return self._run(inputs_embeds, positions, segment_ids, given, kept, Window(places, share))
 
+    def shadow(
+        self,
+        inputs_embeds: jax.Array,
+        positions: jax.Array,
+        segment_ids: jax.Array,
+        kept: Kept,
+        places: jax.Array,
+        hidden: jax.Array,
+    ) -> jax.Array:
+        """Hidden states of what stands beside a row, at positions that the row holds too.
+
+        Each sees the row but for one position, and all that stands beside the row with it; the row sees none of it
+        (the shadow block of WINO, arXiv 2507.18578).
+
+        Args:
+            inputs_embeds: [B, C, D].
+            positions, segment_ids: of the whole rows, as in `__call__`.
+            kept: from `keep`, [N, B, L, ...].
+            places: int32 [B, C], whose position each has; L or more stands for none, which is not seen either.
+            hidden: int32 [B, C], the position of the row that each does not see.
+
+        Returns:
+            [B, C, D].
+        """
+        length = segment_ids.shape[1]
+        own = jnp.where(places < length, take(segment_ids, places), 0)
+        segments = jnp.concatenate([self._key_segments(segment_ids), own], axis=1)
+        visible = (own[:, :, None] == segments[:, None, :]) & (own > 0)[:, :, None]
+        columns = jnp.pad(jnp.arange(length, dtype=jnp.int32), (0, own.shape[1]), constant_values=-1)
+        visible &= hidden[:, :, None] != columns[None, None, :]
+        return self._run(inputs_embeds, positions, segment_ids, None, kept, Window(places, beside=True), visible)[0]
+
     def _run(
         self,
         inputs_embeds: jax.Array,
@@ -328,21 +360,24 @@ class Backbone(nn.Module):
         given: jax.Array | None,
         kept: Kept | None = None,
         window: Window | None = None,
+        visible: jax.Array | None = None,
     ) -> tuple[jax.Array, Any]:
         c = self.config
         x = constrain(inputs_embeds.astype(c.dtype), axes.BATCH, axes.LENGTH, axes.ACT_EMBED)
-        # The last sample's id, carried into the padding after it.
-        key_segments = jax.lax.cummax(segment_ids, axis=1) if c.padding_visible else segment_ids
-        if c.attention_mask == "full":
+        if c.attention_mask == "full" or visible is not None:
             given = None
         elif given is None:
             raise ValueError("attention_mask = 'prefix' needs to know which positions are given: ModelInputs.given")
-        sight = Sight(segment_ids, key_segments, given, given)
+        sight = Sight(segment_ids, self._key_segments(segment_ids), given, given)
         if kept is not None and window is not None:
-            positions, sight = window.take(positions), sight.of(window.places)
+            positions, sight = window.take(positions), sight.of(window.places)._replace(visible=visible)
         rope = rope_tables(positions, c.head_dim, c.rope_theta)
         x, kept = self.layers(x, rope, sight, kept, window)
         return self.norm(x), kept
+
+    def _key_segments(self, segment_ids: jax.Array) -> jax.Array:
+        # The last sample's id, carried into the padding after it.
+        return jax.lax.cummax(segment_ids, axis=1) if self.config.padding_visible else segment_ids
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """Embedding rows [..., D] of ids [...], in the compute dtype."""

@@ -37,10 +37,12 @@ class Window:
             what there is to keep is kept.
         share: None = all of `places`, nothing kept; else the share of them, from 0 to 1, that each layer computes:
             those whose values turned most since they were kept.
+        beside: the pass computes something else at `places`, which stands beside the rows: their own keys stay.
     """
 
     places: Any = None
     share: float | None = struct.field(pytree_node=False, default=None)
+    beside: bool = struct.field(pytree_node=False, default=False)
 
     @property
     def keeps(self) -> bool:
@@ -50,6 +52,10 @@ class Window:
     def take(self, x: jax.Array) -> jax.Array:
         """[B, L, ...] -> [B, C, ...]; what stands for none is a copy of another position."""
         return take(x, self.places)
+
+    def joined(self, kept: jax.Array, places: jax.Array, new: jax.Array) -> jax.Array:
+        """Keys or values of a whole row: `kept` [B, L, ...] with `new` [B, k, ...] at `places`, or behind it."""
+        return jnp.concatenate([kept, new.astype(kept.dtype)], axis=1) if self.beside else put(kept, places, new)
 
 
 def take(x: jax.Array, places: jax.Array) -> jax.Array:

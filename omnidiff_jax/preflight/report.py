@@ -107,7 +107,7 @@ def compile_job(job: Job, target: Target) -> Report:
             if target.stand_in:  # a CPU's kernels say nothing about a GPU's
                 traffic = dataclasses.replace(traffic, bytes=arguments + stats.output_size_in_bytes)
         except jax.errors.JaxRuntimeError as error:
-            peak, problem = _needed(str(error), arguments), _first_line(str(error))
+            peak, problem = _needed(str(error)), _first_line(str(error))
             if not peak:
                 raise
     elapsed = time.perf_counter() - began
@@ -189,13 +189,12 @@ def _argument_bytes(traced: Any, mesh: Mesh) -> float:
     return total
 
 
-def _needed(message: str, arguments: float) -> float:
-    """Bytes that a program which does not fit would use, from libtpu's message (either of all, or of what comes to its
-    arguments); 0 where the message is another."""
-    if match := re.search(r"Used ([\d.]+)([KMGT])i?B? of ([\d.]+)([KMGT])", message):
-        return float(match[1]) * _UNITS[match[2]]
-    match = re.search(r"required for HLO temporaries \(([\d.]+)([KMGT])i?B?\)", message)
-    return arguments + float(match[1]) * _UNITS[match[2]] if match else 0.0
+def _needed(message: str) -> float:
+    """Bytes that a program which does not fit would use, arguments included, from libtpu's message (what it calls
+    temporaries is all there is); 0 where the message is another."""
+    told = r"Used ([\d.]+)([KMGT])i?B? of [\d.]+[KMGT]", r"required for HLO temporaries \(([\d.]+)([KMGT])i?B?\)"
+    found = [match for pattern in told if (match := re.search(pattern, message))]
+    return float(found[0][1]) * _UNITS[found[0][2]] if found else 0.0
 
 
 def _first_line(message: str) -> str:

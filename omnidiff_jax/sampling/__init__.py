@@ -36,6 +36,7 @@ from omnidiff_jax.sampling.penalties import (
 from omnidiff_jax.sampling.results import SampleResult, film, finish_reasons
 from omnidiff_jax.sampling.reveal import EntropyBound, Klass, Reveal, Revise, Stable, Threshold
 from omnidiff_jax.sampling.schedule import Blocks, CosineSchedule, ReleasedBlocks, Schedule
+from omnidiff_jax.sampling.shadow import ShadowBlock
 from omnidiff_jax.sampling.stopping import Stopping
 
 __all__ = [
@@ -79,6 +80,7 @@ __all__ = [
     "SampleResult",
     "SamplerConfig",
     "Schedule",
+    "ShadowBlock",
     "Stable",
     "Stopping",
     "Threshold",

@@ -9,6 +9,7 @@ import numpy as np
 from omnidiff_jax.config import Choice
 from omnidiff_jax.sampling.canvas import Canvas
 from omnidiff_jax.sampling.denoiser import Denoiser
+from omnidiff_jax.sampling.reveal import Reveal
 
 
 class Call(NamedTuple):
@@ -54,6 +55,9 @@ class Cache(Choice, key="kind", word=""):
     """
 
     kind: ClassVar[str]
+
+    def check(self, reveal: Reveal) -> None:
+        """Raises `OutOfRange` for what this kind makes no sense with."""
 
     def fitted(self, layout: Layout) -> "Cache":
         """The cache for canvases of one layout, with what of its shapes is static.

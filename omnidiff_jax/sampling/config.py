@@ -65,6 +65,7 @@ class SamplerConfig:
         within(self, "rows_per_chunk", 1, POSITIONS)
         self.reveal.check(self.confidence, self.repetition)
         self.drafting.check(self.cache)
+        self.cache.check(self.reveal)
 
     @classmethod
     def released(

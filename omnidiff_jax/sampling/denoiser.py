@@ -1,4 +1,4 @@
-"""What the sampler asks of a model: three pure functions. The sampler itself never imports one."""
+"""What the sampler asks of a model: a few pure functions. The sampler itself never imports one."""
 
 import dataclasses
 import functools
@@ -29,6 +29,9 @@ class Denoiser:
             distinct places of each row alone (L stands for none), all else as it was kept. `share` is static and the
             same for both: None = every place is computed and `kept` stays as it is; else the share of the places that
             each layer computes. Both are None for a model that only the cache which keeps nothing can sample from.
+        shadow: (params, mask int32 [], context, kept, places int32 [B, C], hidden int32 [B, C]) -> [B, C, D]: hidden
+            states of masks beside each row at `places` (L stands for none), each of which sees the row but for the
+            position `hidden`, and the other masks. `kept` is of `keep` without a share, for the same tokens.
     """
 
     params: Any
@@ -38,6 +41,7 @@ class Denoiser:
     alignment: str = struct.field(pytree_node=False, default="shifted")
     keep: Callable[..., tuple[jax.Array, Any]] | None = struct.field(pytree_node=False, default=None)
     renew: Callable[..., tuple[jax.Array, Any]] | None = struct.field(pytree_node=False, default=None)
+    shadow: Callable[..., jax.Array] | None = struct.field(pytree_node=False, default=None)
 
 
 def taken(x: jax.Array, places: jax.Array) -> jax.Array:
@@ -50,13 +54,13 @@ def module_denoiser(module: Any, params: Any, alignment: str = "shifted") -> Den
 
     Args:
         module: has methods `embed_inputs(ModelInputs) -> [B, L, D]` and `logits(hidden, start, stop)`, and a submodule
-            `backbone` with `embed(tokens)`, `__call__(embeddings, positions, segment_ids, given)`, and `keep` and
-            `renew` as `models.backbone.Backbone` has them.
+            `backbone` with `embed(tokens)`, `__call__(embeddings, positions, segment_ids, given)`, and `keep`, `renew`
+            and `shadow` as `models.backbone.Backbone` has them.
         params: its unboxed parameters; a tuple of arrays stands for what is stacked from them.
         alignment: of its logits.
     """
-    prepare, hidden, logits, keep, renew = _functions(module)
-    return Denoiser(params, prepare, hidden, logits, alignment, keep, renew)
+    prepare, hidden, logits, keep, renew, shadow = _functions(module)
+    return Denoiser(params, prepare, hidden, logits, alignment, keep, renew, shadow)
 
 
 @functools.lru_cache(maxsize=16)
@@ -110,6 +114,12 @@ def _functions(module: Any) -> tuple[Callable[..., Any], ...]:
         rows = (taken(x, places) for x in (tokens, context["generate"], context["embeddings"]))
         return module.backbone.renew(embedded(module, *rows), *rows_of(context), kept, places, share)
 
+    def run_shadow(
+        module: Any, mask: jax.Array, context: dict[str, jax.Array], kept: Any, places: jax.Array, hidden: jax.Array
+    ) -> jax.Array:
+        masks = module.backbone.embed(jnp.broadcast_to(mask, places.shape))
+        return module.backbone.shadow(masks, context["positions"], context["segment_ids"], kept, places, hidden)
+
     def hidden(params: Any, tokens: jax.Array, context: dict[str, jax.Array]) -> jax.Array:
         return module.apply(whole(params), tokens, context, method=run)
 
@@ -129,7 +139,17 @@ def _functions(module: Any) -> tuple[Callable[..., Any], ...]:
         hidden, fresh = module.apply(whole(params), tokens, context, kept, places, share, method=run_some)
         return hidden, kept if share is None else fresh
 
+    def shadow(
+        params: Any,
+        mask: jax.Array,
+        context: dict[str, jax.Array],
+        kept: Any,
+        places: jax.Array,
+        hidden: jax.Array,
+    ) -> jax.Array:
+        return module.apply(whole(params), mask, context, kept, places, hidden, method=run_shadow)
+
     def logits(params: Any, rows: jax.Array, start: int = 0, stop: int | None = None) -> jax.Array:
         return module.apply(whole(params), rows, start, stop, method="logits")
 
-    return prepare, hidden, logits, keep, renew
+    return prepare, hidden, logits, keep, renew, shadow

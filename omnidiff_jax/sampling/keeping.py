@@ -123,7 +123,7 @@ class PromptCache(Cache, word="prompt"):
 
     def _places(self, state: Kept, call: Call, length: int) -> jax.Array:
         """int32 [R, C]: what is computed of each row, L where it is nothing."""
-        return _span(state.first - 1, state.stop, self.columns, length)
+        return places_between(state.first - 1, state.stop, self.columns, length)
 
     def _whole(self, denoiser: Denoiser, tokens: jax.Array, context: Any) -> tuple[jax.Array, Any]:
         """Everything, and what is kept of it."""
@@ -175,7 +175,7 @@ class DualCache(PromptCache, word="dual"):
         return super()._due(state, call) | (state.start != call.start)
 
     def _places(self, state: Kept, call: Call, length: int) -> jax.Array:
-        return _span(call.start - 1, call.stop, self.columns, length)
+        return places_between(call.start - 1, call.stop, self.columns, length)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,7 +233,7 @@ def _renewed(
     return jax.vmap(lambda row, at, new: row.at[at].set(new, mode="drop"))(hidden, places, fresh), layers
 
 
-def _span(first: jax.Array, stop: jax.Array, columns: int, length: int) -> jax.Array:
+def places_between(first: jax.Array, stop: jax.Array, columns: int, length: int) -> jax.Array:
     """int32 [R, `columns`]: positions from `first` [R] up to `stop` [R], `length` for what lies outside."""
     places = first[:, None] + jnp.arange(columns, dtype=jnp.int32)[None, :]
     return jnp.where((places >= 0) & (places < stop[:, None]), places, length)

@@ -247,13 +247,13 @@ class Klass(Threshold, word="klass"):
 
 @dataclasses.dataclass(frozen=True)
 class Revise(Threshold, word="revise"):
-    """As `threshold`, and masks again what the next steps doubt: WINO (arXiv 2507.18578) without its shadow block.
+    """As `threshold`, and masks again what the next steps doubt (WINO, arXiv 2507.18578).
 
     A token is doubted where its confidence cannot be as high as `keep`: that of the candidate if it is the candidate,
     else at most the candidate's, and what the candidate leaves. Tokens are looked at until their block is done, and
     each position is masked again `times` at most; a block's last step masks nothing. The paper judges a token by what
-    is predicted without it, from a second, masked copy of the block beside it (the shadow), for which the model's
-    attention must know the copy. Here the model sees the token that it judges, and so doubts less.
+    is predicted without it, from a second, masked copy of the block beside it: that is `cache.kind = "shadow"`. Without
+    it the model sees the token that it judges, and so doubts less.
     """
 
     def check(self, confidence: Confidence, repetition: Repetition) -> None:
