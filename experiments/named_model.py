@@ -22,7 +22,7 @@ SHIPPED = "nano"
 def model_flags(command: Command) -> tuple[flags.FlagHolder[str | None], flags.FlagHolder[str | None]]:
     """Adds `--workdir` and `--model`, the two ways to name a trained model; `model_named` reads them."""
     workdir = command.string("workdir", "folder of a trained run")
-    shipped = "a shipped model's name, or a folder of weights"
+    shipped = "a model's name, shipped or installed, or a folder of weights"
     return workdir, command.string("model", f"in place of --workdir: {shipped} (default without --workdir: {SHIPPED})")
 
 

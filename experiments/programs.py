@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.commons.exams import COMMONS
 from data_pipelines.commons.reader import COMMONS_READER
+from data_pipelines.commons.recorded import RECORDED, kept_apart
 from data_pipelines.commons.tokenizers.image import CommonsImageTokenizerRun
 from data_pipelines.commons.tokenizers.speech import (
     CommonsSpeechDecoderRun,
@@ -43,8 +44,7 @@ from omnidiff_jax.sharding.distributed import barrier, is_primary
 from omnidiff_jax.training.run import Run
 
 READERS: Mapping[str, Reader] = {
-    **LIBRARY_READERS,
-    **CORPUS_READERS,
+    **{name: kept_apart(reader) for name, reader in {**LIBRARY_READERS, **CORPUS_READERS}.items()},
     "commons": COMMONS_READER,
     "scenes": SCENES_READER,
     "sdvi": SDVI_READER,
@@ -55,6 +55,7 @@ EXAMS: Mapping[str, ExamSet] = {
     "plain": PLAIN,
     "scenes_tuning": SCENES_TUNING,
     "commons": COMMONS,
+    "recorded": RECORDED,
     "jsonl": JSONL,
 }
 

@@ -48,7 +48,7 @@ LONGEST = (
 # Their programs run for milliseconds, and need not be compiled for seconds.
 TOYS = (
     "backbone", "bench_sampler", "door", "engine", "flow", "generate", "held_out", "initial", "likelihood", "load",
-    "magvit", "omni", "prefix_attention", "quantized", "runs", "sampling_caches", "sampling_candidates",
+    "magvit", "named_models", "omni", "prefix_attention", "quantized", "runs", "sampling_caches", "sampling_candidates",
     "sampling_drafting", "sampling_loop", "sampling_model", "sampling_parts", "sampling_reveal", "sampling_rows",
     "sampling_strategies", "serving_films", "sharding", "training_loop",
 )  # fmt: skip

@@ -373,13 +373,18 @@ def test_what_is_drawn_is_judged_by_features(folder, monkeypatch, capsys):
         judges.measures("tts", str(folder))
     assert [measure.metric for measure in judges.measures("spoken_qa", str(folder))] == [NAMED.metric]
     assert "one measure less" in capsys.readouterr().err
-    monkeypatch.setattr(judges, "_judge", lambda part, folder: Pixels())
-    judges.gallery.cache_clear()
+    monkeypatch.setattr(judges, "judge", lambda part, folder: Pixels())
+    for kept in (judges.gallery, judges.probe):
+        kept.cache_clear()
     made = exam("t2i", 8, str(folder))
-    judges.gallery.cache_clear()
+    for kept in (judges.gallery, judges.probe):
+        kept.cache_clear()
     truths = [case.truth for case in made.cases]
     first = next(measure for measure in made.measures if "top 1 " in measure.metric)
     assert first.score(truths, made.cases)[0].sum() == 8
+    kinds = made.measures[-1]
+    right, turned = (kinds.score(told, made.cases)[0].sum() for told in (truths, truths[4:] + truths[:4]))
+    assert "category" in kinds.metric and right > turned, (right, turned)
     turned = [truths[(number + 1) % 8] for number in range(8)]
     other = [
         a.meta["thing"] != b.meta["thing"] for a, b in zip(made.cases, [*made.cases[1:], made.cases[0]], strict=True)
@@ -411,6 +416,12 @@ def test_the_config_reads_every_task_from_one_folder(folder):
     assert config.sources.keys() == set(TASKS) - {"inpainting"}
     for stage in config.plan:
         assert stage.weights.keys() <= config.sources.keys()
+    drawn, heard = config.decoding["t2i"].sampler, config.decoding["asr"].adaptive
+    assert drawn.reveal.least == 0.9 and (heard.rate, heard.minimum) == (0.5, 16) and not config.fast
     image = load_config("experiments/configs/tokenizers/commons_image.py", [f"--config.pictures.folder={folder}"])
     opened = build(CommonsImageTokenizerRun, image)
+    asking = dataclasses.replace(opened, training=dataclasses.replace(opened.training, perceptual=0.1))
+    assert (opened.optimizer_used.frozen, asking.optimizer_used.frozen) == ((), ("perceptual/*",))
+    with pytest.raises(UserError, match="imagenet is missing; get it by"):
+        asking.open()
     assert opened.training.model.downsampling == 8 and opened.pictures.folder == str(folder)

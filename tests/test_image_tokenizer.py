@@ -3,6 +3,7 @@
 import functools
 import json
 
+import efficientnet_toys as toys
 import jax
 import numpy as np
 import optax
@@ -13,6 +14,7 @@ from data_pipelines.scenes.tokenizers.image import ImageTokenizerRun, scene_pict
 from experiments.common import load_config
 from omnidiff_jax.config import build
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.models.efficientnet import efficientnet_params
 from omnidiff_jax.models.lfq import LfqLossConfig
 from omnidiff_jax.models.magvit import Magvit, MagvitConfig
 from omnidiff_jax.models.patchgan import DiscriminatorConfig
@@ -20,12 +22,14 @@ from omnidiff_jax.tokenizers import assets
 from omnidiff_jax.tokenizers import image as image_tokenizer
 from omnidiff_jax.tokenizers.image import ImageTokenizer, fit, to_pixels, to_unit
 from omnidiff_jax.training.loop import train
-from omnidiff_jax.training.optimizer import OptimizerConfig, make_optimizer
+from omnidiff_jax.training.optimizer import OptimizerConfig, make_optimizer, split_params
 from omnidiff_jax.training.step import init_state, make_train_step
 from omnidiff_jax.training.tokenizers.image import (
+    FROZEN,
     AdversarialConfig,
     ImageTokenizerProgram,
     ImageTokenizerTraining,
+    Network,
 )
 
 TINY = MagvitConfig(
@@ -355,3 +359,26 @@ def test_retraining_reaches_the_shipped_error(tmp_path):
     assert report["psnr"] > shipped["psnr"] - 1.0
     assert report["survival"] > shipped["survival"] - 0.05
     assert report["code_agreement"] > shipped["code_agreement"] - 0.02
+
+
+def test_the_perceptual_term_has_its_weight_and_its_network_stays():
+    given = efficientnet_params(toys.tensors(), toys.CONFIG, "toys")
+
+    def pictures(first, count):
+        found = random_images(count, 8, 8, seed=first)
+        return found, found
+
+    alone = LfqLossConfig(commitment=0.0, sample_entropy=0.0, batch_entropy=0.0)
+    config = ImageTokenizerTraining(TINY, alone, perceptual=2.0, batch_size=2)
+    with pytest.raises(UserError, match="perceptual = 2.0 needs a network"):
+        ImageTokenizerProgram(config, pictures, pictures)
+    program = ImageTokenizerProgram(config, pictures, pictures, network=Network(toys.CONFIG, given))
+    params, batch = {"tokenizer": tiny().params, "perceptual": given}, next(program.batches(0))
+    begun = jax.eval_shape(program.init, jax.random.key(0))
+    assert jax.tree.map(np.shape, begun) == jax.tree.map(np.shape, params)
+    loss, metrics = jax.jit(program.loss)(params, batch, jax.random.key(0), 0)
+    told = {"absolute": 1.0, "squared": 1.0, "gradient": 0.5, "perceptual": 2.0}
+    np.testing.assert_allclose(loss, sum(weight * metrics[name] for name, weight in told.items()), rtol=1e-5)
+    assert metrics["perceptual"] > 0
+    trained, held = split_params(params, FROZEN)
+    assert held and all(name.startswith("perceptual/") for name in held) and not held.keys() & trained.keys()

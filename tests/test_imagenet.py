@@ -10,7 +10,13 @@ from safetensors.numpy import save_file
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.evaluation.judges.imagenet import ImagenetJudge, prepared
 from omnidiff_jax.evaluation.judges.named import judge_for, open_judge
-from omnidiff_jax.models.efficientnet import EfficientNet, EfficientNetConfig, efficientnet_params, scaled
+from omnidiff_jax.models.efficientnet import (
+    EfficientNet,
+    EfficientNetConfig,
+    efficientnet_params,
+    perceptual_distance,
+    scaled,
+)
 
 RNG = np.random.default_rng(0)
 PICTURES = [RNG.integers(0, 256, shape).astype(np.uint8) for shape in ((64, 64, 3), (30, 47, 3), (224, 224, 3))]
@@ -90,3 +96,16 @@ def test_folders(tmp_path, judge):
     legacy_files.write(tmp_path / "weights.pth", toys.tensors())
     with pytest.raises(UserError, match="has 2 files of weights"):
         ImagenetJudge(tmp_path, toys.CONFIG)
+
+
+def test_pictures_are_as_far_apart_as_their_features_look():
+    params = efficientnet_params(toys.tensors(), toys.CONFIG, "toys")
+    one, other = RNG.uniform(-1, 1, (2, 2, 16, 16, 3)).astype(np.float32)
+    measured = jax.jit(jax.value_and_grad(lambda *told: perceptual_distance(toys.CONFIG, *told), (0, 1, 2)))
+    distance, (constant, into, back) = measured(params, one, other)
+    assert 1e-3 < distance <= 4 and measured(params, one, one)[0] < 1e-12
+    np.testing.assert_allclose(measured(params, other, one)[0], distance, rtol=1e-5)
+    assert all(not np.any(leaf) for leaf in jax.tree.leaves(constant)), "weights are constants"
+    assert np.abs(into).max() > 0 and np.abs(back).max() > 0
+    step = 0.1 * np.asarray(into) / np.linalg.norm(into)
+    assert measured(params, one - step, other)[0] < distance < measured(params, one + step, other)[0]

@@ -100,8 +100,8 @@ def test_an_exported_run_answers_as_the_run(workdir, tmp_path):
 
 
 def test_what_cannot_be_loaded_is_said(workdir, tmp_path):
-    assert "neither a folder nor a shipped model" in refused(omnidiff_jax.load, tmp_path / "absent")
-    assert "neither a folder nor a shipped model" in refused(omnidiff_jax.load, "nanno")
+    assert "neither a folder nor the name of a model" in refused(omnidiff_jax.load, tmp_path / "absent")
+    assert "neither a folder nor the name of a model" in refused(omnidiff_jax.load, "nanno")
     assert "paths are local, or begin with" in refused(omnidiff_jax.load, "http://hub/model")
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     assert "no checkpoint" in refused(omnidiff_jax.load, tmp_path / "run")

@@ -36,8 +36,11 @@ class _Speech:
         self._clips: Clips = maker.clips
         self._learned = maker.learned
         self.voice = pick(maker.rng, self._clips.voices(maker.learned))
-        named = [thing for thing in maker.things if self._clips.names(self.voice, thing.name)] if maker.learned else []
-        self.named = named or list(maker.things)
+        self.things = [thing for thing in maker.things if not maker.learned or self._clips.says(thing.name)]
+        if not self.things:
+            raise UserError("names in speech.json leaves no thing that is spoken of; make it larger")
+        named = [thing for thing in self.things if self._clips.names(self.voice, thing.name)] if maker.learned else []
+        self.named = named or self.things
 
     def asks(self, sentence: Sentence) -> Waveform:
         return self._said(sentence, self.voice)
@@ -56,7 +59,7 @@ def _drawing(maker: Maker, speech: _Speech) -> tuple[Sentence, Thing]:
 
 
 def _seen(maker: Maker, speech: _Speech) -> Question:
-    return seen_question(maker.rng, Pool(maker.things, speech.named, maker.families))
+    return seen_question(maker.rng, Pool(speech.things, speech.named, maker.families))
 
 
 def _asr(maker: Maker) -> Record:
@@ -76,7 +79,7 @@ def _asr(maker: Maker) -> Record:
 def _tts(maker: Maker) -> Record:
     speech, drawn = _Speech(maker), maker.rng.random()
     if drawn < 0.8:
-        name = pick(maker.rng, maker.things).one
+        name = pick(maker.rng, speech.things).one
         sentence = Sentence((THIS_IS, name) if drawn < 0.4 else (name,))
     else:
         sentence = Sentence((pick(maker.rng, (*maker.world.categories, *NUMBERS, "yes", "no")),))
@@ -108,7 +111,7 @@ def _spoken_vqa(maker: Maker) -> Record:
 def _s2i(maker: Maker) -> Record:
     speech = _Speech(maker)
     sentence, thing = _drawing(maker, speech)
-    meta = {"heard": sentence.said, "voice": speech.voice, "thing": thing.name}
+    meta = {"heard": sentence.said, "voice": speech.voice} | maker.pictured(thing)
     return maker.record(task("s2i").conversation(), (maker.drawn(thing),), (speech.asks(sentence),), meta)
 
 

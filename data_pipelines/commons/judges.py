@@ -12,7 +12,7 @@ from omnidiff_jax.evaluation.exam import Measure
 from omnidiff_jax.evaluation.judges.named import open_judge
 from omnidiff_jax.evaluation.measures import TRANSCRIBED
 from omnidiff_jax.evaluation.names import NAMED
-from omnidiff_jax.evaluation.pictures import CANDIDATES, Gallery
+from omnidiff_jax.evaluation.pictures import CANDIDATES, Gallery, Probe
 from omnidiff_jax.evaluation.sounds import heard, sounding
 
 # Part of the folder, which is the judge's word too -> what it reads.
@@ -20,7 +20,8 @@ READS = {"imagenet": "picture features", "whisper": "speech", "dnsmos": "speech 
 
 
 @functools.lru_cache(maxsize=8)
-def _judge(part: str, folder: str) -> Any:
+def judge(part: str, folder: str) -> Any:
+    """The judge of a part of the folder; raises UserError where it is missing."""
     place = Path(folder) / part
     if not place.is_dir():
         raise UserError(f"{place} is missing; get it by `omnidiff data fetch commons DIR --part={part}`")
@@ -36,7 +37,17 @@ def gallery(folder: str) -> Gallery:
     """
     world = open_world(folder)
     drawn = {thing.name: picture(world.folder, STYLES[0], thing.picture) for thing in world.things}
-    return Gallery.of(_judge("imagenet", folder), drawn, min(CANDIDATES, len(drawn)))
+    return Gallery.of(judge("imagenet", folder), drawn, min(CANDIDATES, len(drawn)))
+
+
+@functools.lru_cache(maxsize=2)
+def probe(folder: str) -> Probe:
+    """Reads kinds of things from pictures, taught by those of learned things as they are to be drawn: the gallery's,
+    which the judge has seen already. No lesson is a thing never learned."""
+    world = open_world(folder)
+    things = world.of(held_out=False)
+    shown = [picture(world.folder, STYLES[0], thing.picture) for thing in things]
+    return Probe.of(judge("imagenet", folder), shown, [thing.category for thing in things])
 
 
 def _named(folder: str) -> tuple[Measure, ...]:
@@ -48,15 +59,15 @@ def _transcribed(folder: str) -> tuple[Measure, ...]:
 
 
 def _drawn(folder: str) -> tuple[Measure, ...]:
-    return gallery(folder).measures()
+    return (*gallery(folder).measures(), probe(folder).measure())
 
 
 def _words(folder: str) -> tuple[Measure, ...]:
-    return (heard(_judge("whisper", folder)),)
+    return (heard(judge("whisper", folder)),)
 
 
 def _sound(folder: str) -> tuple[Measure, ...]:
-    return (sounding(_judge("dnsmos", folder)),)
+    return (sounding(judge("dnsmos", folder)),)
 
 
 # The first gives a task its value, and must be there; the others are passed over where their judge is not.

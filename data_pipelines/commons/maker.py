@@ -65,6 +65,11 @@ class Maker:
         return picture(self.world.folder, STYLES[0], thing.picture)
 
     @staticmethod
+    def pictured(thing: Thing) -> dict[str, Any]:
+        """What judges must know of a picture that is to be drawn."""
+        return {"thing": thing.name, "category": thing.category}
+
+    @staticmethod
     def answered(question: Question) -> dict[str, Any]:
         """What judges must know of a question."""
         return {

@@ -24,7 +24,7 @@ class Spoken:
 
 def pieces(world: World, clips: Clips) -> list[tuple[str, int | None]]:
     """Text and voice of every clip that training may join; None = the voice that answers. No exam's voice is in it."""
-    names = [thing.one for thing in world.of(held_out=False)]
+    names = [thing.one for thing in world.of(held_out=False) if clips.says(thing.name)]
     said = [(text, None) for text in (*names, THIS_IS, *world.categories, *NUMBERS, "yes", "no")]
     asked = [(text, voice) for voice in clips.voices(learned=True) for text in ASKED]
     named = [

@@ -30,6 +30,7 @@ NOT_ACCEPTED = "a clip did not pass the gate"
 NOT_SPOKEN = "a clip has not been spoken"
 _VERSION = 1
 _REJECTED = ".rejected"
+_PARTS = 1 << 16  # in which a share of names is counted
 _GAP, _MARGIN, _QUIET = 0.06, 0.03, 0.01  # seconds between pieces; seconds kept around one; share of the peak
 _CELL = 0.08  # seconds of a speech code
 
@@ -43,12 +44,14 @@ class SpeechConfig:
         gate: what every clip must pass.
         held_out: share of the voices that ask that only exams hear.
         voices_of_name: learned voices that say a name; the more, the more clips.
+        names: share of the learned names that are said where speech is learned.
     """
 
     speaker: SpeakerConfig = SpeakerConfig()
     gate: GateConfig = GateConfig()
     held_out: Share = 0.2
     voices_of_name: Count = 4
+    names: Share = 1.0
 
 
 class Clips:
@@ -74,10 +77,11 @@ class Clips:
                 f"held_out = {config.held_out} of {speaker.voices} voices leaves none to learn or none for exams; "
                 f"change it in {folder / SETTINGS}"
             )
-        self._of_name = config.voices_of_name
+        self._of_name, self._names = config.voices_of_name, config.names
         told = [_VERSION, speaker.name, gate.recogniser, _gate_settings(config.gate)]
         self._folder = folder / "clips" / hashlib.blake2b(json.dumps(told).encode(), digest_size=6).hexdigest()
         choice = [*told, config.held_out, config.voices_of_name, speaker.voices]
+        choice += [config.names] if config.names < 1.0 else []
         self.identity = hashlib.blake2b(json.dumps(choice).encode(), digest_size=16).hexdigest()
 
     def kept(self) -> "Clips":
@@ -89,6 +93,10 @@ class Clips:
     def voices(self, learned: bool) -> Sequence[int]:
         """Voices that ask: those that are learned, or those for exams; no voice is both."""
         return self._learned if learned else self._held_out
+
+    def says(self, name: str) -> bool:
+        """Whether a name is said at all where speech is learned."""
+        return bool(self._voices_of(name))
 
     def names(self, voice: int, name: str) -> bool:
         """Whether a learned voice says a name."""
@@ -119,6 +127,8 @@ class Clips:
 
     @functools.lru_cache(maxsize=1 << 14)  # noqa: B019 (a folder of clips lives as long as its process)
     def _voices_of(self, name: str) -> frozenset[int]:
+        if stable_id("commons said", name) % _PARTS >= self._names * _PARTS:
+            return frozenset()
         ranked = sorted(self._learned, key=lambda voice: stable_id("commons voice of", name, voice))
         return frozenset(ranked[: self._of_name])
 
@@ -169,7 +179,11 @@ def open_clips(folder: str) -> Clips:
         how = 'write one, such as {"speaker": {"kind": "espeak"}} (docs/commons.md)'
         raise UserError(f"cannot read {file} ({error.strerror}); {how}") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{file} is not JSON ({error}); it may hold speaker, gate, held_out, voices_of_name") from error
+        raise UserError(f"{file} is not JSON ({error}); it may hold {_fields()}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{file} must be an object; it may hold speaker, gate, held_out, voices_of_name")
+        raise UserError(f"{file} must be an object; it may hold {_fields()}")
     return Clips(place, build(SpeechConfig, content, str(file)))
+
+
+def _fields() -> str:
+    return ", ".join(field.name for field in dataclasses.fields(SpeechConfig))

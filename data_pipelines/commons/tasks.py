@@ -7,8 +7,9 @@ A record is a function of (task, index, split) and of the folders it is read fro
 - "style": as "test", but pictures in the other style.
 - "concepts": as "test", of things that are never learned.
 
-`meta` holds plain values for the judges: "task", "split", "index"; "thing" and "style"; the "request" in writing;
-"answer" and what is "accepted" as one; the "kind" of question; "spoken", "heard" and "voice" of speech.
+`meta` holds plain values for the judges: "task", "split", "index"; "thing", "style", and its "category" where it is to
+be drawn; the "request" in writing; "answer" and what is "accepted" as one; the "kind" of question; "spoken", "heard"
+and "voice" of speech.
 """
 
 from collections.abc import Callable
@@ -77,7 +78,7 @@ def _t2i(maker: Maker) -> Record:
     thing = pick(maker.rng, maker.things)
     request = _request(maker.rng, thing)
     return maker.record(
-        task("t2i").conversation(request), (maker.drawn(thing),), meta={"request": request, "thing": thing.name}
+        task("t2i").conversation(request), (maker.drawn(thing),), meta={"request": request} | maker.pictured(thing)
     )
 
 
@@ -88,7 +89,7 @@ def _inpainting(maker: Maker) -> Record:
     top, left = (int(place) * half for place in maker.rng.integers(2, size=2))
     hole = np.zeros((SIZE, SIZE), bool)
     hole[top : top + half, left : left + half] = True
-    meta = {"request": thing.one, "thing": thing.name}
+    meta = {"request": thing.one} | maker.pictured(thing)
     return maker.record(task("inpainting").conversation(thing.one), (maker.drawn(thing),), hole=hole, meta=meta)
 
 

@@ -6,12 +6,13 @@
         --config.tokenizers.text=TEXT/export --config.tokenizers.image=IMAGE/export
 
 The path of one source is that of all. Who speaks stands in COMMONS/clips/speech.json (docs/commons.md). Tokenizers are
-folders; those of nano stand in for what has not been trained yet.
+folders; those of nano stand in for what has not been trained yet. `commons.py:miniature` and `commons.py:gpu` are the
+same with a preset of `commons_presets.py`; `omnidiff commons` trains it all.
 """
 
 from ml_collections import ConfigDict, FieldReference
 
-from experiments.configs import nano
+from experiments.configs import commons_presets, nano
 
 # Distinct training samples of each source; what is spoken is joined of few clips.
 EXAMPLES = {
@@ -27,7 +28,7 @@ EXAMPLES = {
 }
 
 
-def get_config() -> ConfigDict:
+def get_config(preset: str = "") -> ConfigDict:
     config = nano.get_config()
     config.model.width = 320
     config.model.layers = 4
@@ -37,8 +38,9 @@ def get_config() -> ConfigDict:
     config.data.length = config.data.frames = 288  # 64 codes are looked at, or drawn
 
     path = FieldReference("commons")  # one value for all
+    share = commons_presets.SHARES.get(preset, 1.0)
     config.data.sources = ConfigDict(
-        {name: {"reader": "commons", "examples": count, "path": path} for name, count in EXAMPLES.items()}
+        {name: {"reader": "commons", "examples": int(count * share), "path": path} for name, count in EXAMPLES.items()}
     )
     # The curriculum of nano: each stage leans on what is new.
     first = {"text_qa": 1.5, "captioning": 2.0, "vqa": 2.5, "t2i": 1.5}
@@ -51,9 +53,24 @@ def get_config() -> ConfigDict:
             "stage3_speech_driven_visual": _stage(4000, third, 0.01),
         }
     )
-    config.decoding.captioning.length = config.decoding.vqa.length = config.decoding.text_qa.length = 12
-    config.decoding.spoken_qa.length = config.decoding.spoken_vqa.length = 56
-    return config
+    config.decoding = decoding()
+    config.fast = ConfigDict()  # nothing was measured
+    return commons_presets.apply(config, "commons", preset)
+
+
+def decoding() -> ConfigDict:
+    """Nano's, in the lengths of what is said here: names of at most 8 pieces of text, answers of 31 codes, 13 pieces of
+    text heard in 2 to 53 units (docs/commons.md). Pictures are 64 codes, of which only what is sure is drawn at once.
+    """
+    settings = nano.decoding()
+    for task in ("text_qa", "captioning", "vqa"):
+        settings[task].length = 12
+    for task in ("spoken_qa", "spoken_vqa"):
+        settings[task].length = 56
+    settings.asr.adaptive.update({"rate": 0.5, "minimum": 16})
+    for task in ("t2i", "s2i", "inpainting"):
+        settings[task].sampler.reveal.least = 0.9
+    return settings
 
 
 def _stage(steps: int, weights: dict[str, float], final_fraction: float) -> ConfigDict:

@@ -14,7 +14,7 @@ from omnidiff_jax.answering.generator import Generator
 from omnidiff_jax.answering.model import Model
 from omnidiff_jax.buckets import is_remote
 from omnidiff_jax.codecs.tokenizers import Tokenizers, TokenizersConfig, open_tokenizers
-from omnidiff_jax.config import build, choose, overlaid, suggest, to_dict
+from omnidiff_jax.config import build, choose, overlaid, to_dict
 from omnidiff_jax.data.mixture import Stage
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.fetching import fetch_ahead, local_copy
@@ -24,10 +24,10 @@ from omnidiff_jax.models.omni import OmniModel
 from omnidiff_jax.models.quantized import check_devices
 from omnidiff_jax.runs import stored as runs
 from omnidiff_jax.runs.config import RunConfig, run_config
+from omnidiff_jax.runs.named import ABOUT_RUN, BESIDE, HERE, absent, find_model
 from omnidiff_jax.runs.opening import ModelRun
 from omnidiff_jax.sampling.denoiser import Denoiser, module_denoiser
 from omnidiff_jax.sharding.spread import spread_over
-from omnidiff_jax.tokenizers import assets
 from omnidiff_jax.training.workdir import local_run
 
 
@@ -45,7 +45,8 @@ def load(
     """A trained model that answers.
 
     Args:
-        what: a workdir of `omnidiff train`, a folder of converted or released weights, or the name of a shipped model.
+        what: a workdir of `omnidiff train`, a folder of converted or released weights, or the name of a model
+            (`runs/named.py`).
         rows: requests decoded together, at most.
         seed: of the sampling noise of exams; requests name their own.
         preset: "exact", or "fast": fewer calls of the model, by the settings that its config has for that
@@ -94,16 +95,13 @@ def load(
 
 
 def _place(what: str | os.PathLike[str]) -> Path:
-    shipped = assets.shipped_models()
-    if str(what) in shipped:
-        return shipped[str(what)]
+    if (packed := find_model(str(what))) is not None:
+        return packed
     if is_remote(what):
         return local_run(what) if runs.is_run(what) else local_copy(what, ("omnidiff.json", "config.json"))
     place = path(what)
     if not place.exists():
-        known = f"shipped models: {', '.join(shipped)}" if shipped else "no models are shipped"
-        hint = f"; {suggest(str(what), shipped)}" if shipped else ""
-        raise UserError(f"{what} is neither a folder nor a shipped model ({known}){hint}")
+        raise absent(str(what))
     return place
 
 
@@ -148,11 +146,14 @@ def weights_config(place: Path) -> RunConfig:
     Raises:
         UserError: the folder holds no weights of the whole model.
     """
-    for file in (place / runs.ABOUT_RUN, place / "released_files" / runs.ABOUT_RUN):
+    for file in (place / ABOUT_RUN, place / "released_files" / ABOUT_RUN):
         if file.is_file():
-            return run_config(json.loads(file.read_text()))
+            content = json.loads(file.read_text())
+            beside = [name for name, folder in content.get("tokenizers", {}).items() if folder == HERE]
+            content.get("tokenizers", {}).update({name: str(place / BESIDE[name]) for name in beside})
+            return run_config(content)
     sizes = runs.weights_sizes(place)
-    folders = {name: str(place / sub) for name, sub in runs.BESIDE.items() if (place / sub).exists()}
+    folders = {name: str(place / sub) for name, sub in BESIDE.items() if (place / sub).exists()}
     return RunConfig(
         batch_size=1,
         stages={"none": Stage(1)},

@@ -184,7 +184,8 @@ def sit(exam: Exam, generator: Generator, strips: int = 0) -> Result:
     for name, other in exam.further.items():
         found = sit(other, generator).entry
         entry[name] = found["value"]
-        entry.setdefault("further", {})[name] = {key: found[key] for key in ("value", "interval", "n")}
+        kept = ("value", "interval", "n", "also")
+        entry.setdefault("further", {})[name] = {key: found[key] for key in kept if key in found}
     entry["decoding"] = configs.to_dict(generator.decoding(exam.task))
     entry["seconds"] = {"generate": generated, "judge": time.perf_counter() - began - generated}
     return Result(entry, responses, verdicts)

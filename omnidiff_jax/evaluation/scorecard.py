@@ -114,20 +114,11 @@ def table(entries: Mapping[str, Mapping[str, Any]]) -> str:
                 (name, part["metric"] + arrow, value, span(part), ceiling, floor, str(part["n"]), part["judge"])
             )
         for further, part in entry.get("further", {}).items():
-            arrow = "" if entry["higher_is_better"] else " (lower is better)"
-            value = f"{part['value']:.3f}"
-            rows.append(
-                (
-                    name,
-                    f"{further}: {entry['metric']}{arrow}",
-                    value,
-                    span(part),
-                    "",
-                    "",
-                    str(part["n"]),
-                    entry["judge"],
-                )
-            )
+            first = {key: entry[key] for key in ("metric", "higher_is_better", "judge")} | part
+            for one in (first, *part.get("also", ())):
+                arrow = "" if one["higher_is_better"] else " (lower is better)"
+                value, metric = f"{one['value']:.3f}", f"{further}: {one['metric']}{arrow}"
+                rows.append((name, metric, value, span(one), "", "", str(one["n"]), one["judge"]))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

@@ -15,6 +15,7 @@ from omnidiff_jax.evaluation.transcripts import word_edits
 from omnidiff_jax.records import Waveform
 
 _WHISPER = Whisper()
+_NOTHING = Waveform(np.zeros(0, np.float32), 16000)
 
 
 def heard(judge: Any, normaliser: Normaliser = _WHISPER, metric: str = "word error rate of the speech") -> Measure:
@@ -32,11 +33,47 @@ def heard(judge: Any, normaliser: Normaliser = _WHISPER, metric: str = "word err
     hear = Remembered(transcribed, of_speech)
 
     def score(responses: Sequence[Response], cases: Sequence[Case]) -> Counts:
-        clips = [response.audio or Waveform(np.zeros(0, np.float32), 16000) for response in responses]
+        clips = [response.audio or _NOTHING for response in responses]
         edits = word_edits([case.meta["spoken"] for case in cases], hear(clips), normaliser)
         return np.array([edit.errors for edit in edits], float), np.array([edit.words for edit in edits], float)
 
     return Measure(metric, judge.name, False, score)
+
+
+def written(normaliser: Normaliser = _WHISPER) -> Measure:
+    """Word errors of the text against `meta["answer"]`, of speech whose numbers may be written in either way.
+
+    Args:
+        normaliser: how words are compared.
+    """
+
+    def score(responses: Sequence[Response], cases: Sequence[Case]) -> Counts:
+        return _errors(cases, [response.text for response in responses], normaliser)
+
+    return Measure("word error rate", "edit distance, Whisper's normaliser", False, score)
+
+
+def asked(judge: Any, normaliser: Normaliser = _WHISPER) -> Measure:
+    """Word errors of the judge itself in what the model was asked to hear, against `meta["answer"]`.
+
+    No answer changes it: value, ceiling and floor are one number.
+
+    Args:
+        judge: as `heard` takes it.
+        normaliser: how words are compared.
+    """
+    hear = Remembered(lambda clips: [judge.hear(clip) for clip in clips], of_speech)
+
+    def score(responses: Sequence[Response], cases: Sequence[Case]) -> Counts:
+        clips = [case.request.audio or _NOTHING for case in cases]
+        return _errors(cases, hear(clips), normaliser)
+
+    return Measure("word error rate of the judge itself", judge.name, False, score)
+
+
+def _errors(cases: Sequence[Case], texts: Sequence[str], normaliser: Normaliser) -> Counts:
+    edits = word_edits([case.meta["answer"] for case in cases], texts, normaliser)
+    return np.array([edit.errors for edit in edits], float), np.array([edit.words for edit in edits], float)
 
 
 def sounding(judge: Any) -> Measure:

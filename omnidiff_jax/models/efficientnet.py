@@ -79,6 +79,7 @@ class EfficientNet(nn.Module):
             for number in range(stage.blocks):
                 x = _block(x, stage, number == 0, f"blocks.{block}")
                 block += 1
+            self.sow("intermediates", "stages", x)
         features = nn.relu6(nn.Conv(config.features, (1, 1), name="head")(x)).mean((1, 2))
         return features, nn.Dense(config.classes, name="classes")(features)
 
@@ -98,6 +99,29 @@ def _block(x: jax.Array, stage: Stage, first: bool, name: str) -> jax.Array:
 def scaled(pictures: jax.Array) -> jax.Array:
     """float32 of 0 to 255, as the network takes them."""
     return (pictures - 127.0) / 128.0
+
+
+def perceptual_distance(config: EfficientNetConfig, params: Any, one: jax.Array, other: jax.Array) -> jax.Array:
+    """How unlike pictures look to the network: after every stage the squared distance of features of length 1 at each
+    place, in the mean of places, pictures and stages (LPIPS, arXiv 1801.03924, without learned weights).
+
+    Args:
+        config: sizes.
+        params: of `efficientnet_params`; constants for the gradient.
+        one, other: float32 [B, H, W, 3], -1 to 1.
+
+    Returns:
+        float32 scalar, 0 for the same pictures, at most 4; its gradient flows into both.
+    """
+    pixels = scaled(127.5 * jnp.concatenate([one, other]) + 127.5)
+    fixed = {"params": jax.lax.stop_gradient(params)}
+    _, kept = EfficientNet(config).apply(fixed, pixels, mutable=["intermediates"])
+    distances = []
+    for maps in kept["intermediates"]["stages"]:
+        units = maps * jax.lax.rsqrt(jnp.sum(jnp.square(maps), -1, keepdims=True) + 1e-8)
+        ours, theirs = jnp.split(units, 2)
+        distances.append(jnp.mean(jnp.sum(jnp.square(ours - theirs), -1)))
+    return jnp.mean(jnp.stack(distances))
 
 
 def efficientnet_params(tensors: Mapping[str, np.ndarray], config: EfficientNetConfig, where: str) -> dict[str, Any]:

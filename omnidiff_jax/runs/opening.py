@@ -19,9 +19,9 @@ from omnidiff_jax.errors import notice
 from omnidiff_jax.fetching import ahead, local_copy, outcome
 from omnidiff_jax.records import EncodedExample
 from omnidiff_jax.runs.config import RunConfig, run_config
+from omnidiff_jax.runs.named import find_model
 from omnidiff_jax.runs.resume import check_resume
 from omnidiff_jax.sharding.mesh import batch_parts, batch_sharding
-from omnidiff_jax.tokenizers.assets import shipped_models
 from omnidiff_jax.training.checkpoint import stored_config
 from omnidiff_jax.training.held_out import HeldOutLoss
 from omnidiff_jax.training.initial import load_initial
@@ -167,9 +167,9 @@ def _no_data(seed: int) -> "Loader":
 
 
 def _near(folder: str) -> Path:
-    """A run's or a checkpoint's folder to read from, wherever it lies; a shipped model's by its name."""
-    if folder in (shipped := shipped_models()):
-        return shipped[folder]
+    """A run's or a checkpoint's folder to read from, wherever it lies; a model's by its name."""
+    if (packed := find_model(folder)) is not None:
+        return packed
     if is_remote(folder) and Bucket(folder).list("checkpoints/"):
         return local_run(folder)
     return local_copy(folder)

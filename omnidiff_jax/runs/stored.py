@@ -25,6 +25,7 @@ from omnidiff_jax.models.attention import BACKENDS
 from omnidiff_jax.models.backbone import BackboneConfig
 from omnidiff_jax.models.quantized import quantize_array
 from omnidiff_jax.runs.config import PROGRAM, RunConfig, run_config
+from omnidiff_jax.runs.named import ABOUT_RUN
 from omnidiff_jax.runs.opening import ModelRun, open_without_data
 from omnidiff_jax.sharding.mesh import MeshConfig, make_mesh
 from omnidiff_jax.training.checkpoint import CheckpointConfig, Checkpointer, read_weights, weights_in
@@ -32,17 +33,6 @@ from omnidiff_jax.training.export import export_run
 from omnidiff_jax.training.initial import InitConfig, load_initial
 from omnidiff_jax.training.lora import SUBTREE
 from omnidiff_jax.training.workdir import CHECKPOINTS, local_run, steps_in
-
-# What `export_newest` leaves beside released weights: the run's config, for whoever loads them.
-ABOUT_RUN = "omnidiff_run.json"
-# Tokenizers beside released or converted weights: field of `TokenizersConfig` -> folder, the weights' own for "".
-BESIDE = {
-    "text": "",
-    "image": "image_tokenizer",
-    "speech_encoder": "speech_encoder",
-    "speech_tokenizer": "speech_tokenizer",
-    "speech_decoder": "speech_decoder",
-}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,14 +4,21 @@ import dataclasses
 
 import numpy as np
 
+from data_pipelines.commons.judges import judge
 from data_pipelines.commons.pictures import DRAWN, draw_rendering, picture
 from data_pipelines.commons.questions import pick
 from data_pipelines.commons.things import STYLES, World, open_world
 from data_pipelines.scenes.scene import generator
 from omnidiff_jax.config import Share, free
-from omnidiff_jax.training.config import TrainingConfig
+from omnidiff_jax.training.config import OptimizerConfig, TrainingConfig
 from omnidiff_jax.training.run import Run
-from omnidiff_jax.training.tokenizers.image import ImageTokenizerProgram, ImageTokenizerTraining, Pictures
+from omnidiff_jax.training.tokenizers.image import (
+    FROZEN,
+    ImageTokenizerProgram,
+    ImageTokenizerTraining,
+    Network,
+    Pictures,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,13 +69,25 @@ class CommonsImageTokenizerRun(TrainingConfig):
     pictures: CommonsPictures = CommonsPictures()
     training: ImageTokenizerTraining
 
+    @property
+    def optimizer_used(self) -> OptimizerConfig:
+        """The optimizer, from which the network of the perceptual term is kept."""
+        kept = FROZEN if self.training.perceptual else ()
+        return dataclasses.replace(self.optimizer, frozen=(*self.optimizer.frozen, *kept))
+
     def open(self) -> Run:
-        """The run; validates on renderings never learned."""
+        """The run; validates on renderings never learned. The perceptual term asks the network of `folder/imagenet`."""
         world = open_world(self.pictures.folder)
         model = dataclasses.replace(self.training.model, dtype=self.dtype)
         program = ImageTokenizerProgram(
             dataclasses.replace(self.training, model=model, batch_size=self.batch_size),
             world_pictures(world, self.pictures.drawn, held_out=False),
             world_pictures(world, self.pictures.drawn, held_out=True),
+            network=_network(self.pictures.folder) if self.training.perceptual else None,
         )
         return Run(self, program, self.make_mesh())
+
+
+def _network(folder: str) -> Network:
+    found = judge("imagenet", folder)
+    return Network(found.config, found.params)

@@ -10,8 +10,10 @@ encoder, normalisation per position), so that a thing has the same codes at ever
 
 from ml_collections import ConfigDict
 
+from experiments.configs import commons_presets
 
-def get_config() -> ConfigDict:
+
+def get_config(preset: str = "") -> ConfigDict:
     config = ConfigDict()
     config.program = "commons_image_tokenizer"
     config.seed = 0
@@ -31,6 +33,7 @@ def get_config() -> ConfigDict:
             "absolute": 1.0,
             "squared": 4.0,
             "gradient": 1.0,
+            "perceptual": 0.0,  # weight of COMMONS/imagenet's opinion; not compared yet
             "spread_steps": 12000,
             "validation_size": 512,
             "quantizer": ConfigDict(
@@ -61,4 +64,4 @@ def get_config() -> ConfigDict:
             ),
         }
     )
-    return config
+    return commons_presets.apply(config, "commons_image", preset)

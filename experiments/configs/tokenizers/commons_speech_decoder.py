@@ -10,10 +10,11 @@ COMMONS is a folder of `omnidiff data fetch commons` with `clips` (docs/commons.
 
 from ml_collections import ConfigDict
 
+from experiments.configs import commons_presets
 from experiments.configs.tokenizers import speech_decoder
 
 
-def get_config() -> ConfigDict:
+def get_config(preset: str = "") -> ConfigDict:
     config = speech_decoder.get_config()
     config.program = "commons_speech_decoder"
     config.folder = ""
@@ -30,4 +31,4 @@ def get_config() -> ConfigDict:
     flow.update({"mel_mean": -4.9, "mel_std": 2.2})  # of the answering voice: -4.87 and 2.24
     flow.encoder.update({"width": 128, "hidden": 384, "layers": 3})
     flow.estimator.update({"channels": (128, 128), "mid_blocks": 2, "heads": 4})
-    return config
+    return commons_presets.apply(config, "commons_speech_decoder", preset)

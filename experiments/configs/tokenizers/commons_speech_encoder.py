@@ -11,10 +11,11 @@ Goes on where it was stopped.
 
 from ml_collections import ConfigDict
 
+from experiments.configs import commons_presets
 from experiments.configs.tokenizers import speech_encoder
 
 
-def get_config() -> ConfigDict:
+def get_config(preset: str = "") -> ConfigDict:
     config = speech_encoder.get_config()
     config.program = "commons_speech_encoder"
     config.folder = ""
@@ -25,4 +26,4 @@ def get_config() -> ConfigDict:
     config.training.utterances = 12000
     config.training.validation_size = 200
     config.training.encoder.update({"width": 192, "ffn": 512, "blocks": 5})
-    return config
+    return commons_presets.apply(config, "commons_speech_encoder", preset)

@@ -11,10 +11,11 @@ is said begins on their grid. Goes on where it was stopped.
 
 from ml_collections import ConfigDict
 
+from experiments.configs import commons_presets
 from experiments.configs.tokenizers import speech_tokenizer
 
 
-def get_config() -> ConfigDict:
+def get_config(preset: str = "") -> ConfigDict:
     config = speech_tokenizer.get_config()
     config.program = "commons_speech_tokenizer"
     config.folder = ""
@@ -27,4 +28,4 @@ def get_config() -> ConfigDict:
     config.training.validation_size = 100
     config.training.model.update({"width": 192, "ffn": 512, "layers": 2, "codebook_size": 1024})
     config.training.model.update({"pooling_position": 2, "quantize_position": 2})
-    return config
+    return commons_presets.apply(config, "commons_speech_tokenizer", preset)

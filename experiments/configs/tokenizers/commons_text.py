@@ -7,11 +7,13 @@ COMMONS is a folder of `omnidiff data fetch commons`. Takes seconds.
 
 from ml_collections import ConfigDict
 
+from experiments.configs import commons_presets
 
-def get_config() -> ConfigDict:
+
+def get_config(preset: str = "") -> ConfigDict:
     config = ConfigDict()
     config.program = "commons_text_tokenizer"
     config.folder = ""
     config.records = 400  # of each written task that the sentences are taken from
     config.tokenizer = ConfigDict({"kind": "bpe", "size": 2048, "phrases": ()})
-    return config
+    return commons_presets.apply(config, "commons_text", preset)

@@ -10,13 +10,14 @@ the Whisper of COMMONS/whisper, if it is there, with Griffin-Lim beside it. Goes
 
 from ml_collections import ConfigDict
 
+from experiments.configs import commons_presets
 from experiments.configs.tokenizers import vocoder
 
 
-def get_config() -> ConfigDict:
+def get_config(preset: str = "") -> ConfigDict:
     config = vocoder.get_config()
     config.program = "commons_vocoder"
     config.folder = ""
     config.speech_decoder = ""  # a folder: whose spectrograms are made audible
     config.training.utterances = 1500
-    return config
+    return commons_presets.apply(config, "commons_vocoder", preset)

@@ -27,6 +27,7 @@ class ImagenetJudge:
     Attributes:
         name: with a hash of the folder.
         config: sizes.
+        params: of the network.
     """
 
     def __init__(self, folder: Path, config: EfficientNetConfig = LITE0):
@@ -39,7 +40,7 @@ class ImagenetJudge:
         if len(found) != 1:
             raise UserError(f"{folder} has {len(found)} files of weights; it must have one .safetensors or .pth")
         self.config = config
-        self._params = efficientnet_params(_tensors(found[0]), config, str(found[0]))
+        self.params = efficientnet_params(_tensors(found[0]), config, str(found[0]))
         self.name = f"imagenet-{fingerprint(found)[:8]}"
         self._seen = Remembered(self._computed, of_picture)
 
@@ -61,7 +62,7 @@ class ImagenetJudge:
             batch = [prepared(picture) for picture in pictures[start : start + _BATCH]]
             # Batches of one shape: a picture's features do not depend on how many are asked for.
             full = np.stack(batch + [batch[0]] * (_BATCH - len(batch)))
-            features, logits = map(np.asarray, apply(self._params, full))
+            features, logits = map(np.asarray, apply(self.params, full))
             found += zip(features[: len(batch)], logits[: len(batch)], strict=True)
         return found
 

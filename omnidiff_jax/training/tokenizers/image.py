@@ -3,7 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from omnidiff_jax import rng
 from omnidiff_jax.config import Count, Natural, NonNegative
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.models import lfq, patchgan
+from omnidiff_jax.models.efficientnet import EfficientNetConfig, perceptual_distance
 from omnidiff_jax.models.magvit import Magvit, MagvitConfig
 from omnidiff_jax.tokenizers.image import ImageTokenizer, to_unit
 from omnidiff_jax.training.program import BatchStream, TrainProgram
@@ -27,8 +28,18 @@ Partners = Callable[[int, int], np.ndarray]
 """(first index, count) -> uint8 [factors, count, H, W, 3], to go with `Pictures` at the same indices: picture f shares
 with the seen one what factor f of the code is to hold (its forms, its colours), and nothing else."""
 
+FROZEN = ("perceptual/*",)
+"""Patterns of `OptimizerConfig.frozen` for a run with the perceptual term."""
+
 Judge = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(originals, decoded), uint8 [N, H, W, 3] each -> bool [N]: does the decoded picture show the same things?"""
+
+
+class Network(NamedTuple):
+    """A network that has learned to see, and its parameters: what the perceptual term compares by."""
+
+    config: EfficientNetConfig
+    params: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +72,8 @@ class ImageTokenizerTraining:
         absolute, squared: weights of the mean absolute and squared pixel error.
         gradient: weight of the absolute error of horizontal and vertical pixel differences; sharpens outlines, and
             needs no pretrained network.
+        perceptual: weight of how unlike drawn and wanted picture look to a network trained elsewhere
+            (`efficientnet.perceptual_distance`); 0 = it is not asked.
         agreement: weight of the squared distance from the features of the seen picture to the code of the wanted one.
         factors: bits of each factor of the code, in order; () = one. Bits of a factor are asked to be the same in
             pictures that share only that factor (von Kügelgen et al. 2021), so that what was never seen together has a
@@ -78,6 +91,7 @@ class ImageTokenizerTraining:
     absolute: NonNegative = 1.0
     squared: NonNegative = 1.0
     gradient: NonNegative = 0.5
+    perceptual: NonNegative = 0.0
     agreement: NonNegative = 0.0
     factors: tuple[Count, ...] = ()
     factor_agreement: NonNegative = 0.0
@@ -91,7 +105,8 @@ class ImageTokenizerTraining:
 
 
 class ImageTokenizerProgram(TrainProgram):
-    """Parameters are {"tokenizer": ...}, and "discriminator" beside it where the adversarial term is on.
+    """Parameters are {"tokenizer": ...}, and "discriminator" beside it where the adversarial term is on, "perceptual"
+    where that term is: those of a network that stays as it is, so the optimizer's `frozen` must name them (`FROZEN`).
 
     Both players learn in the same step from one loss: the decoder's term sees the discriminator's parameters as
     constants, and the discriminator's term sees the decoded images as constants.
@@ -105,7 +120,11 @@ class ImageTokenizerProgram(TrainProgram):
         judge: Judge | None = None,
         partners: Partners | None = None,
         held_out_partners: Partners | None = None,
+        network: Network | None = None,
     ):
+        if config.perceptual and network is None:
+            raise UserError(f"training.perceptual = {config.perceptual} needs a network, which this run has not; set 0")
+        self._network = network if config.perceptual else None
         if config.factors and (partners is None or held_out_partners is None):
             raise UserError(f"training.factors = {config.factors} needs pictures that share one factor each")
         self.config = config
@@ -120,6 +139,8 @@ class ImageTokenizerProgram(TrainProgram):
         params = {"tokenizer": meta.unbox(self._model.init(rng.named(key, "tokenizer"), images)["params"])}
         if self._critic is not None:
             params["discriminator"] = self._critic.init(rng.named(key, "discriminator"), images)["params"]
+        if self._network is not None:
+            params["perceptual"] = jax.tree.map(jnp.asarray, self._network.params)
         return params
 
     def loss(self, params: Any, batch: Any, key: jax.Array, step: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -135,6 +156,9 @@ class ImageTokenizerProgram(TrainProgram):
             cfg.absolute * metrics["absolute"] + cfg.squared * metrics["squared"] + cfg.gradient * metrics["gradient"]
         )
         spread = jnp.maximum(1.0 - step / cfg.spread_steps, 0.0) if cfg.spread_steps else 1.0
+        if self._network is not None:
+            metrics["perceptual"] = perceptual_distance(self._network.config, params["perceptual"], drawn, wanted)
+            loss += cfg.perceptual * metrics["perceptual"]
         quantizer_loss, parts = lfq.lfq_losses(z, cfg.quantizer, spread)
         loss += quantizer_loss
         if cfg.agreement or cfg.factors:
