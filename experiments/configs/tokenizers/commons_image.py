@@ -24,7 +24,7 @@ def get_config(preset: str = "") -> ConfigDict:
     config.keep_checkpoints = 1
     config.dtype = "float32"
     config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1, "sequence": 1})
-    config.stages = ConfigDict({"train": ConfigDict({"steps": 12000, "learning_rate": 2e-3})})
+    config.stages = ConfigDict({"train": ConfigDict({"steps": 6000, "learning_rate": 2e-3})})
     config.optimizer = ConfigDict({"b2": 0.95, "clip_norm": 1.0, "final_fraction": 0.02, "frozen": ()})
 
     config.pictures = ConfigDict({"folder": "", "drawn": 0.25})  # drawn: share on white, whole, as they are to be drawn
@@ -34,7 +34,7 @@ def get_config(preset: str = "") -> ConfigDict:
             "squared": 4.0,
             "gradient": 1.0,
             "perceptual": 0.0,  # weight of COMMONS/imagenet's opinion; not compared yet
-            "spread_steps": 12000,
+            "spread_steps": 6000,
             "validation_size": 512,
             "quantizer": ConfigDict(
                 {
