@@ -226,6 +226,9 @@ def check_schema(service: Service, count: int, seed: int) -> dict[str, Any]:
                     seeded(seed + first)(drawn(given(case=made)(check)))()
                 except ValueError as error:  # schemathesis stumbles over some of its own forms; `check` raises nothing
                     unmade[f"{operation.label}: {str(error).splitlines()[0]}"] += 1
+    for name in (f"{operation.method.upper()} {operation.path}" for operation in operations):
+        if not sent[name]:
+            wrong.append(f"{name}: schemathesis made no case of it")
     told = {"requests": sum(sent.values()), "sent": dict(sent), "unmade": dict(unmade), "wrong": wrong}
     return told | {"under_way": service.scheduler.open}
 
