@@ -1,12 +1,16 @@
 """The main job, tiny, through the commands a user types: train, kill, resume, sample, evaluate."""
 
+import base64
+import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 
 import numpy as np
 import pytest
@@ -162,3 +166,27 @@ def test_every_task_is_scored(trained, omnidiff):
     assert after["seconds"]["train"] == before["seconds"]["train"]
     names = {path.name.split(".")[0].rstrip("_0123456789") for path in (workdir / "samples").iterdir()}
     assert set(TASKS) <= names
+
+
+def test_a_run_is_served_as_it_is_sampled(trained, omnidiff, tmp_path):
+    """In eight bits: the picture of the server is that of the command."""
+    pytest.importorskip("starlette")
+    pytest.importorskip("uvicorn")
+    _, workdir = trained
+    text, words = "small red circle top left, on white", (f"--workdir={workdir}", "--quantize=int8")
+    done(omnidiff("sample", *words, "--task=t2i", f"--text={text}", "--seed=3", f"--out={tmp_path / 'sampled'}"))
+    command = [sys.executable, "-m", "omnidiff_jax.cli", "serve", *words, "--port=0", "--warm=none", "--name=tiny"]
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    try:
+        url = next(found[0] for line in process.stderr if (found := re.search(r"http://\S+", line)))
+        body = json.dumps({"model": "tiny", "prompt": text, "seed": 3, "response_format": "b64_json"}).encode()
+        request = urllib.request.Request(f"{url}/v1/images/generations", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            drawn = base64.b64decode(json.load(answer)["data"][0]["b64_json"])
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(40) == 0
+    finally:
+        process.kill()
+    with Image.open(tmp_path / "sampled.png") as sampled, Image.open(io.BytesIO(drawn)) as served:
+        np.testing.assert_array_equal(np.asarray(served), np.asarray(sampled))
