@@ -4,6 +4,7 @@ omnidiff convert --from=released --to=orbax SRC DST
 omnidiff convert --from=released --to=orbax --mesh=fsdp=8 --dtype=float32 SRC DST
 omnidiff convert --from=orbax --to=released SRC DST
 omnidiff convert --from=run --to=released --dtype=bfloat16 WORKDIR DST
+omnidiff convert --from=run --to=released --dtype=int8 WORKDIR DST
 
 The released form is a folder of config.json and *.safetensors (one, or shards with an index), *.bin or *.pt; the
 Orbax form is what StandardCheckpointer().restore(DST) reads; a run is the newest checkpoint of a training workdir.
@@ -38,13 +39,16 @@ DTYPES = {
     "float32": np.dtype(np.float32),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float16": np.dtype(np.float16),
+    "int8": np.dtype(np.int8),
 }
 
 COMMAND = Command("convert", __doc__, arguments="SRC DST")
 FROM = COMMAND.choice("from", "form of SRC", SOURCES, required=True)
 TO = COMMAND.choice("to", "form of DST", TARGETS, required=True)
 COMPONENT = COMMAND.choice("component", "what SRC is (default: told from its tensors)", tuple(COMPONENTS))
-DTYPE = COMMAND.choice("dtype", "of floating-point tensors", tuple(DTYPES), "keep")
+DTYPE = COMMAND.choice(
+    "dtype", "of floating-point tensors; int8: matrices, with scales, in released files", tuple(DTYPES), "keep"
+)
 MESH = COMMAND.string("mesh", "cut the arrays for a device mesh, such as fsdp=8,tensor=2")
 SHARDING = COMMAND.choice("sharding", "how the mesh splits parameters", tuple(STRATEGIES), "fsdp")
 SHARD_SIZE = COMMAND.integer("shard_size", "most bytes of a safetensors file that is split anew", SHARD, minimum=1)
@@ -71,6 +75,8 @@ def run(source: str, target: str) -> None:
 def convert(source: str, target: Path, dtype: np.dtype | None) -> Summary:
     """Moves the weights as the flags say."""
     if TO.value == "orbax":
+        if dtype == np.int8:
+            raise UserError("--dtype=int8 is a form of released files; Orbax arrays are float32, bfloat16 or float16")
         return to_orbax(
             local_copy(source),
             target,

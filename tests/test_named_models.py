@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from tiny_run import write_config
 
 import omnidiff_jax
@@ -20,6 +21,7 @@ from omnidiff_jax.runs.named import MANIFEST, VARIABLE, find_model, named_models
 from omnidiff_jax.runs.pack import pack
 from omnidiff_jax.runs.stored import newest
 from omnidiff_jax.tokenizers.assets import nano_dir
+from omnidiff_jax.tokenizers.speech import SpeechDecoder
 
 SETTINGS = {"length": 4, "sampler": {"steps": 2}}
 
@@ -75,6 +77,30 @@ def test_nothing_of_this_machine_is_packed(workdir, packed):
     assert (packed.folder / "text.model").is_file() and not (packed.folder / "image_tokenizer").exists()
     halves = list(packed.folder.rglob("*.safetensors"))
     assert len(halves) == 4 and b'"F32"' not in b"".join(file.read_bytes()[:20000] for file in halves)
+
+
+def test_in_eight_bits_it_is_smaller_and_answers(workdir, packed, tmp_path, monkeypatch):
+    """Kernels of the decoder move by half a scale at most; what makes codes is what it was."""
+    eight = pack(workdir, "commons", tmp_path, eight_bits=True)
+    assert eight.size < 0.8 * packed.size
+    for name in ("speech_tokenizer", "speech_encoder", "text.model"):
+        files = [file for file in (packed.folder / name, *(packed.folder / name).rglob("*")) if file.is_file()]
+        assert files
+        for file in files:
+            assert (eight.folder / file.relative_to(packed.folder)).read_bytes() == file.read_bytes()
+    one, other = (
+        flatten_dict(SpeechDecoder.load(folder / "speech_decoder").params, sep="/")
+        for folder in (packed.folder, eight.folder)
+    )
+    assert one.keys() == other.keys()
+    moved = [name for name in one if not np.array_equal(one[name], other[name])]
+    assert moved and all(name.endswith("kernel") or one[name].ndim > 1 for name in moved)
+    for name in moved:
+        most = np.abs(one[name]).max(axis=tuple(range(one[name].ndim - 1)))
+        assert (np.abs(one[name] - other[name]) <= 0.501 * most / 127).all()
+    monkeypatch.setenv(VARIABLE, str(tmp_path))
+    answer = omnidiff_jax.load("commons", rows=1).answer("text_qa", text="what is red?", settings=SETTINGS)
+    assert answer.steps == 2
 
 
 def test_the_wheel_brings_the_same_model(packed, tmp_path, monkeypatch):

@@ -26,6 +26,21 @@ BACKBONE_KEYS = {
     "rope_theta": "rope_theta",
 }
 
+# What a config says of weights in eight bits, in the words of compressed-tensors.
+EIGHT_BITS = {
+    "quant_method": "compressed-tensors",
+    "format": "int-quantized",
+    "quantization_status": "compressed",
+    "config_groups": {
+        "group_0": {
+            "targets": ["Linear", "Embedding"],
+            "weights": {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel", "dynamic": False},
+        }
+    },
+    "ignore": [],
+}
+_STRATEGIES = ("channel", "tensor")
+
 
 def need(config: Mapping[str, Any], key: str, where: str = "config") -> Any:
     """`config[key]`.
@@ -82,18 +97,40 @@ def rope_said_once(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def refuse_quantized(config: Mapping[str, Any]) -> None:
-    """Refuses a checkpoint whose weights stand for other numbers.
+    """Refuses a checkpoint whose weights stand for other numbers, but for int8 with scales (`EIGHT_BITS`), which is
+    read as the floats it stands for.
 
     Raises:
         UserError: the config says how they were quantized.
     """
     for key in ("quantization_config", "compression_config"):
-        if config.get(key):
-            method = config[key].get("quant_method", "") if isinstance(config[key], Mapping) else str(config[key])
+        told = config.get(key)
+        if told and not (isinstance(told, Mapping) and _is_eight_bits(told)):
+            method = told.get("quant_method", "") if isinstance(told, Mapping) else str(told)
+            form = f", {told['format']}" if isinstance(told, Mapping) and told.get("format") else ""
             raise UserError(
-                f"config: {key} says that the weights are quantized ({method or 'no method named'}); give a checkpoint "
-                "in bfloat16, float16 or float32"
+                f"config: {key} says that the weights are quantized ({method or 'no method named'}{form}); give a "
+                "checkpoint in bfloat16, float16 or float32, or in int8 by compressed-tensors with a scale a channel"
             )
+
+
+def _is_eight_bits(told: Mapping[str, Any]) -> bool:
+    """Whether weights are int8 times a scale for each row or one for all; what activations are brought to is the
+    reader's choice."""
+    groups, sparsity = told.get("config_groups"), told.get("sparsity_config") or {}
+    if told.get("quant_method") != EIGHT_BITS["quant_method"] or told.get("format") != EIGHT_BITS["format"]:
+        return False
+    if not isinstance(groups, Mapping) or not isinstance(sparsity, Mapping):
+        return False
+    if sparsity.get("format", "dense") != "dense":
+        return False
+    weights = [group.get("weights") if isinstance(group, Mapping) else None for group in groups.values()]
+    return bool(weights) and all(
+        isinstance(one, Mapping)
+        and (one.get("num_bits"), one.get("type", "int"), one.get("symmetric", True)) == (8, "int", True)
+        and one.get("strategy") in _STRATEGIES
+        for one in weights
+    )
 
 
 def backbone_json(config: BackboneConfig) -> dict[str, Any]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import jax
 import numpy as np
 
 from omnidiff_jax.conversion.tensor_files import SafetensorsFile, no_weights
+from omnidiff_jax.eight_bits import SCALE, from_eight_bits
 from omnidiff_jax.errors import UserError
 
 SAFETENSORS, TORCH = ".safetensors", (".bin", ".pt", ".pth")
@@ -121,6 +123,7 @@ class ReleasedFolder:
         folder: where it is.
         files: file name -> tensors.
         owner: tensor name -> file name.
+        scales: tensor held in eight bits -> the tensor of its scales and its file (see `eight_bits`); not in `owner`.
         index: name of the index file, or None.
         config: `config.json`, `config.yaml` or `configuration.json`, whichever there is; empty without one.
     """
@@ -128,6 +131,7 @@ class ReleasedFolder:
     folder: Path
     files: dict[str, TensorReader]
     owner: dict[str, str]
+    scales: dict[str, tuple[str, str]]
     index: str | None
     config: dict[str, Any]
 
@@ -136,10 +140,17 @@ class ReleasedFolder:
         return {name: tuple(self.files[file].entries[name].shape) for name, file in self.owner.items()}
 
     def dtype(self, name: str) -> np.dtype:
-        return self.files[self.owner[name]].entries[name].dtype
+        """Of what is read: float32 where eight bits and their scales are held."""
+        return np.dtype(np.float32) if name in self.scales else self.files[self.owner[name]].entries[name].dtype
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        return self.files[self.owner[name]].read(name, start, stop)
+        """Rows `start` to `stop` of a tensor (all by default)."""
+        value = self.files[self.owner[name]].read(name, start, stop)
+        if name not in self.scales:
+            return value
+        scales, file = self.scales[name]
+        rows = (start, stop) if len(self.files[file].entries[scales].shape) == value.ndim else ()
+        return from_eight_bits(value, self.files[file].read(scales, *rows))
 
     @property
     def largest_file(self) -> int:
@@ -171,10 +182,34 @@ def open_released(path: Path) -> Iterator[ReleasedFolder]:
                 owner[tensor] = name
         if index is not None:
             _check_index(folder / index, owner)
-        yield ReleasedFolder(folder, files, owner, index, read_config(folder))
+        scales = _scales(files, owner)
+        owner = {tensor: name for tensor, name in owner.items() if (tensor, name) not in scales.values()}
+        yield ReleasedFolder(folder, files, owner, scales, index, read_config(folder))
     finally:
         for reader in files.values():
             reader.close()
+
+
+def _scales(files: Mapping[str, TensorReader], owner: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """The tensors of int8 that have scales, with where those are.
+
+    Raises:
+        UserError: scales of another shape or type than one a row, or one for all.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    for tensor, name in owner.items():
+        entry = files[name].entries[tensor]
+        if entry.dtype != np.int8 or (file := owner.get(scales := tensor + SCALE)) is None:
+            continue
+        told = files[file].entries[scales]
+        known = tuple(told.shape) in ((*entry.shape[:1], *(1,) * (len(entry.shape) - 1)), (1,), ())
+        if not known or not jax.numpy.issubdtype(told.dtype, np.floating):
+            raise UserError(
+                f"{files[file].path}: {scales!r} is {told.dtype.name}{list(told.shape)}, no scale for each row of "
+                f"{tensor!r} of shape {list(entry.shape)}; give a checkpoint in bfloat16, float16 or float32"
+            )
+        found[tensor] = (scales, file)
+    return found
 
 
 def _files(folder: Path) -> tuple[str | None, list[str]]:

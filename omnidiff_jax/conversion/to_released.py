@@ -28,8 +28,10 @@ from omnidiff_jax.conversion.parts import (
     some,
     spans,
 )
+from omnidiff_jax.conversion.released import EIGHT_BITS
 from omnidiff_jax.conversion.rules import Assignment, plan_inverse, torch_shapes, transform
 from omnidiff_jax.conversion.tensor_files import SafetensorsWriter
+from omnidiff_jax.eight_bits import SCALE, in_eight_bits
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.files import new_folder
 
@@ -50,7 +52,8 @@ def to_released(
     Args:
         source: a params-only Orbax checkpoint that says what it holds.
         target: folder to make; it must not exist.
-        dtype: of floating-point tensors; None keeps each array's.
+        dtype: of floating-point tensors; None keeps each array's; int8 writes matrices in eight bits with scales
+            (`eight_bits`), and the rest in float16.
         allow_nan: convert arrays with NaN or infinities in them.
         shard_bytes: most bytes of a file, where the checkpoint does not say how it was split.
 
@@ -114,7 +117,11 @@ def write_released(
                 )
         if missing := expected.keys() - shapes.keys():
             raise UserError(f"{store.folder} lacks the arrays of {len(missing)} tensors: {some(missing)}")
-        types = {place.source: cast(store.dtype(place.target), dtype) for place in places}
+        eight = {name for name, shape in shapes.items() if dtype == np.int8 and _is_matrix(name, shape)}
+        rest = np.dtype(np.float16) if dtype == np.int8 else dtype
+        types = {place.source: cast(store.dtype(place.target), rest) for place in places}
+        types |= dict.fromkeys(eight, np.dtype(np.int8)) | {name + SCALE: np.dtype(np.float32) for name in eight}
+        shapes |= {name + SCALE: (shapes[name][0], 1) for name in eight}
         files, index, metadata = _files(arrangement, shapes, types, shard_bytes)
         owner = {name: file for file, names in files.items() for name in names}
         with ExitStack() as stack:
@@ -124,7 +131,7 @@ def write_released(
                 writers[file] = SafetensorsWriter(partial / file, tensors, metadata.get(file, {}))
                 stack.callback(writers[file].close)
             jobs = (
-                _job(store, writers[owner[place.source]], place, span, types[place.source], allow_nan)
+                _job(store, writers, owner, place, span, types[place.source], allow_nan)
                 for place in places
                 for span in spans(shapes[place.source], _stored_rows(store, place, shapes[place.source]))
             )
@@ -133,7 +140,7 @@ def write_released(
         if index is not None:
             listing = {"metadata": {"total_size": total}, "weight_map": dict(sorted(owner.items()))}
             (partial / index).write_text(json.dumps(listing, indent=2) + "\n")
-        _config_files(carried, partial, kind, config, assumed)
+        _config_files(carried, partial, kind, config, assumed, bool(eight))
         return Summary(kind.name, len(shapes), total)
 
 
@@ -159,19 +166,34 @@ def _stored_rows(store: ArrayFolder, place: Assignment, shape: tuple[int, ...]) 
     return max(rows // piece, 1) * piece
 
 
+def _is_matrix(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor is worth eight bits: a scale is small beside its row."""
+    return name.endswith(".weight") and len(shape) == 2 and shape[1] >= 16
+
+
 def _job(
     store: ArrayFolder,
-    writer: SafetensorsWriter,
+    writers: Mapping[str, SafetensorsWriter],
+    owner: Mapping[str, str],
     place: Assignment,
     span: tuple[int, int] | None,
     dtype: np.dtype,
     allow_nan: bool,
 ) -> Callable[[], None]:
+    name, start = place.source, span[0] if span else 0
+
+    def write(tensor: str, value: np.ndarray) -> None:
+        writers[owner[tensor]].write(tensor, value, (value.nbytes // len(value)) * start if start else 0)
+
     def job() -> None:
         value = store.read(place.target, region(place, span))
-        value = checked_cast(place.source, value, dtype, allow_nan)
-        value = relaid(transform(place.transform).inverse(value))
-        writer.write(place.source, value, (value.nbytes // len(value)) * span[0] if span else 0)
+        if dtype != np.int8:
+            value = checked_cast(name, value, dtype, allow_nan)
+            return write(name, relaid(transform(place.transform).inverse(value)))
+        value = checked_cast(name, value, np.dtype(np.float32), allow_nan=False)
+        steps, scales = in_eight_bits(relaid(transform(place.transform).inverse(value)))
+        write(name, steps)
+        write(name + SCALE, scales)
 
     return job
 
@@ -211,7 +233,12 @@ def _natural(name: str) -> tuple[tuple[int, int | str], ...]:
 
 
 def _config_files(
-    carried: Path | None, target: Path, kind: Component, config: Any, assumed: Mapping[str, Any] | None
+    carried: Path | None,
+    target: Path,
+    kind: Component,
+    config: Any,
+    assumed: Mapping[str, Any] | None,
+    eight_bits: bool,
 ) -> None:
     if carried is not None and carried.is_dir():
         for path in sorted(carried.iterdir()):
@@ -220,3 +247,10 @@ def _config_files(
         own = {"component": kind.name, "config": to_dict(config)} | ({"assumed": dict(assumed)} if assumed else {})
         text = json.dumps(kind.released_json(config) | {"omnidiff": own}, indent=2)
         (target / "config.json").write_text(text + "\n")
+    own_json = target / "config.json"
+    if own_json.exists():
+        told = json.loads(own_json.read_text())
+        said = {key: value for key, value in told.items() if key not in ("quantization_config", "compression_config")}
+        said |= {"quantization_config": EIGHT_BITS} if eight_bits else {}
+        if said != told:
+            own_json.write_text(json.dumps(said, indent=2) + "\n")

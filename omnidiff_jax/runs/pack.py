@@ -19,6 +19,7 @@ from omnidiff_jax.errors import UserError
 from omnidiff_jax.files import path, write_bytes
 from omnidiff_jax.runs.named import ABOUT_RUN, BESIDE, GROUP, HERE, MANIFEST, NAME, SUFFIXES, check_package, sha256
 from omnidiff_jax.runs.stored import export_newest, newest
+from omnidiff_jax.tokenizers.assets import WEIGHTS_FILE, write_eight_bits
 
 _FORM = 1
 _DATE = (1980, 1, 1, 0, 0, 0)  # the same files make the same wheel
@@ -43,7 +44,9 @@ class Packed:
     sha256: str
 
 
-def pack(workdir: str | os.PathLike[str], name: str, target: str | os.PathLike[str]) -> Packed:
+def pack(
+    workdir: str | os.PathLike[str], name: str, target: str | os.PathLike[str], *, eight_bits: bool = False
+) -> Packed:
     """Writes the newest checkpoint of a run, in half precision, with its tokenizers as `target/NAME` and as a wheel.
 
     No path of this machine is in it: where data lay is left out, tokenizers lie beside the weights.
@@ -52,6 +55,8 @@ def pack(workdir: str | os.PathLike[str], name: str, target: str | os.PathLike[s
         workdir: of the run.
         name: that it will be loaded by.
         target: an existing or new folder.
+        eight_bits: hold the matrices of the model and of the speech decoder as int8 with scales (`eight_bits`). What
+            makes codes stays in half precision, so that they are those it was trained on.
 
     Raises:
         UserError: no run, no such name, the package is there already, or a tokenizer holds what no package may.
@@ -67,8 +72,11 @@ def pack(workdir: str | os.PathLike[str], name: str, target: str | os.PathLike[s
     unfinished = home / f".{name}.part"
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        export_newest(workdir, unfinished, dtype=np.dtype(np.float16))
+        export_newest(workdir, unfinished, dtype=np.dtype(np.int8 if eight_bits else np.float16))
         copied = {field: _copied(stored.config.tokenizers, field, unfinished) for field in BESIDE}
+        decoder = unfinished / BESIDE["speech_decoder"] / WEIGHTS_FILE
+        if eight_bits and decoder.is_file():
+            write_eight_bits(decoder, decoder)
         about = unfinished / ABOUT_RUN
         write_bytes(about, (json.dumps(_portable(json.loads(about.read_text()), copied), indent=2) + "\n").encode())
         files = sorted(file for file in unfinished.rglob("*") if file.is_file())

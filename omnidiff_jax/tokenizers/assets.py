@@ -20,6 +20,7 @@ from safetensors.numpy import load as parse_tensors
 from safetensors.numpy import save as format_tensors
 
 from omnidiff_jax import config as configs
+from omnidiff_jax.eight_bits import SCALE, from_eight_bits, in_eight_bits
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.files import write_bytes
 
@@ -28,6 +29,7 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 _HOME = Path(__file__).resolve().parent.parent / "assets"
 CONVERTED_FILE = "omnidiff.json"
+_WORTH = 16  # numbers of a channel that share a scale, at least
 
 
 def nano_dir(name: str) -> Path:
@@ -69,6 +71,22 @@ def save(directory: str | os.PathLike, config: Any, params: Any) -> None:
     write_bytes(folder / CONFIG_FILE, (json.dumps(configs.to_dict(config), indent=2) + "\n").encode())
 
 
+def write_eight_bits(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Writes the `model.safetensors` of a saved tokenizer with its kernels in eight bits (`eight_bits`), a scale for
+    each output channel, the last axis; `load` reads either.
+
+    Raises:
+        UserError: the source cannot be read, or the target not be written.
+    """
+    held: dict[str, np.ndarray] = {}
+    for name, tensor in _parse(Path(source)).items():
+        if jax.numpy.issubdtype(tensor.dtype, np.floating) and tensor.ndim > 1 and tensor[..., 0].size >= _WORTH:
+            held[name], held[name + SCALE] = in_eight_bits(tensor, axis=-1)
+        else:
+            held[name] = tensor
+    write_bytes(Path(target), format_tensors({name: np.ascontiguousarray(value) for name, value in held.items()}))
+
+
 def load(
     directory: str | os.PathLike, config_type: type[Config], shapes: Callable[[Config], Any]
 ) -> tuple[Config, dict[str, Any]]:
@@ -90,13 +108,32 @@ def load(
         return _load_converted(folder, config_type, shapes)
     config = configs.build(config_type, _read_json(folder / CONFIG_FILE), str(folder / CONFIG_FILE))
     path = folder / WEIGHTS_FILE
-    try:
-        found = parse_tensors(_read(path))
-    except SafetensorError as error:
-        raise UserError(f"{path} is not a readable safetensors file ({error}); export or copy it again") from error
+    found = _floats(path, _parse(path))
     if _HOME not in path.absolute().parents:  # what ships with the package was checked when it was put there
         _check(path, flatten_dict(meta.unbox(shapes(config)), sep="/"), found)
     return config, unflatten_dict({name: _grow(tensor) for name, tensor in found.items()}, sep="/")
+
+
+def _parse(path: Path) -> dict[str, np.ndarray]:
+    try:
+        return parse_tensors(_read(path))
+    except SafetensorError as error:
+        raise UserError(f"{path} is not a readable safetensors file ({error}); export or copy it again") from error
+
+
+def _floats(path: Path, held: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tensors, those of eight bits times their scales."""
+    eight = {name for name, tensor in held.items() if tensor.dtype == np.int8 and name + SCALE in held}
+    found = {name: tensor for name, tensor in held.items() if name.removesuffix(SCALE) not in eight}
+    for name in eight:
+        steps, scales = held[name], held[name + SCALE]
+        if scales.shape != (*(1,) * (steps.ndim - 1), *steps.shape[-1:]):
+            raise UserError(
+                f"{path}: {name + SCALE!r} has shape {scales.shape}, no scale for each channel of {name!r} of shape "
+                f"{steps.shape}; export or copy it again"
+            )
+        found[name] = from_eight_bits(steps, scales)
+    return found
 
 
 def is_converted(directory: str | os.PathLike) -> bool:
