@@ -48,7 +48,7 @@ def world(folder):
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
     place = tmp_path_factory.mktemp("clips")
-    settings = {"speaker": {"kind": "espeak", "voices": 6}, "held_out": 0.34, "voices_of_name": 2}
+    settings = {"speaker": {"kind": "espeak", "voices": 6}, "held_out": 0.34, "voices_of_name": 2, "sentences": 30}
     (place / "speech.json").write_text(json.dumps(settings))
     return open_clips(str(place))
 
@@ -273,6 +273,8 @@ def test_clips_are_spoken_once(world, clips, monkeypatch):
 def test_pieces_stand_apart_and_those_of_the_answering_voice_on_the_grid_of_codes(clips):
     joined, apart = clips.joined(("owl",) * 2, 0), clips.joined(("owl",), 0)
     assert len(joined.samples) == 2 * len(apart.samples) + round(0.06 * joined.rate)
+    fast = clips.joined(("owl",) * 2, 0, pace=1.2, gap=0.03)
+    assert abs(1.2 * len(fast.samples) - 2 * len(apart.samples) - 0.03 * joined.rate) < 4
     first, then = clips.joined(("yes",), None), clips.joined(("no",), None)
     both = clips.joined(("yes", "no"), None)
     assert len(first.samples) % round(0.08 * first.rate) == 0
@@ -280,7 +282,7 @@ def test_pieces_stand_apart_and_those_of_the_answering_voice_on_the_grid_of_code
 
 
 def test_what_is_spoken_ahead_is_all_that_training_joins(world, tmp_path, monkeypatch):
-    settings = {"speaker": {"kind": "espeak", "voices": 3}, "held_out": 0.34, "voices_of_name": 1}
+    settings = {"speaker": {"kind": "espeak", "voices": 3}, "held_out": 0.34, "voices_of_name": 1, "sentences": 30}
     (tmp_path / "speech.json").write_text(json.dumps(settings))
     clips = open_clips(str(tmp_path))
     wanted = pieces(world, clips)

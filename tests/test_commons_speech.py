@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from commons_toys import write_world
 
+from data_pipelines.commons.heard import whole_sentences
 from data_pipelines.commons.speaking import pieces, speak
 from data_pipelines.commons.speech import open_clips
+from data_pipelines.commons.tasks import make_record
 from data_pipelines.commons.things import open_world
 from data_pipelines.commons.tokenizers.speech import CommonsSpeechEncoderRun, heard_pieces, said, whisper_judge
 from experiments.common import load_config
@@ -19,7 +21,7 @@ from omnidiff_jax.tokenizers.text import SentencePieceConfig
 from omnidiff_jax.training.tokenizers.spoken import joined
 
 CONFIGS = "experiments/configs/tokenizers"
-SETTINGS = {"speaker": {"kind": "espeak", "voices": 3}, "held_out": 0.34, "voices_of_name": 1}
+SETTINGS = {"speaker": {"kind": "espeak", "voices": 3}, "held_out": 0.34, "voices_of_name": 1, "sentences": 40}
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +61,29 @@ def test_what_is_learned_is_joined_of_clips_that_are_there(world, clips, monkeyp
     assert not any(mark in text for index in range(30) for mark in ",?:" for text in [heard(index)[1]])
 
 
+def test_whole_sentences_are_heard_in_learned_voices_beside_joined_ones(world, clips, monkeypatch):
+    """All that training hears is among the pieces that are spoken ahead; a picture has no sentence of its own."""
+    ahead, heard = set(pieces(world, clips)), []
+    monkeypatch.setattr(
+        clips,
+        "joined",
+        lambda texts, voice, *how: heard.append((texts, voice)) or Waveform(np.ones(9, np.float32), 16000),
+    )
+    whole = set(whole_sentences(world, clips))
+    assert 20 < len(whole) <= 40 and whole <= ahead
+    assert {voice for _, voice in whole} <= set(clips.voices(learned=True))
+    kinds = {text.split()[0] for text, _ in whole}
+    assert {"what", "is"} <= kinds and kinds & {"draw", "please", "show", "a"}
+    for name, some in (("asr", True), ("spoken_qa", True), ("s2i", True), ("spoken_vqa", False)):
+        heard.clear()
+        records = [make_record(world, name, index, "train", clips) for index in range(60)]
+        asked = [(texts, voice) for texts, voice in heard if voice is not None]
+        assert {(text, voice) for texts, voice in heard for text in texts} <= ahead
+        found = [voiced for texts, voice in asked if len(texts) == 1 and (voiced := (texts[0], voice)) in whole]
+        assert 12 < len(found) < 48 if some else len({text for text, _ in found}) < 2
+        assert all(record.meta["heard"] for record in records)
+
+
 def test_a_sentence_without_all_of_its_clips_is_left_out(world, clips, folder, monkeypatch):
     silent(clips, monkeypatch)
     learned = said(world, clips.kept(), "tts", ("train",))
@@ -79,7 +104,9 @@ def test_a_sentence_without_all_of_its_clips_is_left_out(world, clips, folder, m
 def test_held_out_sentences_are_in_other_voices_and_of_other_things(world, clips, monkeypatch):
     voices = []
     monkeypatch.setattr(
-        clips, "joined", lambda texts, voice: voices.append((texts, voice)) or Waveform(np.ones(9, np.float32), 16000)
+        clips,
+        "joined",
+        lambda texts, voice, *how: voices.append((texts, voice)) or Waveform(np.ones(9, np.float32), 16000),
     )
     heard = said(world, clips, "asr", ("test",))
     for index in range(6):

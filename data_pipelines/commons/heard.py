@@ -1,9 +1,12 @@
 """Commons in speech: what is heard, in voices that ask, and what is answered, in the one that answers.
 
-Training joins clips of pieces; exams have whole sentences, in voices that training never heard.
+Training joins clips of pieces, and half of the time hears one of a fixed number of whole sentences: fluent speech is
+not its words side by side. Exams have whole sentences alone, in voices that training never heard.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
 
 from data_pipelines.commons.maker import Maker
 from data_pipelines.commons.questions import (
@@ -19,65 +22,122 @@ from data_pipelines.commons.questions import (
     told_question,
 )
 from data_pipelines.commons.speech import Clips
-from data_pipelines.commons.things import Thing
+from data_pipelines.commons.things import Family, Thing, World
+from data_pipelines.scenes.scene import generator
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.records import Record, Waveform
 from omnidiff_jax.tasks.registry import task
 
+_WHOLE = 0.5
+# Learned voices at several speeds count as more voices (Ko et al. 2015, "Audio augmentation for speech recognition").
+_PACES = (0.9, 1.0, 1.0, 1.1, 1.2)
+_LONGEST_GAP = 0.06  # seconds between pieces
+
 
 class _Speech:
-    """A voice for a record's question, and the one that answers."""
+    """A voice for a record's question, and the one that answers.
 
-    def __init__(self, maker: Maker):
-        if maker.clips is None:
+    Attributes:
+        rng: what is asked is drawn from it.
+        voice: that asks.
+        things: that are spoken of.
+        named: of those, the ones that the question may name.
+    """
+
+    def __init__(self, rng: np.random.Generator, clips: Clips, things: Sequence[Thing], learned: bool, whole: bool):
+        """Args:
+        rng: a stream.
+        clips: that are there.
+        things: of the split.
+        learned: whether the voice is one that is learned.
+        whole: whether the question is one clip.
+        """
+        self.rng, self._clips, self._learned, self._whole = rng, clips, learned, whole
+        self.voice = pick(rng, clips.voices(learned))
+        self.things = [thing for thing in things if not learned or clips.says(thing.name)]
+        if not self.things:
+            raise UserError("names in speech.json leaves no thing that is spoken of; make it larger")
+        apart = [thing for thing in self.things if clips.names(self.voice, thing.name)] if not whole else []
+        self.named = apart or self.things
+
+    @classmethod
+    def of(cls, maker: Maker, family: str = "") -> "_Speech":
+        """That of a record; `family` is one of FAMILIES, whose whole sentences it may have in training."""
+        clips, rng = maker.clips, maker.rng
+        if clips is None:
             raise UserError(
                 f"{maker.task} of Commons is spoken; give clips, a folder with speech.json (docs/commons.md)"
             )
-        self._clips: Clips = maker.clips
-        self._learned = maker.learned
-        self.voice = pick(maker.rng, self._clips.voices(maker.learned))
-        self.things = [thing for thing in maker.things if not maker.learned or self._clips.says(thing.name)]
-        if not self.things:
-            raise UserError("names in speech.json leaves no thing that is spoken of; make it larger")
-        named = [thing for thing in self.things if self._clips.names(self.voice, thing.name)] if maker.learned else []
-        self.named = named or self.things
+        count = _count(clips, family) if maker.learned and family else 0
+        if count and rng.random() < _WHOLE:
+            return cls(_stream(family, int(rng.integers(count))), clips, maker.things, True, True)
+        return cls(rng, clips, maker.things, maker.learned, not maker.learned)
 
-    def asks(self, sentence: Sentence) -> Waveform:
-        return self._said(sentence, self.voice)
+    def asks(self, sentence: Sentence, rng: np.random.Generator) -> Waveform:
+        """The question; learned voices at a pace and with pauses that `rng` draws."""
+        pieces = (sentence.text,) if self._whole else sentence.pieces
+        if not self._learned:
+            return self._clips.joined(pieces, self.voice)
+        return self._clips.joined(pieces, self.voice, pick(rng, _PACES), rng.uniform(0.0, _LONGEST_GAP))
 
     def answers(self, sentence: Sentence) -> Waveform:
-        return self._said(sentence, None)
-
-    def _said(self, sentence: Sentence, voice: int | None) -> Waveform:
-        pieces = sentence.pieces if self._learned else (sentence.text,)
-        return self._clips.joined(pieces, voice)
+        return self._clips.joined(sentence.pieces if self._learned else (sentence.text,), None)
 
 
-def _drawing(maker: Maker, speech: _Speech) -> tuple[Sentence, Thing]:
-    thing = pick(maker.rng, speech.named)
-    return Sentence((pick(maker.rng, DRAWING), thing.one)), thing
+def _told(speech: _Speech, _families: Sequence[Family]) -> Question:
+    return told_question(speech.rng, speech.named, HEARD_KINDS)
 
 
-def _seen(maker: Maker, speech: _Speech) -> Question:
-    return seen_question(maker.rng, Pool(speech.things, speech.named, maker.families))
+def _drawing(speech: _Speech, _families: Sequence[Family] = ()) -> Question:
+    thing = pick(speech.rng, speech.named)
+    return Question("drawing", Sentence((pick(speech.rng, DRAWING), thing.one)), thing.one, (thing.one,), thing)
+
+
+def _seen(speech: _Speech, families: Sequence[Family]) -> Question:
+    return seen_question(speech.rng, Pool(speech.things, speech.named, families))
+
+
+# What is asked, and its share of whole sentences. Of what is asked about a picture they are for ASR alone: one that
+# always came with the same picture would be answered without it.
+FAMILIES: Mapping[str, tuple[float, Callable[[_Speech, Sequence[Family]], Question]]] = {
+    "told": (0.5, _told),
+    "drawing": (0.35, _drawing),
+    "seen": (0.15, _seen),
+}
+
+
+def _count(clips: Clips, family: str) -> int:
+    return round(FAMILIES[family][0] * clips.sentences)
+
+
+def _stream(family: str, number: int) -> np.random.Generator:
+    return generator("commons sentence", family, number)
+
+
+def whole_sentences(world: World, clips: Clips) -> Iterator[tuple[str, int]]:
+    """Text and voice of every whole sentence that training may hear."""
+    things, families = world.of(held_out=False), [family for family in world.families if not family.held_out]
+    for family, (_, ask) in FAMILIES.items():
+        for number in range(_count(clips, family)):
+            speech = _Speech(_stream(family, number), clips, things, True, True)
+            yield ask(speech, families).sentence.text, speech.voice
 
 
 def _asr(maker: Maker) -> Record:
-    speech, drawn = _Speech(maker), maker.rng.random()
-    if drawn < 0.45:
-        sentence = told_question(maker.rng, speech.named, HEARD_KINDS).sentence
-    elif drawn < 0.7:
-        sentence, _ = _drawing(maker, speech)
-    elif drawn < 0.85:
-        sentence = _seen(maker, speech).sentence
+    drawn = maker.rng.random()
+    family = "told" if drawn < 0.45 else "drawing" if drawn < 0.7 else "seen" if drawn < 0.85 else ""
+    speech = _Speech.of(maker, family)
+    if family:
+        sentence = FAMILIES[family][1](speech, maker.families).sentence
     else:
-        sentence = Sentence((pick(maker.rng, speech.named).one,))
+        sentence = Sentence((pick(speech.rng, speech.named).one,))
     meta = {"answer": sentence.said, "heard": sentence.said, "voice": speech.voice}
-    return maker.record(task("asr").conversation(answer=sentence.said), audios=(speech.asks(sentence),), meta=meta)
+    audios = (speech.asks(sentence, maker.rng),)
+    return maker.record(task("asr").conversation(answer=sentence.said), audios=audios, meta=meta)
 
 
 def _tts(maker: Maker) -> Record:
-    speech, drawn = _Speech(maker), maker.rng.random()
+    speech, drawn = _Speech.of(maker), maker.rng.random()
     if drawn < 0.8:
         name = pick(maker.rng, speech.things).one
         sentence = Sentence((THIS_IS, name) if drawn < 0.4 else (name,))
@@ -93,26 +153,27 @@ def _answered(maker: Maker, speech: _Speech, question: Question, images: tuple =
         "heard": question.sentence.said,
         "voice": speech.voice,
     }
-    audios = (speech.asks(question.sentence), speech.answers(Sentence((question.answer,))))
+    audios = (speech.asks(question.sentence, maker.rng), speech.answers(Sentence((question.answer,))))
     return maker.record(task(maker.task).conversation(answer=question.answer), images, audios, meta)
 
 
 def _spoken_qa(maker: Maker) -> Record:
-    speech = _Speech(maker)
-    return _answered(maker, speech, told_question(maker.rng, speech.named, HEARD_KINDS))
+    speech = _Speech.of(maker, "told")
+    return _answered(maker, speech, _told(speech, maker.families))
 
 
 def _spoken_vqa(maker: Maker) -> Record:
-    speech = _Speech(maker)
-    question = _seen(maker, speech)
+    speech = _Speech.of(maker)
+    question = _seen(speech, maker.families)
     return _answered(maker, speech, question, (maker.shown(question.shown),))
 
 
 def _s2i(maker: Maker) -> Record:
-    speech = _Speech(maker)
-    sentence, thing = _drawing(maker, speech)
-    meta = {"heard": sentence.said, "voice": speech.voice} | maker.pictured(thing)
-    return maker.record(task("s2i").conversation(), (maker.drawn(thing),), (speech.asks(sentence),), meta)
+    speech = _Speech.of(maker, "drawing")
+    asked = _drawing(speech)
+    meta = {"heard": asked.sentence.said, "voice": speech.voice} | maker.pictured(asked.shown)
+    audios = (speech.asks(asked.sentence, maker.rng),)
+    return maker.record(task("s2i").conversation(), (maker.drawn(asked.shown),), audios, meta)
 
 
 MAKERS: Mapping[str, Callable[[Maker], Record]] = {

@@ -1,8 +1,9 @@
-"""All clips that training on Commons joins, spoken ahead: what a neural speaker takes hours for, no build waits for."""
+"""All clips that training on Commons hears, spoken ahead: what a neural speaker takes hours for, no build waits for."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
 
+from data_pipelines.commons.heard import whole_sentences
 from data_pipelines.commons.questions import ASKED, NUMBERS, THIS_IS
 from data_pipelines.commons.speech import Clips
 from data_pipelines.commons.things import World
@@ -23,7 +24,8 @@ class Spoken:
 
 
 def pieces(world: World, clips: Clips) -> list[tuple[str, int | None]]:
-    """Text and voice of every clip that training may join; None = the voice that answers. No exam's voice is in it."""
+    """Text and voice of every clip that training may hear, each once; None = the voice that answers. No exam's voice is
+    in it."""
     names = [thing.one for thing in world.of(held_out=False) if clips.says(thing.name)]
     said = [(text, None) for text in (*names, THIS_IS, *world.categories, *NUMBERS, "yes", "no")]
     asked = [(text, voice) for voice in clips.voices(learned=True) for text in ASKED]
@@ -33,7 +35,7 @@ def pieces(world: World, clips: Clips) -> list[tuple[str, int | None]]:
         for voice in clips.voices(learned=True)
         if clips.names(voice, thing.name)
     ]
-    return [*said, *asked, *named]
+    return list(dict.fromkeys([*said, *asked, *named, *whole_sentences(world, clips)]))
 
 
 def speak(

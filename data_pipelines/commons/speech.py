@@ -1,8 +1,8 @@
 """Speech of Commons: clips that are spoken once, pass a gate, and are kept in a folder.
 
 A neural speaker takes seconds for a clip, so every clip is kept where it was made: a build that was stopped goes on,
-and a folder of clips serves any number of sets. Learned sentences are joined of clips of their pieces; few voices say
-a name.
+and a folder of clips serves any number of sets. Learned sentences are joined of clips of their pieces, of which few
+voices say a name, or are some of a fixed number of whole ones.
 """
 
 import copy
@@ -19,10 +19,11 @@ import numpy as np
 from data_pipelines.speakers.gate import Gate, GateConfig
 from data_pipelines.speakers.kinds import SpeakerConfig
 from data_pipelines.speakers.speaker import Line
-from omnidiff_jax.config import Count, Share, build, to_dict
+from omnidiff_jax.config import Count, Natural, Share, build, to_dict
 from omnidiff_jax.errors import UserError
 from omnidiff_jax.files import path, write_bytes
 from omnidiff_jax.media.audio import read_audio, write_wav
+from omnidiff_jax.media.features import resample
 from omnidiff_jax.records import RejectedRecord, Waveform, stable_id
 
 SETTINGS = "speech.json"
@@ -45,6 +46,7 @@ class SpeechConfig:
         held_out: share of the voices that ask that only exams hear.
         voices_of_name: learned voices that say a name; the more, the more clips.
         names: share of the learned names that are said where speech is learned.
+        sentences: whole ones in learned voices, heard in training beside those that are joined.
     """
 
     speaker: SpeakerConfig = SpeakerConfig()
@@ -52,6 +54,7 @@ class SpeechConfig:
     held_out: Share = 0.2
     voices_of_name: Count = 4
     names: Share = 1.0
+    sentences: Natural = 3000
 
 
 class Clips:
@@ -78,9 +81,10 @@ class Clips:
                 f"change it in {folder / SETTINGS}"
             )
         self._of_name, self._names = config.voices_of_name, config.names
+        self.sentences = config.sentences
         told = [_VERSION, speaker.name, gate.recogniser, _gate_settings(config.gate)]
         self._folder = folder / "clips" / hashlib.blake2b(json.dumps(told).encode(), digest_size=6).hexdigest()
-        choice = [*told, config.held_out, config.voices_of_name, speaker.voices]
+        choice = [*told, config.held_out, config.voices_of_name, speaker.voices, config.sentences]
         choice += [config.names] if config.names < 1.0 else []
         self.identity = hashlib.blake2b(json.dumps(choice).encode(), digest_size=16).hexdigest()
 
@@ -102,8 +106,14 @@ class Clips:
         """Whether a learned voice says a name."""
         return voice in self._voices_of(name)
 
-    def joined(self, pieces: Sequence[str], voice: int | None) -> Waveform:
+    def joined(self, pieces: Sequence[str], voice: int | None, pace: float = 1.0, gap: float = _GAP) -> Waveform:
         """Pieces said one after the other, each a clip; voice None = the one that answers.
+
+        Args:
+            pieces: what is said.
+            voice: that says it.
+            pace: of a voice that asks; pitch goes with it, as on a tape.
+            gap: seconds between the pieces of a voice that asks.
 
         A piece of the answering voice begins on the grid of speech codes and is followed by silence up to it: a code
         that hears its own 80 ms is then the same wherever the piece stands.
@@ -121,9 +131,9 @@ class Clips:
             return Waveform(
                 np.concatenate([np.pad(clip.samples, (0, -len(clip.samples) % cell)) for clip in clips]), rate
             )
-        gap = np.zeros(round(_GAP * rate), np.float32)
-        parts = [part for clip in clips for part in (gap, clip.samples)][1:]
-        return Waveform(np.concatenate(parts), rate)
+        silence = np.zeros(round(gap * rate), np.float32)
+        parts = [part for clip in clips for part in (silence, clip.samples)][1:]
+        return Waveform(resample(np.concatenate(parts), round(pace * rate), rate), rate)
 
     @functools.lru_cache(maxsize=1 << 14)  # noqa: B019 (a folder of clips lives as long as its process)
     def _voices_of(self, name: str) -> frozenset[int]:

@@ -36,7 +36,7 @@ from omnidiff_jax.records import Record, stable_id
 from omnidiff_jax.tasks.registry import task
 
 # Of what records hold; data built by one version is not mixed with another's.
-VERSION = 1
+VERSION = 2
 # Requests to draw that tell what a thing is, not what it is called, where that is known.
 _DESCRIBED = 0.3
 

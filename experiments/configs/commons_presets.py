@@ -52,8 +52,8 @@ SHARES: dict[str, float] = {"miniature": 0.05}
 # What `clips/speech.json` says beside who speaks (docs/commons.md), of presets that do with fewer voices.
 PLANNED: Mapping[str, Any] = {"voices": 48}
 VOICES: dict[str, Mapping[str, Any]] = {
-    # 195 clips: three learned voices and the one that answers; the fourth is for exams.
-    "miniature": {"voices": 4, "held_out": 0.25, "voices_of_name": 2, "names": 0.05},
+    # Three learned voices and the one that answers; the fourth is for exams.
+    "miniature": {"voices": 4, "held_out": 0.25, "voices_of_name": 2, "names": 0.05, "sentences": 60},
 }
 
 
