@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omnidiff_jax.errors import UserError
-from omnidiff_jax.training.factors import check_factors, initial_scale, scaled, summed, with_factors
+from omnidiff_jax.training.factors import (
+    check_factors,
+    initial_scale,
+    scaled,
+    started_from_bits,
+    summed,
+    with_factors,
+)
 from omnidiff_jax.vocabulary import Vocabulary
 
 FACTORS = st.lists(st.integers(1, 3), min_size=1, max_size=3).map(tuple)
@@ -76,3 +83,23 @@ def test_factors_that_are_not_the_codes_are_refused():
     check_factors((3, 2), VOCABULARY)
     with pytest.raises(UserError, match="make 2.4 codes, the image tokenizer has 32"):
         check_factors((3, 1), VOCABULARY)
+
+
+def test_codes_of_like_bits_begin_alike():
+    """In proportion to the bits they share, at the spread that random rows have; other ids stay as they were."""
+    rng = np.random.default_rng(0)
+    backbone = {
+        "embedding": jnp.asarray(rng.standard_normal((VOCABULARY.size, 900)), jnp.float32),
+        "head": jnp.asarray(0.06 * rng.standard_normal((900, VOCABULARY.size)), jnp.float32),
+    }
+    key = jax.random.key(1)
+    assert started_from_bits({"backbone": backbone}, 0.0, VOCABULARY, key)["backbone"] is backbone
+    found = started_from_bits({"backbone": backbone}, 0.8, VOCABULARY, key)["backbone"]
+    first = VOCABULARY.image.start
+    np.testing.assert_array_equal(found["embedding"][:first], backbone["embedding"][:first])
+    np.testing.assert_array_equal(found["head"][:, :first], backbone["head"][:, :first])
+    for rows, spread in ((found["embedding"][first:], 1.0), (found["head"][:, first:].T, 0.06)):
+        np.testing.assert_allclose(np.std(rows, axis=1), spread, rtol=0.25)
+        likeness = np.corrcoef(rows)
+        for one, other, alike in ((0, 0b00001, 0.8 * 3 / 5), (0b10101, 0b10110, 0.8 / 5), (0b11111, 0, -0.8)):
+            assert abs(likeness[one, other] - alike) < 0.2

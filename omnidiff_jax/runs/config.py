@@ -88,6 +88,8 @@ class RunConfig(TrainingConfig):
         lora: thin matrices trained beside frozen ones.
         image_factors: bits of each factor of an image code, whose rows of embedding and head add up
             (`training/factors.py`); () = a code is one thing, as released.
+        image_bits: share of the variance of an image code's first random rows that its bits make up, so that codes that
+            look alike begin alike; 0 = none, as released.
         data: what it learns from.
         held_out: the loss measured beside training.
         decoding: how answers are generated, by task.
@@ -104,6 +106,7 @@ class RunConfig(TrainingConfig):
     init: InitConfig = free(InitConfig())
     lora: LoraConfig = LoraConfig()
     image_factors: tuple[Count, ...] = ()
+    image_bits: Share = 0.0
     data: DataSettings = DataSettings()
     held_out: HeldOutConfig = free(HeldOutConfig())
     decoding: Mapping[str, Decoding] = free(default_factory=dict)

@@ -145,6 +145,7 @@ def _run(config: RunConfig, tokenizers: Sizes, mesh: Mesh, open_loader: Callable
         sharding=config.sharding,
         lora=config.lora,
         image_factors=config.image_factors,
+        image_bits=config.image_bits,
     )
     return ModelRun(config, program, mesh, initial_params(config, program))
 

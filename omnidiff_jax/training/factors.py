@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from omnidiff_jax.errors import UserError
+from omnidiff_jax.models.lfq import codes_to_bits
 from omnidiff_jax.vocabulary import Vocabulary
 
 
@@ -83,3 +84,27 @@ def scaled(params: dict[str, Any], factors: Sequence[int], vocabulary: Vocabular
         return params
     scale = jnp.float32(initial_scale(factors))
     return params | {"backbone": over_codes(params["backbone"], vocabulary, lambda rows: rows * scale)}
+
+
+def started_from_bits(params: dict[str, Any], share: float, vocabulary: Vocabulary, key: jax.Array) -> dict[str, Any]:
+    """Fresh parameters in which image codes of like bits have like rows, of embedding and head.
+
+    Where a code is one thing, each row must be trained by itself; look-up-free codes of patches that look alike differ
+    in few bits, so that what is learned of one holds, to begin with, for those beside it.
+
+    Args:
+        params: random ones.
+        share: of a row's variance that its bits make up, 0 .. 1; the rest stays as it was.
+        vocabulary: whose image codes are 2**K.
+        key: of a direction for each bit.
+    """
+    if not share:
+        return params
+    bits = (len(vocabulary.image) - 1).bit_length()
+
+    def change(rows: jax.Array) -> jax.Array:
+        directions = jax.random.normal(key, (bits, rows.shape[-1])) / bits**0.5
+        told = codes_to_bits(jnp.arange(len(rows)), bits) @ directions
+        return share**0.5 * rows.std() * told + (1.0 - share) ** 0.5 * rows
+
+    return params | {"backbone": over_codes(params["backbone"], vocabulary, change)}

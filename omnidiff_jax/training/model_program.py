@@ -21,6 +21,7 @@ from omnidiff_jax.training.factors import (
     code_rows_changed,
     factors_used,
     scaled,
+    started_from_bits,
     summed,
     with_factors,
 )
@@ -48,6 +49,7 @@ class OmniProgram(TrainProgram):
         sharding: a strategy of `sharding.rules`.
         lora: thin matrices that are trained beside frozen ones.
         image_factors: bits of each factor of an image code; () = a code is one thing.
+        image_bits: share of the variance of an image code's first rows that its bits make up.
     """
 
     model: OmniConfig
@@ -61,6 +63,7 @@ class OmniProgram(TrainProgram):
     sharding: str = "fsdp"
     lora: LoraConfig = LoraConfig()
     image_factors: tuple[int, ...] = ()
+    image_bits: float = 0.0
 
     def __post_init__(self):
         check_factors(self.image_factors, self.vocabulary)
@@ -71,6 +74,7 @@ class OmniProgram(TrainProgram):
 
     def init(self, key: jax.Array) -> Any:
         params = scaled(meta.unbox(init_params(self.model, key)), self._factors, self.vocabulary)
+        params = started_from_bits(params, self.image_bits, self.vocabulary, jax.random.fold_in(key, 2))
         params |= {name: jax.tree.map(jnp.asarray, tree) for name, tree in self.pretrained.items()}
         if self.lora.rank:
             params[SUBTREE] = init_lora(params, self.lora, jax.random.fold_in(key, 1))
