@@ -84,13 +84,13 @@ class _Speech:
         return self._clips.joined(sentence.pieces if self._learned else (sentence.text,), None)
 
 
-def _told(speech: _Speech, _families: Sequence[Family]) -> Question:
+def _told(speech: _Speech) -> Question:
     return told_question(speech.rng, speech.named, HEARD_KINDS)
 
 
-def _drawing(speech: _Speech, _families: Sequence[Family] = ()) -> Question:
+def _drawing(speech: _Speech) -> tuple[Sentence, Thing]:
     thing = pick(speech.rng, speech.named)
-    return Question("drawing", Sentence((pick(speech.rng, DRAWING), thing.one)), thing.one, (thing.one,), thing)
+    return Sentence((pick(speech.rng, DRAWING), thing.one)), thing
 
 
 def _seen(speech: _Speech, families: Sequence[Family]) -> Question:
@@ -99,10 +99,10 @@ def _seen(speech: _Speech, families: Sequence[Family]) -> Question:
 
 # What is asked, and its share of whole sentences. Of what is asked about a picture they are for ASR alone: one that
 # always came with the same picture would be answered without it.
-FAMILIES: Mapping[str, tuple[float, Callable[[_Speech, Sequence[Family]], Question]]] = {
-    "told": (0.5, _told),
-    "drawing": (0.35, _drawing),
-    "seen": (0.15, _seen),
+FAMILIES: Mapping[str, tuple[float, Callable[[_Speech, Sequence[Family]], Sentence]]] = {
+    "told": (0.5, lambda speech, _: _told(speech).sentence),
+    "drawing": (0.35, lambda speech, _: _drawing(speech)[0]),
+    "seen": (0.15, lambda speech, families: _seen(speech, families).sentence),
 }
 
 
@@ -120,7 +120,7 @@ def whole_sentences(world: World, clips: Clips) -> Iterator[tuple[str, int]]:
     for family, (_, ask) in FAMILIES.items():
         for number in range(_count(clips, family)):
             speech = _Speech(_stream(family, number), clips, things, True, True)
-            yield ask(speech, families).sentence.text, speech.voice
+            yield ask(speech, families).text, speech.voice
 
 
 def _asr(maker: Maker) -> Record:
@@ -128,7 +128,7 @@ def _asr(maker: Maker) -> Record:
     family = "told" if drawn < 0.45 else "drawing" if drawn < 0.7 else "seen" if drawn < 0.85 else ""
     speech = _Speech.of(maker, family)
     if family:
-        sentence = FAMILIES[family][1](speech, maker.families).sentence
+        sentence = FAMILIES[family][1](speech, maker.families)
     else:
         sentence = Sentence((pick(speech.rng, speech.named).one,))
     meta = {"answer": sentence.said, "heard": sentence.said, "voice": speech.voice}
@@ -159,7 +159,7 @@ def _answered(maker: Maker, speech: _Speech, question: Question, images: tuple =
 
 def _spoken_qa(maker: Maker) -> Record:
     speech = _Speech.of(maker, "told")
-    return _answered(maker, speech, _told(speech, maker.families))
+    return _answered(maker, speech, _told(speech))
 
 
 def _spoken_vqa(maker: Maker) -> Record:
@@ -170,10 +170,10 @@ def _spoken_vqa(maker: Maker) -> Record:
 
 def _s2i(maker: Maker) -> Record:
     speech = _Speech.of(maker, "drawing")
-    asked = _drawing(speech)
-    meta = {"heard": asked.sentence.said, "voice": speech.voice} | maker.pictured(asked.shown)
-    audios = (speech.asks(asked.sentence, maker.rng),)
-    return maker.record(task("s2i").conversation(), (maker.drawn(asked.shown),), audios, meta)
+    sentence, thing = _drawing(speech)
+    meta = {"heard": sentence.said, "voice": speech.voice} | maker.pictured(thing)
+    audios = (speech.asks(sentence, maker.rng),)
+    return maker.record(task("s2i").conversation(), (maker.drawn(thing),), audios, meta)
 
 
 MAKERS: Mapping[str, Callable[[Maker], Record]] = {
