@@ -11,7 +11,7 @@
     omnidiff data check DIR --reader=librispeech --report=report.html        the same of any source, and a page
     omnidiff data mix WORKDIR --config=… --batches=20                        a config's mixture: asked for, and got
     omnidiff data fetch commons DIR                                          real pictures, voices and judges
-    omnidiff data speak DIR                                                  the clips that training on them joins
+    omnidiff data speak DIR                                                  the clips that training on them hears
 
 --sdvi takes visual questions (--task=spoken_vqa) or image prompts (--task=s2i), drops what the rules of SDVI call not
 speakable, has the rest spoken and every clip judged, and writes a manifest with its media and a data card. A build that

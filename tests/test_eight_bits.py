@@ -140,6 +140,8 @@ def test_numbers_without_a_place_are_refused(tmp_path, omnidiff):
     to_orbax(write_folder(tmp_path / "a", tensors, own_config("omni")), tmp_path / "b", allow_nan=True)
     with pytest.raises(UserError, match=r"'lm_head\.weight' holds infinite numbers"):
         to_released(tmp_path / "b", tmp_path / "c", dtype=INT8)
+    with pytest.raises(UserError, match="int8 has no place for NaN"):
+        to_released(tmp_path / "b", tmp_path / "c", dtype=INT8, allow_nan=True)
     assert not (tmp_path / "c").exists()
     done = omnidiff("convert", "--from=released", "--to=orbax", "--dtype=int8", tmp_path / "a", tmp_path / "d")
     assert done.returncode == 2 and "--dtype=int8 is a form of released files" in done.stderr

@@ -28,7 +28,7 @@ from omnidiff_jax.errors import UserError
 from omnidiff_jax.records import Record, Waveform
 from omnidiff_jax.tasks.registry import task
 
-_WHOLE = 0.5
+_WHOLE = 0.5  # of what is heard in training, where there are whole sentences of its kind
 # Learned voices at several speeds count as more voices (Ko et al. 2015, "Audio augmentation for speech recognition").
 _PACES = (0.9, 1.0, 1.0, 1.1, 1.2)
 _LONGEST_GAP = 0.06  # seconds between pieces
@@ -45,12 +45,17 @@ class _Speech:
     """
 
     def __init__(self, rng: np.random.Generator, clips: Clips, things: Sequence[Thing], learned: bool, whole: bool):
-        """Args:
-        rng: a stream.
-        clips: that are there.
-        things: of the split.
-        learned: whether the voice is one that is learned.
-        whole: whether the question is one clip.
+        """Draws who asks.
+
+        Args:
+            rng: a stream.
+            clips: that are there.
+            things: of the split.
+            learned: whether the voice is one that is learned.
+            whole: whether the question is one clip.
+
+        Raises:
+            UserError: nothing is spoken of.
         """
         self.rng, self._clips, self._learned, self._whole = rng, clips, learned, whole
         self.voice = pick(rng, clips.voices(learned))
@@ -116,11 +121,11 @@ def _stream(family: str, number: int) -> np.random.Generator:
 
 def whole_sentences(world: World, clips: Clips) -> Iterator[tuple[str, int]]:
     """Text and voice of every whole sentence that training may hear."""
-    things, families = world.of(held_out=False), [family for family in world.families if not family.held_out]
+    maker = Maker(world, "asr", "train", _stream("", 0), 0, clips)
     for family, (_, ask) in FAMILIES.items():
         for number in range(_count(clips, family)):
-            speech = _Speech(_stream(family, number), clips, things, True, True)
-            yield ask(speech, families).text, speech.voice
+            speech = _Speech(_stream(family, number), clips, maker.things, True, True)
+            yield ask(speech, maker.families).text, speech.voice
 
 
 def _asr(maker: Maker) -> Record:

@@ -34,8 +34,8 @@ def get_config(preset: str = "") -> ConfigDict:
     config.model.layers = 4
     config.model.heads = config.model.kv_heads = 10
     config.model.hidden = 640
-    config.image_factors = ()  # codes of its tokenizer have no parts of their own,
-    config.image_bits = 0.8  # but those that look alike differ in few bits (docs/commons.md)
+    config.image_factors = ()  # codes of its tokenizer have no parts of their own
+    config.image_bits = 0.8  # those that look alike differ in few bits (docs/commons.md)
     config.data.length = config.data.frames = 288  # 64 codes are looked at, or drawn
 
     path = FieldReference("commons")  # one value for all

@@ -103,6 +103,8 @@ def write_released(
         carried: folder of small files to put beside, if it exists.
     """
     kind = choose(COMPONENTS, component, "component")
+    if dtype == np.int8 and allow_nan:
+        raise UserError("int8 has no place for NaN or infinities; leave --allow_nan, or convert to another --dtype")
     with new_folder(target) as partial:
         partial.mkdir()
         rules = kind.rules(config)
@@ -190,7 +192,7 @@ def _job(
         if dtype != np.int8:
             value = checked_cast(name, value, dtype, allow_nan)
             return write(name, relaid(transform(place.transform).inverse(value)))
-        value = checked_cast(name, value, np.dtype(np.float32), allow_nan=False)
+        value = checked_cast(name, value, np.dtype(np.float32), allow_nan)
         steps, scales = in_eight_bits(relaid(transform(place.transform).inverse(value)))
         write(name, steps)
         write(name + SCALE, scales)

@@ -19,7 +19,7 @@ from omnidiff_jax.errors import UserError
 from omnidiff_jax.files import path, write_bytes
 from omnidiff_jax.runs.named import ABOUT_RUN, BESIDE, GROUP, HERE, MANIFEST, NAME, SUFFIXES, check_package, sha256
 from omnidiff_jax.runs.stored import export_newest, newest
-from omnidiff_jax.tokenizers.assets import WEIGHTS_FILE, write_eight_bits
+from omnidiff_jax.tokenizers.assets import WEIGHTS_FILE, shrink_to_eight_bits
 
 _FORM = 1
 _DATE = (1980, 1, 1, 0, 0, 0)  # the same files make the same wheel
@@ -76,7 +76,7 @@ def pack(
         copied = {field: _copied(stored.config.tokenizers, field, unfinished) for field in BESIDE}
         decoder = unfinished / BESIDE["speech_decoder"] / WEIGHTS_FILE
         if eight_bits and decoder.is_file():
-            write_eight_bits(decoder, decoder)
+            shrink_to_eight_bits(decoder)
         about = unfinished / ABOUT_RUN
         write_bytes(about, (json.dumps(_portable(json.loads(about.read_text()), copied), indent=2) + "\n").encode())
         files = sorted(file for file in unfinished.rglob("*") if file.is_file())

@@ -71,20 +71,20 @@ def save(directory: str | os.PathLike, config: Any, params: Any) -> None:
     write_bytes(folder / CONFIG_FILE, (json.dumps(configs.to_dict(config), indent=2) + "\n").encode())
 
 
-def write_eight_bits(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
-    """Writes the `model.safetensors` of a saved tokenizer with its kernels in eight bits (`eight_bits`), a scale for
+def shrink_to_eight_bits(file: Path) -> None:
+    """Rewrites the `model.safetensors` of a saved tokenizer with its kernels in eight bits (`eight_bits`), a scale for
     each output channel, the last axis; `load` reads either.
 
     Raises:
-        UserError: the source cannot be read, or the target not be written.
+        UserError: the file cannot be read or written.
     """
     held: dict[str, np.ndarray] = {}
-    for name, tensor in _parse(Path(source)).items():
+    for name, tensor in _parse(file).items():
         if jax.numpy.issubdtype(tensor.dtype, np.floating) and tensor.ndim > 1 and tensor[..., 0].size >= _WORTH:
             held[name], held[name + SCALE] = in_eight_bits(tensor, axis=-1)
         else:
             held[name] = tensor
-    write_bytes(Path(target), format_tensors({name: np.ascontiguousarray(value) for name, value in held.items()}))
+    write_bytes(file, format_tensors({name: np.ascontiguousarray(value) for name, value in held.items()}))
 
 
 def load(

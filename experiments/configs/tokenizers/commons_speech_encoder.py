@@ -5,8 +5,8 @@
         --config.folder=COMMONS
 
 COMMONS is a folder of `omnidiff data fetch commons` with `clips` (docs/commons.md). Learns sentences that are joined of
-the clips there are; validates on whole sentences in voices never learned, which are spoken then where they are missing.
-Goes on where it was stopped.
+the clips there are, and whole ones; validates on whole ones in voices never learned, which are spoken then where they
+are missing. Goes on where it was stopped.
 """
 
 from ml_collections import ConfigDict
